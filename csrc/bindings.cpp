@@ -1,0 +1,64 @@
+// The Python module gatedrnn._C: facts about this build. The ops themselves are in ops.cpp.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/headeronly/version.h>
+
+#include <string>
+#include <vector>
+
+namespace gatedrnn {
+
+const char* cpu_capability();
+
+namespace {
+
+#define GATEDRNN_STRING_(x) #x
+#define GATEDRNN_STRING(x) GATEDRNN_STRING_(x)
+
+std::string compiler() {
+#if defined(__clang__)
+  return "Clang " __clang_version__;
+#elif defined(__GNUC__)
+  return "GCC " __VERSION__;
+#elif defined(_MSC_VER)
+  return "MSVC " GATEDRNN_STRING(_MSC_FULL_VER);
+#else
+  return "unknown";
+#endif
+}
+
+// As cpu/dispatch.cpp chooses them, best first.
+std::vector<std::string> cpu_capabilities() {
+#if defined(__x86_64__) && defined(__GNUC__)
+  return {"avx512", "avx2", "portable"};
+#else
+  return {"portable"};
+#endif
+}
+
+pybind11::dict build_info() {
+#if defined(_MSVC_LANG)
+  constexpr long standard = _MSVC_LANG;
+#else
+  constexpr long standard = __cplusplus;
+#endif
+  pybind11::dict info;
+  info["version"] = GATEDRNN_STRING(GATEDRNN_VERSION);
+  info["compiler"] = compiler();
+  info["cxx_standard"] = standard;
+  info["torch_version"] = TORCH_VERSION;
+  info["sanitizers"] = GATEDRNN_STRING(GATEDRNN_SANITIZE);
+  info["cpu_capabilities"] = cpu_capabilities();
+  info["cpu_capability"] = cpu_capability();
+  info["cuda_architectures"] = std::vector<std::string>{};
+  return info;
+}
+
+}  // namespace
+}  // namespace gatedrnn
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "The native library of gatedrnn: registers torch.ops.gatedrnn.* when imported.";
+  m.def("build_info", &gatedrnn::build_info,
+        "How this library was built and what it uses on this machine.");
+}

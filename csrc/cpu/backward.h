@@ -1,0 +1,282 @@
+// Backward pass: h is recomputed chunk by chunk, then the adjoint runs against it.
+#pragma once
+
+#include "cpu/lines.h"
+
+namespace gatedrnn::GATEDRNN_ISA {
+
+// Gradients of one batch, and the partial sums of dweight and dbias, one slot for each block of
+// lines and direction: [slot][C * block + C].
+template <class A>
+struct BackwardMaps {
+  A* dx;
+  A* dg;
+  A* partials;
+  bool merged;  // an earlier axis has left its share in dx (and dg)
+};
+
+// The tiles and states that the directions of a block of lines work on.
+template <class A>
+struct BackwardTiles {
+  A *x, *gate, *derivative, *xi, *h, *u, *e, *dx, *dg;
+  uint8_t* mask;
+  A *state, *before, *e_state, *carries, *dweight, *dbias, *no_bias;
+};
+
+template <class A>
+A sum_of_lanes(const A* lanes) {
+  A sum{};
+  for (int i = 0; i < kLanes<A>; ++i) sum += lanes[i];
+  return sum;
+}
+
+// dL/dy is split evenly among the directions that attain the maximum.
+template <class A>
+void share_ties(A* xi, const uint8_t* mask, int64_t size) {
+  typedef Vector<uint8_t, kLanes<A>> Bytes;
+  typedef Mask<Wide<A>> I;
+  for (int64_t i = 0; i < size; i += kLanes<A>) {
+    const I bits = __builtin_convertvector(load<Bytes>(mask + i), I);
+    const I winners = (bits & 1) + ((bits >> 1) & 1) + ((bits >> 2) & 1) + ((bits >> 3) & 1);
+    store(xi + i, load<Wide<A>>(xi + i) / __builtin_convertvector(winners, Wide<A>));
+  }
+}
+
+template <class A, class S, int B>
+void backward_block(const BackwardArgs& a, const A* transposed, const BackwardMaps<A>& maps,
+                    bool along_width, int64_t n, int64_t line) {
+  LineBlock<A, S, B> block(a, n, along_width, line);
+  const AxisDirections directions(a, along_width);
+  const Lines lines = lines_of(a.h, a.w, along_width);
+  const int64_t row = block.row(), most = channels_per_tile(a);
+  const bool gates_differ = a.g && a.gate_directions, separate = a.merge == Merge::kNone;
+  const auto steps = steps_for<A, B>(a.block);
+  const int64_t tile_pixel = row * most, gate_pixel = a.g ? tile_pixel : 0;
+  const Chunks chunks(lines.length, tile_pixel * 8 * sizeof(A));
+  const int64_t tile = chunks.size * tile_pixel, gate_tile = std::max(chunks.size * gate_pixel, row);
+  const int64_t slot_size = a.c * a.block + a.c;
+
+  Arena arena;
+  BackwardTiles<A> s{};
+  s.x = arena.take<A>(tile);
+  s.gate = arena.take<A>(gate_tile);
+  s.derivative = a.dg && a.gate_norm != GateNorm::kNone ? arena.take<A>(gate_tile) : nullptr;
+  s.xi = arena.take<A>(tile);
+  s.mask = a.mask ? arena.take<uint8_t>(tile) : nullptr;
+  s.h = arena.take<A>(tile);
+  s.u = arena.take<A>(tile);
+  s.e = arena.take<A>(tile);
+  s.dx = arena.take<A>(tile);
+  s.dg = a.dg ? arena.take<A>(gate_tile) : nullptr;
+  s.state = arena.take<A>(2 * tile_pixel);
+  s.before = arena.take<A>(tile_pixel);
+  s.e_state = arena.take<A>(tile_pixel);
+  s.carries = arena.take<A>(chunks.count * tile_pixel);
+  const bool sums = a.dweight || a.dbias;
+  s.dweight = sums ? arena.take<A>(most * a.block * kLanes<A>) : nullptr;
+  s.dbias = sums ? arena.take<A>(most * kLanes<A>) : nullptr;
+  s.no_bias = arena.take<A>(most);
+  std::fill(s.no_bias, s.no_bias + most, A{});
+  if (!a.g) block.fill_ones(s.gate);
+
+  for (block.c0 = 0; block.c0 < a.c; block.c0 += most) {
+    block.shape.c = std::min(most, a.c - block.c0);
+    const int64_t pixel = block.pixel();
+    for (int i = 0; i < directions.count; ++i) {
+      const int64_t d = directions.d[i];
+      const int64_t at_channel = d * a.c + block.c0;
+      ForwardChunk<A> f{};
+      f.reverse = kDirectionTable[a.direction[d]].reverse;
+      f.channels = block.shape.c;
+      f.block = a.block;
+      f.nonlinearity = a.nonlinearity;
+      f.x = s.x;
+      f.w = static_cast<const A*>(a.weight) + at_channel * a.block;
+      f.bias = a.bias ? static_cast<const A*>(a.bias) + at_channel : s.no_bias;
+      f.state = s.state;
+
+      BackwardChunk<A> r{};
+      static_cast<Chunk<A>&>(r) = f;
+      r.w_transposed = transposed + at_channel * a.block;
+      r.xi = s.xi;
+      r.mask = s.mask;
+      r.bit = static_cast<uint8_t>(1 << d);
+      r.scale = a.merge == Merge::kMean ? A(1) / A(a.directions) : A(1);
+      r.h = s.h;
+      r.u = s.u;
+      r.norm_derivative = s.derivative;
+      r.e = s.e;
+      r.state = s.e_state;
+      r.dx = s.dx;
+      r.dg = s.dg;
+
+      // h before each chunk, from a first sweep, so that chunks can be taken last to first.
+      std::fill(s.state, s.state + pixel, A{});
+      for (int64_t j = 0; j < chunks.count; ++j) {
+        std::copy(s.state, s.state + pixel, s.carries + j * pixel);
+        if (j == chunks.count - 1) break;
+        const int64_t k = f.reverse ? chunks.count - 1 - j : j;
+        f.length = block.shape.t = chunks.pixels(k);
+        block.read(at<S>(a.x, a.x_strides, n, 0), a.x_strides, chunks.begin(k), s.x);
+        if (a.g) block.read_gate(d, chunks.begin(k), s.gate, nullptr);
+        f.g = block.gate_tile(s.gate);
+        steps.forward(f);
+      }
+
+      std::fill(s.e_state, s.e_state + pixel, A{});
+      if (sums) {
+        std::fill(s.dweight, s.dweight + block.shape.c * a.block * kLanes<A>, A{});
+        std::fill(s.dbias, s.dbias + block.shape.c * kLanes<A>, A{});
+      }
+      f.h = s.h;
+      f.u = s.u;
+      for (int64_t j = chunks.count - 1; j >= 0; --j) {
+        const int64_t k = f.reverse ? chunks.count - 1 - j : j;
+        const int64_t t0 = chunks.begin(k);
+        f.length = r.length = block.shape.t = chunks.pixels(k);
+        const int64_t used = f.length * pixel, gate_used = f.length * block.gate_pixel();
+        const bool enter = chunks.count > 1 || i == 0;
+        const bool leave = chunks.count > 1 || i == directions.count - 1;
+
+        if (enter) block.read(at<S>(a.x, a.x_strides, n, 0), a.x_strides, t0, s.x);
+        if (a.g && (enter || gates_differ)) block.read_gate(d, t0, s.gate, s.derivative);
+        f.g = r.g = block.gate_tile(s.gate);
+        if (enter || separate)
+          block.read(at<S>(a.grad, a.grad_strides, n, separate ? d : 0), a.grad_strides, t0, s.xi);
+        if (enter && s.mask) {
+          block.read(at<uint8_t>(a.mask, a.y_strides, n, 0), a.y_strides, t0, s.mask);
+          share_ties(s.xi, s.mask, used);
+        }
+        if (enter) {
+          if (maps.merged || i > 0)
+            block.read(at<A>(maps.dx, a.dx_strides, n, 0), a.dx_strides, t0, s.dx);
+          else
+            std::fill(s.dx, s.dx + used, A{});
+        }
+        // One map of gates sums over directions, one channel of them over the channels' tiles too.
+        const LineStrides dg_strides = line_strides(a.dg_strides, along_width);
+        A* const dg_map = a.dg ? at<A>(maps.dg, a.dg_strides, n, d) : nullptr;
+        if (a.dg && (enter || gates_differ)) {
+          const bool before = (!gates_differ && (maps.merged || i > 0)) ||
+                              (!a.gate_channels && block.c0 > 0);
+          if (before)
+            pack(block.corner(dg_map, dg_strides, t0), dg_strides, block.gate_shape(), s.dg);
+          else
+            std::fill(s.dg, s.dg + gate_used, A{});
+        }
+
+        std::copy(s.carries + j * pixel, s.carries + (j + 1) * pixel, s.state);
+        steps.forward(f);
+        steps.backward(r);
+        if (sums)
+          weight_gradient<A, B>({f.length, f.reverse, f.channels, f.block, s.e, s.h,
+                                 s.carries + j * pixel, s.dweight, s.dbias});
+
+        if (leave) block.write(s.dx, at<A>(maps.dx, a.dx_strides, n, 0), a.dx_strides, t0);
+        if (a.dg && (leave || gates_differ))
+          unpack(s.dg, block.corner(dg_map, dg_strides, t0), dg_strides, block.gate_shape());
+      }
+
+      if (sums) {
+        const int64_t blocks = ceil_div(lines.count, row);
+        A* slot = maps.partials +
+                  ((n * blocks + line / row) * directions.count + i) * slot_size;
+        for (int64_t c = 0; c < block.shape.c; ++c) {
+          for (int64_t k = 0; k < a.block; ++k)
+            slot[(block.c0 + c) * a.block + k] =
+                sum_of_lanes(s.dweight + (c * a.block + k) * kLanes<A>);
+          slot[a.c * a.block + block.c0 + c] = sum_of_lanes(s.dbias + c * kLanes<A>);
+        }
+      }
+    }
+  }
+}
+
+// Adds the slots of one axis to the totals [D][C * block + C], in the slots' order.
+template <class A>
+void add_partials(const BackwardArgs& a, bool along_width, int64_t blocks, const A* partials,
+                  double* totals) {
+  const AxisDirections directions(a, along_width);
+  const int64_t size = a.c * a.block + a.c;
+  for (int64_t slot = 0; slot < blocks; ++slot)
+    for (int i = 0; i < directions.count; ++i) {
+      const A* from = partials + (slot * directions.count + i) * size;
+      double* to = totals + directions.d[i] * size;
+      for (int64_t j = 0; j < size; ++j) to[j] += static_cast<double>(from[j]);
+    }
+}
+
+template <class A, class S, int B>
+void backward_batch(const BackwardArgs& a, const A* transposed, BackwardMaps<A> maps,
+                    double* totals) {
+  for (const bool along_width : {true, false}) {
+    const int count = AxisDirections(a, along_width).count;
+    if (count == 0) continue;
+    const int64_t blocks = a.n * ceil_div(lines_of(a.h, a.w, along_width).count, B * kLanes<A>);
+    std::unique_ptr<A[]> partials;
+    if (totals) partials.reset(new A[blocks * count * (a.c * a.block + a.c)]);
+    maps.partials = partials.get();
+    for_each_block<B * kLanes<A>>(a, along_width, [&](int64_t n, int64_t line) {
+      backward_block<A, S, B>(a, transposed, maps, along_width, n, line);
+    });
+    maps.merged = true;
+    if (totals) add_partials(a, along_width, blocks, maps.partials, totals);
+  }
+}
+
+template <class A, class S>
+void backward(const BackwardArgs& a) {
+  // w^T within each block: the product's inner loop reads it as the forward pass reads w.
+  const A* weight = static_cast<const A*>(a.weight);
+  std::unique_ptr<A[]> transposed(new A[a.directions * a.c * a.block]);
+  for (int64_t first = 0; first < a.directions * a.c; first += a.block)
+    for (int64_t r = 0; r < a.block; ++r)
+      for (int64_t k = 0; k < a.block; ++k)
+        transposed[(first + k) * a.block + r] = weight[(first + r) * a.block + k];
+
+  const bool sums = a.dweight || a.dbias;
+  const int64_t total = a.c * a.block + a.c;
+  std::vector<double> totals(sums ? a.directions * total : 0);
+
+  const int64_t step = images_per_batch(a, 5), image = a.c * a.h * a.w;
+  const int64_t gates = a.dg_strides.n;  // dense: elements of an image's gates
+  constexpr bool in_place = std::is_same_v<A, S>;
+  const int64_t most = in_place ? 0 : std::min(step, a.n);
+  std::unique_ptr<A[]> dx_sums(new A[most * image]), dg_sums(new A[a.dg ? most * gates : 0]);
+  for (int64_t n = 0; n < a.n; n += step) {
+    BackwardArgs batch = a;
+    batch.n = std::min(step, a.n - n);
+    batch.x = at<S>(a.x, a.x_strides, n, 0);
+    if (a.g) batch.g = at<S>(a.g, a.g_strides, n, 0);
+    batch.grad = at<S>(a.grad, a.grad_strides, n, 0);
+    if (a.mask) batch.mask = a.mask + n * a.y_strides.n;
+    S* dx = at<S>(a.dx, a.dx_strides, n, 0);
+    S* dg = a.dg ? at<S>(a.dg, a.dg_strides, n, 0) : nullptr;
+    BackwardMaps<A> maps{};
+    if constexpr (in_place) {
+      maps.dx = dx, maps.dg = dg;
+    } else {
+      maps.dx = dx_sums.get(), maps.dg = dg_sums.get();
+    }
+    double* const into = sums ? totals.data() : nullptr;
+    if (std::max(a.h, a.w) >= 2 * kLanes<A>)
+      backward_batch<A, S, 2>(batch, transposed.get(), maps, into);
+    else
+      backward_batch<A, S, 1>(batch, transposed.get(), maps, into);
+    if constexpr (!in_place) {
+      round_to_storage(maps.dx, dx, batch.n * image);
+      if (dg) round_to_storage(maps.dg, dg, batch.n * gates);
+    }
+  }
+
+  for (int64_t d = 0; sums && d < a.directions; ++d) {
+    const double* from = totals.data() + d * total;
+    const int64_t weights = a.c * a.block;
+    for (int64_t j = 0; a.dweight && j < weights; ++j)
+      static_cast<A*>(a.dweight)[d * weights + j] = static_cast<A>(from[j]);
+    for (int64_t c = 0; a.dbias && c < a.c; ++c)
+      static_cast<A*>(a.dbias)[d * a.c + c] = static_cast<A>(from[weights + c]);
+  }
+}
+
+}  // namespace gatedrnn::GATEDRNN_ISA

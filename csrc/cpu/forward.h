@@ -1,0 +1,119 @@
+// Forward pass: all directions of one axis over a block of lines, merged into y; then the other.
+#pragma once
+
+#include "cpu/lines.h"
+
+namespace gatedrnn::GATEDRNN_ISA {
+
+// y and mask of one batch; `merged`: an earlier axis has left its merge there.
+template <class A>
+struct ForwardMaps {
+  A* y;
+  uint8_t* mask;
+  bool merged;
+};
+
+template <class A, class S, int B>
+void forward_block(const ScanArgs& a, const ForwardMaps<A>& maps, bool along_width, int64_t n,
+                   int64_t line) {
+  LineBlock<A, S, B> block(a, n, along_width, line);
+  const AxisDirections directions(a, along_width);
+  const int64_t row = block.row(), length = lines_of(a.h, a.w, along_width).length;
+  const int64_t most = channels_per_tile(a);
+  const bool gates_differ = a.g && a.gate_directions, separate = a.merge == Merge::kNone;
+  const auto forward = steps_for<A, B>(a.block).forward;
+  const Chunks chunks(length, row * most * 3 * sizeof(A));
+
+  Arena arena;
+  A* x = arena.take<A>(chunks.size * most * row);
+  A* m = arena.take<A>(chunks.size * most * row);
+  A* gate = arena.take<A>(std::max(chunks.size * (a.g ? most : 0), int64_t{1}) * row);
+  uint8_t* mask = maps.mask ? arena.take<uint8_t>(chunks.size * most * row) : nullptr;
+  A* state = arena.take<A>(2 * most * row);
+  A* no_bias = arena.take<A>(most);
+  std::fill(no_bias, no_bias + most, A{});
+  if (!a.g) block.fill_ones(gate);
+
+  for (block.c0 = 0; block.c0 < a.c; block.c0 += most) {
+    block.shape.c = std::min(most, a.c - block.c0);
+    for (int i = 0; i < directions.count; ++i) {
+      const int64_t d = directions.d[i];
+      const int64_t at_channel = d * a.c + block.c0;
+      ForwardChunk<A> f{};
+      f.reverse = kDirectionTable[a.direction[d]].reverse;
+      f.channels = block.shape.c;
+      f.block = a.block;
+      f.nonlinearity = a.nonlinearity;
+      f.x = x;
+      f.w = static_cast<const A*>(a.weight) + at_channel * a.block;
+      f.bias = a.bias ? static_cast<const A*>(a.bias) + at_channel : no_bias;
+      f.state = state;
+      f.merge = a.merge;
+      f.first = !maps.merged && i == 0;
+      f.scale = a.merge == Merge::kMean ? A(1) / A(a.directions) : A(1);
+      f.m = m;
+      f.mask = mask;
+      f.bit = static_cast<uint8_t>(1 << d);
+      std::fill(state, state + block.pixel(), A{});
+
+      for (int64_t j = 0; j < chunks.count; ++j) {
+        const int64_t k = f.reverse ? chunks.count - 1 - j : j;
+        const int64_t t0 = chunks.begin(k);
+        f.length = block.shape.t = chunks.pixels(k);
+        // A line of one chunk stays in its tiles for both directions of the axis.
+        const bool enter = chunks.count > 1 || i == 0;
+        const bool leave = chunks.count > 1 || i == directions.count - 1;
+        if (enter) block.read(at<S>(a.x, a.x_strides, n, 0), a.x_strides, t0, x);
+        if (a.g && (enter || gates_differ)) block.read_gate(d, t0, gate, nullptr);
+        f.g = block.gate_tile(gate);
+        if (enter && !f.first && !separate) {
+          block.read(at<A>(maps.y, a.y_strides, n, 0), a.y_strides, t0, m);
+          if (mask) block.read(at<uint8_t>(maps.mask, a.y_strides, n, 0), a.y_strides, t0, mask);
+        }
+        forward(f);
+        if (leave || separate) {
+          block.write(m, at<A>(maps.y, a.y_strides, n, separate ? d : 0), a.y_strides, t0);
+          if (mask) block.write(mask, at<uint8_t>(maps.mask, a.y_strides, n, 0), a.y_strides, t0);
+        }
+      }
+    }
+  }
+}
+
+template <class A, class S, int B>
+void forward_batch(const ScanArgs& a, ForwardMaps<A> maps) {
+  for (const bool along_width : {true, false}) {
+    if (AxisDirections(a, along_width).count == 0) continue;
+    for_each_block<B * kLanes<A>>(a, along_width, [&](int64_t n, int64_t line) {
+      forward_block<A, S, B>(a, maps, along_width, n, line);
+    });
+    maps.merged = true;
+  }
+}
+
+template <class A, class S>
+void forward(const ScanArgs& a) {
+  const int64_t step = images_per_batch(a, 3);
+  const int64_t image = (a.merge == Merge::kNone ? a.directions : 1) * a.c * a.h * a.w;
+  constexpr bool in_place = std::is_same_v<A, S>;
+  std::unique_ptr<A[]> sums(in_place ? nullptr : new A[std::min(step, a.n) * image]);
+  for (int64_t n = 0; n < a.n; n += step) {
+    ScanArgs batch = a;
+    batch.n = std::min(step, a.n - n);
+    batch.x = at<S>(a.x, a.x_strides, n, 0);
+    if (a.g) batch.g = at<S>(a.g, a.g_strides, n, 0);
+    S* y = at<S>(a.y, a.y_strides, n, 0);
+    ForwardMaps<A> maps{nullptr, a.mask ? a.mask + n * a.y_strides.n : nullptr, false};
+    if constexpr (in_place)
+      maps.y = y;
+    else
+      maps.y = sums.get();
+    if (std::max(a.h, a.w) >= 2 * kLanes<A>)
+      forward_batch<A, S, 2>(batch, maps);
+    else
+      forward_batch<A, S, 1>(batch, maps);
+    if constexpr (!in_place) round_to_storage(sums.get(), y, batch.n * image);
+  }
+}
+
+}  // namespace gatedrnn::GATEDRNN_ISA

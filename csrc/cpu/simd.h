@@ -1,0 +1,256 @@
+// SIMD values on the compiler's vector extension: lanes, loads, conversions, exp, transposes.
+//
+// Included once by each scan_<isa>.cpp, inside that file's target options and namespace, so that
+// every function here is compiled for one instruction set and no symbol is shared between them.
+#pragma once
+
+#include "recurrence.h"
+
+namespace gatedrnn::GATEDRNN_ISA {
+
+template <class T, int N>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(N * sizeof(T))));
+  // In memory: aligned to the element. An unaligned load costs nothing where it is aligned.
+  typedef T stored __attribute__((vector_size(N * sizeof(T)), aligned(alignof(T)), may_alias));
+};
+template <class T, int N>
+using Vector = typename VectorOf<T, N>::type;
+
+template <class V>
+using Element = std::remove_cvref_t<decltype(std::declval<V&>()[0])>;
+template <class V>
+constexpr int kSize = sizeof(V) / sizeof(Element<V>);
+// The integer vector of the same shape, as comparisons yield it.
+template <class V>
+using Mask = Vector<std::conditional_t<sizeof(Element<V>) == 8, int64_t, int32_t>, kSize<V>>;
+
+// Lanes of the widest register, and the side of the square blocks that are transposed.
+template <class T>
+constexpr int kLanes = GATEDRNN_VECTOR_BYTES / sizeof(T);
+template <class T>
+constexpr int kTile = kLanes<T> < 8 ? kLanes<T> : 8;
+// Lanes copied at once where a tile's row is contiguous in memory: never more than a row has.
+template <class T>
+constexpr int kCopy = sizeof(T) == 1 ? kLanes<float> : kLanes<T>;
+
+template <class T>
+using Wide = Vector<T, kLanes<T>>;
+
+template <class V>
+GATEDRNN_INLINE V load(const void* p) {
+  return *static_cast<const typename VectorOf<Element<V>, kSize<V>>::stored*>(p);
+}
+template <class V>
+GATEDRNN_INLINE void store(void* p, V v) {
+  *static_cast<typename VectorOf<Element<V>, kSize<V>>::stored*>(p) = v;
+}
+template <class V, class T>
+GATEDRNN_INLINE V splat(T value) {
+  return value - V{};  // a broadcast: x - 0 keeps the sign of zero
+}
+template <class V>
+GATEDRNN_INLINE V select(Mask<V> condition, V a, V b) {
+  return condition ? a : b;
+}
+
+// ---- storage types -----------------------------------------------------------------------------
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+template <int N>
+GATEDRNN_INLINE Vector<float, N> widen_half(Vector<uint32_t, N> bits) {
+  typedef Vector<float, N> F;
+  typedef Vector<uint32_t, N> U;
+  // Shift the half's exponent and mantissa into place and rebias by a multiplication, which also
+  // makes subnormals exact; infinity and NaN get the full exponent afterwards.
+  const U magnitude = (bits & 0x7fff) << 13;
+  const F scaled = (F)magnitude * 0x1p112f;
+  const U special = (U)(magnitude >= (U{} + (0x7c00u << 13)));
+  const U result = ((U)scaled | (special & 0x7f800000u)) | ((bits & 0x8000) << 16);
+  return (F)result;
+}
+
+// load_as<A, N>(p): N stored values as the state's type.
+template <class A, int N>
+GATEDRNN_INLINE Vector<A, N> load_as(const A* p) {
+  return load<Vector<A, N>>(p);
+}
+template <class A, int N>
+GATEDRNN_INLINE Vector<A, N> load_as(const BFloat16* p) {
+  const auto bits = __builtin_convertvector(load<Vector<uint16_t, N>>(p), Vector<uint32_t, N>);
+  return (Vector<A, N>)(bits << 16);
+}
+template <class A, int N>
+GATEDRNN_INLINE Vector<A, N> load_as(const Float16* p) {
+  return widen_half<N>(
+      __builtin_convertvector(load<Vector<uint16_t, N>>(p), Vector<uint32_t, N>));
+}
+
+template <int N>
+GATEDRNN_INLINE void store_as(BFloat16* p, Vector<float, N> v) {
+  typedef Vector<uint32_t, N> U;
+  const U bits = (U)v;
+  const U rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // to nearest even
+  const U result = v != v ? (bits >> 16) | 0x40 : rounded;
+  store(p, __builtin_convertvector(result, Vector<uint16_t, N>));
+}
+template <int N>
+GATEDRNN_INLINE void store_as(Float16* p, Vector<float, N> v) {
+  typedef Vector<uint32_t, N> U;
+  typedef Vector<float, N> F;
+  const U bits = (U)v, magnitude = bits & 0x7fffffff;
+  // Rebias the exponent and round to nearest even; from 65520 on that is infinity.
+  const U normal = (magnitude - (112u << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+  // Below 2^-14 adding 0.5 leaves the subnormal's digits at the end of the mantissa, rounded.
+  const U small = (U)((F)magnitude + 0.5f) - 0x3f000000u;
+  U result = magnitude < 0x38800000u ? small : normal;
+  result = magnitude >= 0x477ff000u ? U{} + 0x7c00u : result;
+  result = magnitude > 0x7f800000u ? U{} + 0x7e00u : result;
+  store(p, __builtin_convertvector(result | ((bits >> 16) & 0x8000), Vector<uint16_t, N>));
+}
+
+template <class A>
+GATEDRNN_INLINE A value_of(A v) {
+  return v;
+}
+template <class A>
+GATEDRNN_INLINE A value_of(BFloat16 v) {
+  return Vector<A, 1>((Vector<uint32_t, 1>{uint32_t(v.bits) << 16}))[0];
+}
+template <class A>
+GATEDRNN_INLINE A value_of(Float16 v) {
+  return widen_half<4>(Vector<uint32_t, 4>{v.bits, 0, 0, 0})[0];
+}
+
+// ---- elementary functions ----------------------------------------------------------------------
+
+// exp(x) = 2^k (1 + p) with p = exp(r) - 1, |r| <= ln(2) / 2. Taylor terms up to r^13 (double) and
+// r^7 (float) leave less than half an ulp of r. Arguments are cut where exp leaves the type.
+template <class V>
+struct ScaledExp {
+  V p, scale;
+};
+template <class V>
+GATEDRNN_INLINE ScaledExp<V> scaled_exp(V x) {
+  typedef Element<V> T;
+  typedef Mask<V> I;
+  constexpr bool is_double = sizeof(T) == 8;
+  const V limit = splat<V>(T(is_double ? 708 : 87));
+  const V bounded = select(x > limit, limit, select(x < -limit, -limit, x));
+  constexpr T log2e = T(1.4426950408889634074);
+  constexpr T ln2_high = is_double ? T(6.93147180369123816490e-01) : T(0.693359375);
+  constexpr T ln2_low = is_double ? T(1.90821492927058770002e-10) : T(-2.12194440e-4);
+  // Adding and subtracting 1.5 * 2^(mantissa bits) rounds to the nearest integer.
+  constexpr T magic = is_double ? T(6755399441055744.0) : T(12582912.0);
+  const V shifted = bounded * log2e + magic;
+  const I k = (I)shifted - (I)splat<V>(magic);
+  const V kf = shifted - magic;
+  const V r = (bounded - kf * ln2_high) - kf * ln2_low;
+  constexpr double inverse_factorial[] = {
+      1.0,           1.0 / 2,      1.0 / 6,       1.0 / 24,       1.0 / 120,
+      1.0 / 720,     1.0 / 5040,   1.0 / 40320,   1.0 / 362880,   1.0 / 3628800,
+      1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800};
+  constexpr int terms = is_double ? 13 : 7;
+  V p = splat<V>(T(inverse_factorial[terms - 1]));
+#pragma GCC unroll 16
+  for (int i = terms - 2; i >= 0; --i) p = p * r + T(inverse_factorial[i]);
+  constexpr int mantissa = is_double ? 52 : 23;
+  constexpr int exponent_bias = is_double ? 1023 : 127;
+  return {p * r, (V)((k + exponent_bias) << mantissa)};
+}
+
+// tanh(x) = e / (e + 2) with e = exp(2 x) - 1, taken on |x|: e keeps its digits near 0.
+template <class V>
+GATEDRNN_INLINE V tanh_of(V x) {
+  typedef Element<V> T;
+  const V magnitude = select(x < V{}, -x, x);
+  const V limit = splat<V>(T(22));  // tanh is 1 there in double too
+  const ScaledExp<V> f = scaled_exp<V>(2 * select(magnitude > limit, limit, magnitude));
+  const V e = f.p * f.scale + (f.scale - 1);
+  const V y = e / (e + 2);
+  return select(x != x, x, select(x < V{}, -y, y));
+}
+
+// 1 / (1 + e) for x >= 0 and e / (1 + e) for x < 0, with e = exp(-|x|) <= 1.
+template <class V>
+GATEDRNN_INLINE V sigmoid_of(V x) {
+  typedef Element<V> T;
+  const ScaledExp<V> f = scaled_exp<V>(select(x < V{}, x, -x));
+  const V e = f.p * f.scale + f.scale;
+  const V y = select(x < V{}, e, splat<V>(T(1))) / (1 + e);
+  return select(x != x, x, y);
+}
+
+// What recurrence.h needs of a value type.
+template <class V>
+struct VectorMath {
+  static GATEDRNN_INLINE V constant(int value) { return splat<V>(Element<V>(value)); }
+  static GATEDRNN_INLINE V select(Mask<V> condition, V a, V b) { return condition ? a : b; }
+  static GATEDRNN_INLINE V tanh(V x) { return tanh_of(x); }
+  static GATEDRNN_INLINE V sigmoid(V x) { return sigmoid_of(x); }
+};
+
+// ---- transposes --------------------------------------------------------------------------------
+
+// Interleaves runs of S elements of a and b, within groups of G elements: the low or the high half
+// of each group. With G = 16 bytes these are the unpack instructions.
+template <int S, int G, bool High, class V, size_t... J>
+GATEDRNN_INLINE V interleave(V a, V b, std::index_sequence<J...>) {
+  constexpr int n = sizeof...(J);
+  return __builtin_shufflevector(
+      a, b,
+      ((int(J) / G) * G + (High ? G / 2 : 0) + ((int(J) % G) / (2 * S)) * S + int(J) % S +
+       ((int(J) / S) % 2 ? n : 0))...);
+}
+
+// rows[i][j] -> rows[j][i], for a square of 2, 4 or 8.
+template <class V>
+GATEDRNN_INLINE void transpose(V* rows) {
+  constexpr int n = kSize<V>;
+  using Index = std::make_index_sequence<n>;
+  V t[n];
+  if constexpr (n == 2) {
+    t[0] = interleave<1, 2, false>(rows[0], rows[1], Index());
+    t[1] = interleave<1, 2, true>(rows[0], rows[1], Index());
+    rows[0] = t[0], rows[1] = t[1];
+  } else if constexpr (n == 4) {
+    for (int i = 0; i < 4; i += 2) {
+      t[i] = interleave<1, 4, false>(rows[i], rows[i + 1], Index());
+      t[i + 1] = interleave<1, 4, true>(rows[i], rows[i + 1], Index());
+    }
+    for (int i = 0; i < 2; ++i) {
+      rows[2 * i] = interleave<2, 4, false>(t[i], t[i + 2], Index());
+      rows[2 * i + 1] = interleave<2, 4, true>(t[i], t[i + 2], Index());
+    }
+  } else {
+    static_assert(n == 8);
+#pragma GCC unroll 4
+    for (int i = 0; i < 8; i += 2) {
+      t[i] = interleave<1, 4, false>(rows[i], rows[i + 1], Index());
+      t[i + 1] = interleave<1, 4, true>(rows[i], rows[i + 1], Index());
+    }
+#pragma GCC unroll 2
+    for (int half = 0; half < 8; half += 4) {
+#pragma GCC unroll 2
+      for (int i = 0; i < 2; ++i) {
+        rows[half + 2 * i] = interleave<2, 4, false>(t[half + i], t[half + i + 2], Index());
+        rows[half + 2 * i + 1] = interleave<2, 4, true>(t[half + i], t[half + i + 2], Index());
+      }
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      t[i] = interleave<4, 8, false>(rows[i], rows[i + 4], Index());
+      t[i + 4] = interleave<4, 8, true>(rows[i], rows[i + 4], Index());
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) rows[i] = t[i];
+  }
+}
+
+}  // namespace gatedrnn::GATEDRNN_ISA

@@ -1,0 +1,143 @@
+// Tiles: a block of lines laid out [t][c][lane], lanes contiguous, in the state's type.
+//
+// Everything about dtype, memory format and stride ends here: the scans see tiles alone. A tile is
+// read along whichever of the map's axes is contiguous; where that is not the lane axis, square
+// blocks go through registers and are transposed.
+#pragma once
+
+#include "cpu/simd.h"
+
+namespace gatedrnn::GATEDRNN_ISA {
+
+struct TileShape {
+  int64_t t, c, l;  // pixels, channels, lines in use (l <= lanes)
+  int lanes;        // the tile's row; lanes beyond l are zero
+};
+
+// The plane of a tile that one block of transposes walks: `along` is contiguous in memory.
+struct Walk {
+  int64_t outer, outer_memory, outer_tile;  // count, step in memory, step in the tile
+  int64_t along, along_tile;                // count, step in the tile (1 in memory)
+};
+
+// Chooses the walk over (outer, along) for maps that are contiguous along t or c.
+inline bool choose_walk(const LineStrides& s, const TileShape& shape, Walk& walk) {
+  const int64_t row = shape.lanes;
+  if (s.t == 1) {
+    walk = {shape.c, s.c, row, shape.t, shape.c * row};
+    return true;
+  }
+  if (s.c == 1 && s.t == shape.c) {  // pixels of a line lie side by side with all their channels
+    walk = {1, 0, 0, shape.t * shape.c, row};
+    return true;
+  }
+  if (s.c == 1) {
+    walk = {shape.t, s.t, shape.c * row, shape.c, row};
+    return true;
+  }
+  return false;
+}
+
+template <class A, class S>
+void pack(const S* source, const LineStrides& s, const TileShape& shape, A* tile) {
+  const int64_t lanes = shape.lanes, step = shape.c * lanes;
+  if (shape.l < lanes) std::fill(tile, tile + shape.t * step, A{});
+
+  if (s.l == 1) {
+    constexpr int width = kCopy<A>;
+    for (int64_t c = 0; c < shape.c; ++c) {
+      for (int64_t t = 0; t < shape.t; ++t) {
+        const S* from = source + c * s.c + t * s.t;
+        A* to = tile + t * step + c * lanes;
+        int64_t l = 0;
+        for (; l + width <= shape.l; l += width) store(to + l, load_as<A, width>(from + l));
+        for (; l < shape.l; ++l) to[l] = value_of<A>(from[l]);
+      }
+    }
+    return;
+  }
+
+  Walk walk;
+  if (!choose_walk(s, shape, walk)) {
+    for (int64_t t = 0; t < shape.t; ++t)
+      for (int64_t c = 0; c < shape.c; ++c)
+        for (int64_t l = 0; l < shape.l; ++l)
+          tile[t * step + c * lanes + l] = value_of<A>(source[t * s.t + c * s.c + l * s.l]);
+    return;
+  }
+  constexpr int side = kTile<A>;
+  typedef Vector<A, side> V;
+  for (int64_t o = 0; o < walk.outer; ++o) {
+    const S* from = source + o * walk.outer_memory;
+    A* to = tile + o * walk.outer_tile;
+    const int64_t whole = shape.l - shape.l % side;
+    int64_t i = 0;
+    for (; i + side <= walk.along; i += side) {
+      for (int64_t l = 0; l < whole; l += side) {
+        V rows[side];
+#pragma GCC unroll 8
+        for (int j = 0; j < side; ++j) rows[j] = load_as<A, side>(from + (l + j) * s.l + i);
+        transpose(rows);
+#pragma GCC unroll 8
+        for (int j = 0; j < side; ++j) store(to + (i + j) * walk.along_tile + l, rows[j]);
+      }
+      for (int64_t l = whole; l < shape.l; ++l)
+        for (int j = 0; j < side; ++j)
+          to[(i + j) * walk.along_tile + l] = value_of<A>(from[l * s.l + i + j]);
+    }
+    for (; i < walk.along; ++i)
+      for (int64_t l = 0; l < shape.l; ++l)
+        to[i * walk.along_tile + l] = value_of<A>(from[l * s.l + i]);
+  }
+}
+
+template <class A>
+void unpack(const A* tile, A* target, const LineStrides& s, const TileShape& shape) {
+  const int64_t lanes = shape.lanes, step = shape.c * lanes;
+  if (s.l == 1) {
+    constexpr int width = kCopy<A>;
+    for (int64_t c = 0; c < shape.c; ++c) {
+      for (int64_t t = 0; t < shape.t; ++t) {
+        const A* from = tile + t * step + c * lanes;
+        A* to = target + c * s.c + t * s.t;
+        int64_t l = 0;
+        for (; l + width <= shape.l; l += width) store(to + l, load<Vector<A, width>>(from + l));
+        for (; l < shape.l; ++l) to[l] = from[l];
+      }
+    }
+    return;
+  }
+
+  Walk walk;
+  if (!choose_walk(s, shape, walk)) {
+    for (int64_t t = 0; t < shape.t; ++t)
+      for (int64_t c = 0; c < shape.c; ++c)
+        for (int64_t l = 0; l < shape.l; ++l)
+          target[t * s.t + c * s.c + l * s.l] = tile[t * step + c * lanes + l];
+    return;
+  }
+  constexpr int side = kTile<A>;
+  typedef Vector<A, side> V;
+  for (int64_t o = 0; o < walk.outer; ++o) {
+    const A* from = tile + o * walk.outer_tile;
+    A* to = target + o * walk.outer_memory;
+    const int64_t whole = shape.l - shape.l % side;
+    int64_t i = 0;
+    for (; i + side <= walk.along; i += side) {
+      for (int64_t l = 0; l < whole; l += side) {
+        V rows[side];
+#pragma GCC unroll 8
+        for (int j = 0; j < side; ++j) rows[j] = load<V>(from + (i + j) * walk.along_tile + l);
+        transpose(rows);
+#pragma GCC unroll 8
+        for (int j = 0; j < side; ++j) store(to + (l + j) * s.l + i, rows[j]);
+      }
+      for (int64_t l = whole; l < shape.l; ++l)
+        for (int j = 0; j < side; ++j) to[l * s.l + i + j] = from[(i + j) * walk.along_tile + l];
+    }
+    for (; i < walk.along; ++i)
+      for (int64_t l = 0; l < shape.l; ++l) to[l * s.l + i] = from[i * walk.along_tile + l];
+  }
+}
+
+}  // namespace gatedrnn::GATEDRNN_ISA

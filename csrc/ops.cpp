@@ -1,0 +1,249 @@
+// The ops' schemas, their last line of checks, and the allocation of results.
+//
+// What a user can get wrong is checked in gatedrnn/functional.py, with a sentence; the checks here
+// keep a direct call of torch.ops.gatedrnn from reading memory that is not there.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "scan.h"
+
+namespace gatedrnn {
+
+void parallel_for(int64_t count, const std::function<void(int64_t, int64_t)>& body) {
+  if (count > 0) torch::stable::parallel_for(0, count, 1, body);
+}
+
+namespace {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <class Enum>
+Enum option(const char* name, const std::string& given,
+            std::initializer_list<const char*> known) {
+  int index = 0;
+  for (const char* candidate : known) {
+    if (given == candidate) return static_cast<Enum>(index);
+    ++index;
+  }
+  STD_TORCH_CHECK(false, name, " is not known: '", given, "'");
+}
+
+Dtype dtype_of(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Double:
+      return Dtype::kFloat64;
+    case ScalarType::Float:
+      return Dtype::kFloat32;
+    case ScalarType::BFloat16:
+      return Dtype::kBFloat16;
+    case ScalarType::Half:
+      return Dtype::kFloat16;
+    default:
+      STD_TORCH_CHECK(false, "x must be float64, float32, bfloat16 or float16");
+  }
+}
+
+// Dense in the order of `dims`, outermost first; sizes of one do not count.
+bool is_dense(const Tensor& t, std::initializer_list<int> dims) {
+  int64_t expected = 1;
+  for (auto dim = dims.end(); dim-- != dims.begin();) {
+    if (t.size(*dim) == 1) continue;
+    if (t.stride(*dim) != expected) return false;
+    expected *= t.size(*dim);
+  }
+  return true;
+}
+
+// Results follow their model: channels_last when it is so and is not also contiguous.
+MemoryFormat format_like(const Tensor& model) {
+  if (model.dim() != 4 || model.numel() == 0 || is_dense(model, {0, 1, 2, 3}))
+    return MemoryFormat::Contiguous;
+  return is_dense(model, {0, 2, 3, 1}) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
+}
+
+Tensor empty(std::vector<int64_t> size, ScalarType dtype, const Tensor& like, MemoryFormat format) {
+  return torch::stable::empty(size, dtype, std::nullopt, like.device(), std::nullopt, format);
+}
+
+// (N, C, H, W), (N, D, C, H, W), or a map that one of these is broadcast from: a size of one in
+// C or D gets stride 0.
+Strides strides_of(const Tensor& t) {
+  Strides s;
+  const bool five = t.dim() == 5;
+  s.n = t.stride(0);
+  if (five && t.size(1) > 1) s.d = t.stride(1);
+  const int c = five ? 2 : 1;
+  if (t.size(c) > 1) s.c = t.stride(c);
+  s.h = t.stride(c + 1);
+  s.w = t.stride(c + 2);
+  return s;
+}
+
+struct Options {
+  std::vector<int64_t> directions;
+  std::string merge, nonlinearity, gate_norm;
+};
+
+// Everything that forward and backward read, checked.
+void fill_inputs(ScanArgs& a, const Tensor& x, const std::optional<Tensor>& g, const Tensor& weight,
+                 const std::optional<Tensor>& bias, const Options& options) {
+  STD_TORCH_CHECK(x.dim() == 4, "x must have 4 dimensions, got ", x.dim());
+  a.dtype = dtype_of(x);
+  const ScalarType state = a.dtype == Dtype::kFloat64 ? ScalarType::Double : ScalarType::Float;
+  a.n = x.size(0), a.c = x.size(1), a.h = x.size(2), a.w = x.size(3);
+  a.directions = static_cast<int64_t>(options.directions.size());
+  STD_TORCH_CHECK(a.directions >= 1 && a.directions <= kDirections,
+                  "there must be one to four directions, got ", a.directions);
+  int seen = 0;
+  for (int64_t i = 0; i < a.directions; ++i) {
+    const int64_t code = options.directions[i];
+    STD_TORCH_CHECK(code >= 0 && code < kDirections, "a direction must be 0 to 3, got ", code);
+    STD_TORCH_CHECK(!(seen >> code & 1), "a direction is given twice: ", code);
+    seen |= 1 << code;
+    a.direction[i] = static_cast<int>(code);
+  }
+  a.merge = option<Merge>("merge", options.merge, {"none", "max", "mean", "sum"});
+  a.nonlinearity = option<Nonlinearity>("nonlinearity", options.nonlinearity,
+                                        {"identity", "tanh", "relu", "sigmoid"});
+  a.gate_norm =
+      option<GateNorm>("gate_norm", options.gate_norm, {"none", "clamp", "tanh", "sigmoid"});
+
+  STD_TORCH_CHECK(weight.dim() == 3 && weight.size(0) == a.directions && weight.size(1) == a.c &&
+                      weight.size(2) >= 1 && a.c % weight.size(2) == 0,
+                  "weight must be (D, C, C / groups)");
+  STD_TORCH_CHECK(weight.scalar_type() == state && weight.is_contiguous(),
+                  "weight must be contiguous and of the state's type");
+  a.block = weight.size(2);
+  a.weight = weight.const_data_ptr();
+  if (bias) {
+    STD_TORCH_CHECK(bias->dim() == 2 && bias->size(0) == a.directions && bias->size(1) == a.c,
+                    "bias must be (D, C)");
+    STD_TORCH_CHECK(bias->scalar_type() == state && bias->is_contiguous(),
+                    "bias must be contiguous and of the state's type");
+    a.bias = bias->const_data_ptr();
+  }
+  a.x = x.const_data_ptr();
+  a.x_strides = strides_of(x);
+  if (g) {
+    const bool five = g->dim() == 5;
+    STD_TORCH_CHECK((five || g->dim() == 4) && g->scalar_type() == x.scalar_type(),
+                    "g must have 4 or 5 dimensions and x's dtype");
+    const int c = five ? 2 : 1;
+    STD_TORCH_CHECK(g->size(0) == a.n && (!five || g->size(1) == a.directions) &&
+                        (g->size(c) == 1 || g->size(c) == a.c) && g->size(c + 1) == a.h &&
+                        g->size(c + 2) == a.w,
+                    "g must be (N, 1|C, H, W) or (N, D, 1|C, H, W)");
+    a.g = g->const_data_ptr();
+    a.g_strides = strides_of(*g);
+    a.gate_directions = five && a.directions > 1;
+    a.gate_channels = g->size(c) > 1;
+  }
+}
+
+std::vector<int64_t> result_size(const ScanArgs& a, bool per_direction) {
+  if (per_direction) return {a.n, a.directions, a.c, a.h, a.w};
+  return {a.n, a.c, a.h, a.w};
+}
+
+// y and, for a max merge whose gradient will be asked for, the mask of the winning directions.
+std::tuple<Tensor, Tensor> scan(Tensor x, std::optional<Tensor> g, Tensor weight,
+                                std::optional<Tensor> bias, std::vector<int64_t> directions,
+                                std::string merge, std::string nonlinearity, std::string gate_norm,
+                                bool keep_mask) {
+  ScanArgs a;
+  fill_inputs(a, x, g, weight, bias, {directions, merge, nonlinearity, gate_norm});
+  const bool separate = a.merge == Merge::kNone;
+  const MemoryFormat format = separate ? MemoryFormat::Contiguous : format_like(x);
+  Tensor y = empty(result_size(a, separate), x.scalar_type(), x, format);
+  const bool masked = keep_mask && a.merge == Merge::kMax;
+  Tensor mask = masked ? empty(result_size(a, false), ScalarType::Byte, x, format)
+                       : empty({0}, ScalarType::Byte, x, MemoryFormat::Contiguous);
+  if (y.numel() == 0) return {y, mask};
+  a.y = y.mutable_data_ptr();
+  a.y_strides = strides_of(y);
+  if (masked) a.mask = static_cast<uint8_t*>(mask.mutable_data_ptr());
+  cpu_kernels().forward(a);
+  return {y, mask};
+}
+
+// dx, dg, dweight, dbias; those not asked for are empty.
+std::tuple<Tensor, Tensor, Tensor, Tensor> scan_backward(
+    Tensor grad, Tensor x, std::optional<Tensor> g, Tensor weight, std::optional<Tensor> bias,
+    Tensor mask, std::vector<int64_t> directions, std::string merge, std::string nonlinearity,
+    std::string gate_norm, bool needs_g, bool needs_weight, bool needs_bias) {
+  BackwardArgs a;
+  fill_inputs(a, x, g, weight, bias, {directions, merge, nonlinearity, gate_norm});
+  const bool separate = a.merge == Merge::kNone;
+  const auto size = result_size(a, separate);
+  STD_TORCH_CHECK(grad.dim() == static_cast<int64_t>(size.size()), "grad must have y's shape");
+  for (size_t i = 0; i < size.size(); ++i)
+    STD_TORCH_CHECK(grad.size(static_cast<int64_t>(i)) == size[i], "grad must have y's shape");
+  STD_TORCH_CHECK(grad.scalar_type() == x.scalar_type(), "grad must have x's dtype");
+
+  const MemoryFormat format = format_like(x);
+  const ScalarType state = weight.scalar_type();
+  const auto nothing = [&] { return empty({0}, state, x, MemoryFormat::Contiguous); };
+  Tensor dx = empty(result_size(a, false), x.scalar_type(), x, format);
+  Tensor dg = nothing(), dweight = nothing(), dbias = nothing();
+  if (needs_g) {
+    STD_TORCH_CHECK(g.has_value(), "needs_g without g");
+    const auto sizes = g->sizes();
+    dg = empty({sizes.begin(), sizes.end()}, x.scalar_type(), x, format_like(*g));
+    a.dg = dg.mutable_data_ptr();
+    a.dg_strides = strides_of(dg);
+  }
+  if (needs_weight) {
+    dweight = torch::stable::new_zeros(weight, {a.directions, a.c, a.block});
+    a.dweight = dweight.mutable_data_ptr();
+  }
+  if (needs_bias) {
+    dbias = torch::stable::new_zeros(weight, {a.directions, a.c});
+    a.dbias = dbias.mutable_data_ptr();
+  }
+  if (x.numel() == 0) {
+    if (needs_g) torch::stable::zero_(dg);
+    return {dx, dg, dweight, dbias};
+  }
+  if (a.merge == Merge::kMax) {
+    STD_TORCH_CHECK(mask.scalar_type() == ScalarType::Byte && mask.dim() == 4, "mask must be bytes");
+    for (int i = 0; i < 4; ++i)
+      STD_TORCH_CHECK(mask.size(i) == x.size(i), "mask must have x's shape");
+    a.mask = static_cast<uint8_t*>(const_cast<void*>(mask.const_data_ptr()));
+    a.y_strides = strides_of(mask);
+  }
+  a.grad = grad.const_data_ptr();
+  a.grad_strides = strides_of(grad);
+  a.dx = dx.mutable_data_ptr();
+  a.dx_strides = strides_of(dx);
+  cpu_kernels().backward(a);
+  return {dx, dg, dweight, dbias};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(gatedrnn, m) {
+  m.def(
+      "scan(Tensor x, Tensor? g, Tensor weight, Tensor? bias, int[] directions, str merge, "
+      "str nonlinearity, str gate_norm, bool keep_mask) -> (Tensor, Tensor)");
+  m.def(
+      "scan_backward(Tensor grad, Tensor x, Tensor? g, Tensor weight, Tensor? bias, Tensor mask, "
+      "int[] directions, str merge, str nonlinearity, str gate_norm, bool needs_g, "
+      "bool needs_weight, bool needs_bias) -> (Tensor, Tensor, Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(gatedrnn, CPU, m) {
+  m.impl("scan", TORCH_BOX(&scan));
+  m.impl("scan_backward", TORCH_BOX(&scan_backward));
+}
+
+}  // namespace gatedrnn

@@ -1,0 +1,101 @@
+// The math, once: every function is Eq. (3) or its adjoint on one value, scalar or vector.
+//
+// T is a scalar or a vector type with the usual operators; M is its math: constant, select, tanh,
+// sigmoid. The derivation of the adjoint stands in csrc/README.md.
+#pragma once
+
+#include "scan.h"
+
+#if defined(__CUDACC__)
+#define GATEDRNN_INLINE __host__ __device__ __forceinline__
+#elif defined(__GNUC__)
+#define GATEDRNN_INLINE inline __attribute__((always_inline))
+#else
+#define GATEDRNN_INLINE inline
+#endif
+
+namespace gatedrnn {
+
+// a_i = x_i + g_i * (w h_{i-1} + b), Eq. (3); u is the bracket.
+template <class T>
+GATEDRNN_INLINE T preactivation(T x, T g, T u) {
+  return x + g * u;
+}
+
+// h_i = theta(a_i).
+template <class M, class T>
+GATEDRNN_INLINE T activation(Nonlinearity kind, T a) {
+  switch (kind) {
+    case Nonlinearity::kTanh:
+      return M::tanh(a);
+    case Nonlinearity::kRelu:
+      return M::select(a < T{}, T{}, a);  // NaN stays NaN
+    case Nonlinearity::kSigmoid:
+      return M::sigmoid(a);
+    case Nonlinearity::kIdentity:
+      break;
+  }
+  return a;
+}
+
+// theta'(a_i) * v, from h_i = theta(a_i) alone.
+template <class M, class T>
+GATEDRNN_INLINE T activation_backward(Nonlinearity kind, T h, T v) {
+  switch (kind) {
+    case Nonlinearity::kTanh:
+      return (1 - h * h) * v;
+    case Nonlinearity::kRelu:
+      return M::select(h > T{}, v, T{});
+    case Nonlinearity::kSigmoid:
+      return h * (1 - h) * v;
+    case Nonlinearity::kIdentity:
+      break;
+  }
+  return v;
+}
+
+// The norm of the gate, |g_i| <= 1 (section 3.2), and its derivative.
+template <class M, class T>
+GATEDRNN_INLINE T gate_norm_of(GateNorm kind, T g) {
+  const T one = M::constant(1);
+  switch (kind) {
+    case GateNorm::kClamp:
+      g = M::select(g > one, one, g);
+      return M::select(g < -one, -one, g);  // NaN stays NaN
+    case GateNorm::kTanh:
+      return M::tanh(g);
+    case GateNorm::kSigmoid:
+      return M::sigmoid(g);
+    case GateNorm::kNone:
+      break;
+  }
+  return g;
+}
+
+template <class M, class T>
+GATEDRNN_INLINE T gate_norm_derivative(GateNorm kind, T g) {
+  const T one = M::constant(1);
+  switch (kind) {
+    case GateNorm::kClamp:  // 1 at |g| = 1 exactly, 0 at NaN: as torch.clamp
+      return M::select((g <= one) & (g >= -one), one, T{});
+    case GateNorm::kTanh: {
+      const T y = M::tanh(g);
+      return 1 - y * y;
+    }
+    case GateNorm::kSigmoid: {
+      const T y = M::sigmoid(g);
+      return y * (1 - y);
+    }
+    case GateNorm::kNone:
+      break;
+  }
+  return one;
+}
+
+// max that propagates NaN, as torch.maximum: does h replace the running maximum m?
+template <class T>
+GATEDRNN_INLINE auto beats(T h, T m) {
+  return (h > m) | (h != h);
+}
+
+}  // namespace gatedrnn

@@ -1,0 +1,66 @@
+// The whole contract between the op (checks, allocation) and the kernels: two plain structs.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+#include "geometry.h"
+
+namespace gatedrnn {
+
+enum class Merge : int { kNone, kMax, kMean, kSum };
+enum class Nonlinearity : int { kIdentity, kTanh, kRelu, kSigmoid };
+enum class GateNorm : int { kNone, kClamp, kTanh, kSigmoid };
+enum class Dtype : int { kFloat64, kFloat32, kBFloat16, kFloat16 };
+
+// The state (hidden maps, weights, sums) is float64 for float64 maps, else float32.
+struct ScanArgs {
+  Dtype dtype = Dtype::kFloat32;  // of x, g and their gradients
+  int64_t n = 0, c = 0, h = 0, w = 0;
+  int64_t block = 0;       // C / groups: channels that a block of the weight mixes
+  int64_t directions = 0;  // D
+  int direction[kDirections] = {};
+  Merge merge = Merge::kMax;
+  Nonlinearity nonlinearity = Nonlinearity::kIdentity;
+  GateNorm gate_norm = GateNorm::kNone;
+
+  const void* x = nullptr;  // (N, C, H, W)
+  Strides x_strides;
+  const void* g = nullptr;  // (N, D|1, C|1, H, W), null for g = 1
+  Strides g_strides;
+  bool gate_directions = false;  // a gate map for each direction
+  bool gate_channels = false;    // a gate for each channel
+  const void* weight = nullptr;  // (D, C, block) dense, in the state's type
+  const void* bias = nullptr;    // (D, C) dense, in the state's type, or null
+
+  // Forward. y is in the state's type: the caller converts. With max, mask may be null.
+  void* y = nullptr;        // (N, D|1, C, H, W), d is 0 when merged
+  uint8_t* mask = nullptr;  // (N, C, H, W), as y: bit d is set where direction d attains the maximum
+  Strides y_strides;
+};
+
+struct BackwardArgs : ScanArgs {
+  const void* grad = nullptr;  // dL/dy (N, D|1, C, H, W), any strides, dtype as x
+  Strides grad_strides;
+  // Results, in the state's type. dx is always written; null skips the others.
+  void* dx = nullptr;  // (N, C, H, W)
+  Strides dx_strides;
+  void* dg = nullptr;  // as g
+  Strides dg_strides;
+  void* dweight = nullptr;  // (D, C, block) dense
+  void* dbias = nullptr;    // (D, C) dense
+};
+
+// Runs body(begin, end) over pieces of [0, count) on the framework's thread pool.
+void parallel_for(int64_t count, const std::function<void(int64_t, int64_t)>& body);
+
+// CPU kernels, one pair for each instruction set compiled; `cpu_kernels` picks once.
+struct CpuKernels {
+  const char* name;
+  void (*forward)(const ScanArgs&);
+  void (*backward)(const BackwardArgs&);
+};
+const CpuKernels& cpu_kernels();
+const char* cpu_capability();
+
+}  // namespace gatedrnn

@@ -1,0 +1,91 @@
+"""The spatially variant RNN as a plain PyTorch loop: slow, readable, the truth that tests compare with.
+
+Imports torch alone. Every derivative comes from autograd through the loop.
+"""
+
+import torch
+
+# A direction is (axis, reverse): the axis of (N, C, H, W) that is scanned, and from which end.
+_SCANS = {
+    "left_to_right": (3, False),
+    "right_to_left": (3, True),
+    "top_to_bottom": (2, False),
+    "bottom_to_top": (2, True),
+}
+DIRECTIONS = tuple(_SCANS)
+
+_THETA = {
+    "identity": lambda a: a,
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "sigmoid": torch.sigmoid,
+}
+
+_GATE_NORM = {
+    None: lambda g: g,
+    "clamp": lambda g: g.clamp(-1, 1),
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+}
+
+_MERGE = {
+    "max": lambda maps: maps.amax(1),  # splits the gradient of a tie evenly, propagates NaN
+    "mean": lambda maps: maps.mean(1),
+    "sum": lambda maps: maps.sum(1),
+    None: lambda maps: maps,
+}
+
+
+def _scan(x, g, w, b, direction, theta):
+    """One direction, Eq. (3). x (N, C, H, W); g (N, 1|C, H, W) or None; w (C, K); b (C,)."""
+    axis, reverse = _SCANS[direction]
+    n, c = x.shape[:2]
+    k = w.shape[1]
+    w = w.view(c // k, k, k)
+    h = x.new_zeros(()).expand(x.select(axis, 0).shape) if x.shape[axis] else None  # (N, C, L)
+    maps = []
+    for i in range(x.shape[axis])[:: -1 if reverse else 1]:
+        u = torch.einsum("gck,ngkl->ngcl", w, h.reshape(n, c // k, k, -1)).reshape(h.shape)
+        u = u + b[:, None]
+        if g is not None:
+            u = g.select(axis, i) * u
+        h = _THETA[theta](x.select(axis, i) + u)
+        maps.append(h)
+    if reverse:
+        maps.reverse()
+    return torch.stack(maps, axis) if maps else x.clone()
+
+
+def spatial_gated_rnn(
+    x,
+    g,
+    weight,
+    bias=None,
+    *,
+    directions=DIRECTIONS,
+    integration="parallel",
+    merge="max",
+    nonlinearity="identity",
+    gate_norm=None,
+):
+    """Reference of :func:`gatedrnn.functional.spatial_gated_rnn`: same signature, same result.
+
+    16-bit inputs are computed in float32 and rounded once (in a cascade: once a stage).
+    """
+    dtype = x.dtype
+    state = torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+    weight = weight.to(state)
+    bias = weight.new_zeros(weight.shape[:2]) if bias is None else bias.to(state)
+    if g is not None:
+        g = _GATE_NORM[gate_norm](g.to(state))
+
+    maps = []
+    for d, direction in enumerate(directions):
+        g_d = g[:, d] if g is not None and g.dim() == 5 else g
+        h = _scan(x.to(state), g_d, weight[d], bias[d], direction, nonlinearity)
+        if integration == "cascade":
+            x = h.to(dtype)
+        maps.append(h)
+    if integration == "cascade":
+        return x
+    return _MERGE[merge](torch.stack(maps, 1)).to(dtype)
