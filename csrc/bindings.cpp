@@ -1,10 +1,6 @@
 // The Python module gatedrnn._C: facts about this build. The ops themselves are in ops.cpp.
 #include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
 #include <torch/headeronly/version.h>
-
-#include <string>
-#include <vector>
 
 namespace gatedrnn {
 
@@ -15,7 +11,7 @@ namespace {
 #define GATEDRNN_STRING_(x) #x
 #define GATEDRNN_STRING(x) GATEDRNN_STRING_(x)
 
-std::string compiler() {
+const char* compiler() {
 #if defined(__clang__)
   return "Clang " __clang_version__;
 #elif defined(__GNUC__)
@@ -28,11 +24,11 @@ std::string compiler() {
 }
 
 // As cpu/dispatch.cpp chooses them, best first.
-std::vector<std::string> cpu_capabilities() {
-#if defined(__x86_64__) && defined(__GNUC__)
-  return {"avx512", "avx2", "portable"};
+pybind11::tuple cpu_capabilities() {
+#if defined(__x86_64__)
+  return pybind11::make_tuple("avx512", "avx2", "portable");
 #else
-  return {"portable"};
+  return pybind11::make_tuple("portable");
 #endif
 }
 
@@ -50,7 +46,7 @@ pybind11::dict build_info() {
   info["sanitizers"] = GATEDRNN_STRING(GATEDRNN_SANITIZE);
   info["cpu_capabilities"] = cpu_capabilities();
   info["cpu_capability"] = cpu_capability();
-  info["cuda_architectures"] = std::vector<std::string>{};
+  info["cuda_architectures"] = pybind11::tuple();
   return info;
 }
 

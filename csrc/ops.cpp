@@ -21,6 +21,8 @@ void parallel_for(int64_t count, const std::function<void(int64_t, int64_t)>& bo
   if (count > 0) torch::stable::parallel_for(0, count, 1, body);
 }
 
+int64_t thread_count() { return torch::stable::get_num_threads(); }
+
 namespace {
 
 using torch::headeronly::MemoryFormat;

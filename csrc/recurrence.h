@@ -92,10 +92,11 @@ GATEDRNN_INLINE T gate_norm_derivative(GateNorm kind, T g) {
   return one;
 }
 
-// max that propagates NaN, as torch.maximum: does h replace the running maximum m?
-template <class T>
-GATEDRNN_INLINE auto beats(T h, T m) {
-  return (h > m) | (h != h);
+// max that propagates NaN, as torch.maximum.
+template <class M, class T>
+GATEDRNN_INLINE T maximum(T h, T m) {
+  const T larger = M::select(m < h, h, m);  // m where either is NaN
+  return M::select(h != h, h, larger);
 }
 
 }  // namespace gatedrnn

@@ -53,6 +53,7 @@ struct BackwardArgs : ScanArgs {
 
 // Runs body(begin, end) over pieces of [0, count) on the framework's thread pool.
 void parallel_for(int64_t count, const std::function<void(int64_t, int64_t)>& body);
+int64_t thread_count();
 
 // CPU kernels, one pair for each instruction set compiled; `cpu_kernels` picks once.
 struct CpuKernels {

@@ -20,7 +20,7 @@ template <class A>
 struct BackwardTiles {
   A *x, *gate, *derivative, *xi, *h, *u, *e, *dx, *dg;
   uint8_t* mask;
-  A *state, *before, *e_state, *carries, *dweight, *dbias, *no_bias;
+  A *state, *delta, *e_state, *carries, *dweight, *dbias, *no_bias;
 };
 
 template <class A>
@@ -53,7 +53,8 @@ void backward_block(const BackwardArgs& a, const A* transposed, const BackwardMa
   const auto steps = steps_for<A, B>(a.block);
   const int64_t tile_pixel = row * most, gate_pixel = a.g ? tile_pixel : 0;
   const Chunks chunks(lines.length, tile_pixel * 8 * sizeof(A));
-  const int64_t tile = chunks.size * tile_pixel, gate_tile = std::max(chunks.size * gate_pixel, row);
+  const int64_t tile = chunks.capacity() * tile_pixel,
+                gate_tile = std::max(chunks.capacity() * gate_pixel, row);
   const int64_t slot_size = a.c * a.block + a.c;
 
   Arena arena;
@@ -65,11 +66,11 @@ void backward_block(const BackwardArgs& a, const A* transposed, const BackwardMa
   s.mask = a.mask ? arena.take<uint8_t>(tile) : nullptr;
   s.h = arena.take<A>(tile);
   s.u = arena.take<A>(tile);
-  s.e = arena.take<A>(tile);
+  s.e = arena.take<A>(kChunkPixels * tile_pixel);
   s.dx = arena.take<A>(tile);
   s.dg = a.dg ? arena.take<A>(gate_tile) : nullptr;
   s.state = arena.take<A>(2 * tile_pixel);
-  s.before = arena.take<A>(tile_pixel);
+  s.delta = arena.take<A>(tile_pixel);
   s.e_state = arena.take<A>(tile_pixel);
   s.carries = arena.take<A>(chunks.count * tile_pixel);
   const bool sums = a.dweight || a.dbias;
@@ -90,7 +91,6 @@ void backward_block(const BackwardArgs& a, const A* transposed, const BackwardMa
       f.channels = block.shape.c;
       f.block = a.block;
       f.nonlinearity = a.nonlinearity;
-      f.x = s.x;
       f.w = static_cast<const A*>(a.weight) + at_channel * a.block;
       f.bias = a.bias ? static_cast<const A*>(a.bias) + at_channel : s.no_bias;
       f.state = s.state;
@@ -98,29 +98,34 @@ void backward_block(const BackwardArgs& a, const A* transposed, const BackwardMa
       BackwardChunk<A> r{};
       static_cast<Chunk<A>&>(r) = f;
       r.w_transposed = transposed + at_channel * a.block;
-      r.xi = s.xi;
-      r.mask = s.mask;
       r.bit = static_cast<uint8_t>(1 << d);
       r.scale = a.merge == Merge::kMean ? A(1) / A(a.directions) : A(1);
-      r.h = s.h;
-      r.u = s.u;
-      r.norm_derivative = s.derivative;
       r.e = s.e;
+      r.delta = s.delta;
       r.state = s.e_state;
-      r.dx = s.dx;
-      r.dg = s.dg;
 
-      // h before each chunk, from a first sweep, so that chunks can be taken last to first.
+      const bool enter = !chunks.resident || i == 0;
+      const bool leave = !chunks.resident || i == directions.count - 1;
+      // Reads x and g of chunk k and recomputes h, from the state before it; keep: for the adjoint;
+      // onward: which way the next chunk lies.
+      const auto recompute = [&](int64_t k, bool keep, bool onward) {
+        const int64_t t0 = chunks.begin(k), place = chunks.place(k) * pixel;
+        const int64_t gate_place = chunks.place(k) * block.gate_pixel();
+        f.length = block.shape.t = chunks.pixels(k);
+        f.x = s.x + place;
+        f.g = block.gate_tile(s.gate + gate_place);
+        f.h = keep ? s.h + place : nullptr;
+        f.u = keep ? s.u + place : nullptr;
+        if (enter) block.read(at<S>(a.x, a.x_strides, n, 0), a.x_strides, t0, onward, s.x + place);
+        if (a.g && (enter || gates_differ))
+          block.read_gate(d, t0, onward, s.gate + gate_place, s.derivative ? s.derivative + gate_place : nullptr);
+        steps.forward(f);
+      };
       std::fill(s.state, s.state + pixel, A{});
       for (int64_t j = 0; j < chunks.count; ++j) {
         std::copy(s.state, s.state + pixel, s.carries + j * pixel);
-        if (j == chunks.count - 1) break;
-        const int64_t k = f.reverse ? chunks.count - 1 - j : j;
-        f.length = block.shape.t = chunks.pixels(k);
-        block.read(at<S>(a.x, a.x_strides, n, 0), a.x_strides, chunks.begin(k), s.x);
-        if (a.g) block.read_gate(d, chunks.begin(k), s.gate, nullptr);
-        f.g = block.gate_tile(s.gate);
-        steps.forward(f);
+        if (chunks.resident || j < chunks.count - 1)
+          recompute(f.reverse ? chunks.count - 1 - j : j, chunks.resident, f.reverse);
       }
 
       std::fill(s.e_state, s.e_state + pixel, A{});
@@ -128,53 +133,60 @@ void backward_block(const BackwardArgs& a, const A* transposed, const BackwardMa
         std::fill(s.dweight, s.dweight + block.shape.c * a.block * kLanes<A>, A{});
         std::fill(s.dbias, s.dbias + block.shape.c * kLanes<A>, A{});
       }
-      f.h = s.h;
-      f.u = s.u;
+      // One map of gates sums over directions, one channel of them over the channels' tiles too.
+      const bool dg_before = (!gates_differ && (maps.merged || i > 0)) ||
+                             (!a.gate_channels && block.c0 > 0);
+      const LineStrides dg_strides = line_strides(a.dg_strides, along_width);
+      A* const dg_map = a.dg ? at<A>(maps.dg, a.dg_strides, n, gates_differ ? d : 0) : nullptr;
       for (int64_t j = chunks.count - 1; j >= 0; --j) {
         const int64_t k = f.reverse ? chunks.count - 1 - j : j;
-        const int64_t t0 = chunks.begin(k);
-        f.length = r.length = block.shape.t = chunks.pixels(k);
-        const int64_t used = f.length * pixel, gate_used = f.length * block.gate_pixel();
-        const bool enter = chunks.count > 1 || i == 0;
-        const bool leave = chunks.count > 1 || i == directions.count - 1;
-
-        if (enter) block.read(at<S>(a.x, a.x_strides, n, 0), a.x_strides, t0, s.x);
-        if (a.g && (enter || gates_differ)) block.read_gate(d, t0, s.gate, s.derivative);
-        f.g = r.g = block.gate_tile(s.gate);
-        if (enter || separate)
-          block.read(at<S>(a.grad, a.grad_strides, n, separate ? d : 0), a.grad_strides, t0, s.xi);
-        if (enter && s.mask) {
-          block.read(at<uint8_t>(a.mask, a.y_strides, n, 0), a.y_strides, t0, s.mask);
-          share_ties(s.xi, s.mask, used);
+        const int64_t t0 = chunks.begin(k), place = chunks.place(k) * pixel;
+        const int64_t gate_place = chunks.place(k) * block.gate_pixel();
+        const A* const before = s.carries + j * pixel;
+        if (!chunks.resident) {
+          std::copy(before, before + pixel, s.state);
+          recompute(k, true, !f.reverse);
         }
+        r.length = block.shape.t = chunks.pixels(k);
+        r.g = block.gate_tile(s.gate + gate_place);
+        A* const xi = s.xi + place;
+        uint8_t* const winners = s.mask ? s.mask + place : nullptr;
+        if (enter || separate)
+          block.read(at<S>(a.grad, a.grad_strides, n, separate ? d : 0), a.grad_strides, t0, !f.reverse, xi);
+        if (enter && winners) {
+          block.read(at<uint8_t>(a.mask, a.y_strides, n, 0), a.y_strides, t0, !f.reverse, winners);
+          share_ties(xi, winners, r.length * pixel);
+        }
+        r.xi = xi;
+        r.mask = winners;
+        r.h = s.h + place;
+        r.u = s.u + place;
+        r.norm_derivative = s.derivative ? s.derivative + gate_place : nullptr;
+        r.dx = s.dx + place;
+        r.dg = s.dg ? s.dg + gate_place : nullptr;
         if (enter) {
           if (maps.merged || i > 0)
-            block.read(at<A>(maps.dx, a.dx_strides, n, 0), a.dx_strides, t0, s.dx);
+            block.read(at<A>(maps.dx, a.dx_strides, n, 0), a.dx_strides, t0, !f.reverse, r.dx);
           else
-            std::fill(s.dx, s.dx + used, A{});
+            std::fill(r.dx, r.dx + r.length * pixel, A{});
         }
-        // One map of gates sums over directions, one channel of them over the channels' tiles too.
-        const LineStrides dg_strides = line_strides(a.dg_strides, along_width);
-        A* const dg_map = a.dg ? at<A>(maps.dg, a.dg_strides, n, d) : nullptr;
-        if (a.dg && (enter || gates_differ)) {
-          const bool before = (!gates_differ && (maps.merged || i > 0)) ||
-                              (!a.gate_channels && block.c0 > 0);
-          if (before)
-            pack(block.corner(dg_map, dg_strides, t0), dg_strides, block.gate_shape(), s.dg);
+        if (r.dg && (enter || gates_differ)) {
+          if (dg_before)
+            pack(block.corner(dg_map, dg_strides, t0), dg_strides, block.gate_shape(), r.dg,
+                 block.ahead(dg_strides, t0, !f.reverse));
           else
-            std::fill(s.dg, s.dg + gate_used, A{});
+            std::fill(r.dg, r.dg + r.length * block.gate_pixel(), A{});
         }
 
-        std::copy(s.carries + j * pixel, s.carries + (j + 1) * pixel, s.state);
-        steps.forward(f);
         steps.backward(r);
         if (sums)
-          weight_gradient<A, B>({f.length, f.reverse, f.channels, f.block, s.e, s.h,
-                                 s.carries + j * pixel, s.dweight, s.dbias});
+          weight_gradient<A, B>({r.length, r.reverse, r.channels, r.block, s.e, r.h, before,
+                                 s.dweight, s.dbias});
 
-        if (leave) block.write(s.dx, at<A>(maps.dx, a.dx_strides, n, 0), a.dx_strides, t0);
-        if (a.dg && (leave || gates_differ))
-          unpack(s.dg, block.corner(dg_map, dg_strides, t0), dg_strides, block.gate_shape());
+        if (leave) block.write(r.dx, at<A>(maps.dx, a.dx_strides, n, 0), a.dx_strides, t0, !f.reverse);
+        if (r.dg && (leave || gates_differ))
+          unpack(r.dg, block.corner(dg_map, dg_strides, t0), dg_strides, block.gate_shape(),
+                 block.ahead(dg_strides, t0, !f.reverse));
       }
 
       if (sums) {

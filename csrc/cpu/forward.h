@@ -25,10 +25,10 @@ void forward_block(const ScanArgs& a, const ForwardMaps<A>& maps, bool along_wid
   const Chunks chunks(length, row * most * 3 * sizeof(A));
 
   Arena arena;
-  A* x = arena.take<A>(chunks.size * most * row);
-  A* m = arena.take<A>(chunks.size * most * row);
-  A* gate = arena.take<A>(std::max(chunks.size * (a.g ? most : 0), int64_t{1}) * row);
-  uint8_t* mask = maps.mask ? arena.take<uint8_t>(chunks.size * most * row) : nullptr;
+  A* x = arena.take<A>(chunks.capacity() * most * row);
+  A* m = arena.take<A>(chunks.capacity() * most * row);
+  A* gate = arena.take<A>(std::max(chunks.capacity() * (a.g ? most : 0), int64_t{1}) * row);
+  uint8_t* mask = maps.mask ? arena.take<uint8_t>(chunks.capacity() * most * row) : nullptr;
   A* state = arena.take<A>(2 * most * row);
   A* no_bias = arena.take<A>(most);
   std::fill(no_bias, no_bias + most, A{});
@@ -44,36 +44,44 @@ void forward_block(const ScanArgs& a, const ForwardMaps<A>& maps, bool along_wid
       f.channels = block.shape.c;
       f.block = a.block;
       f.nonlinearity = a.nonlinearity;
-      f.x = x;
       f.w = static_cast<const A*>(a.weight) + at_channel * a.block;
       f.bias = a.bias ? static_cast<const A*>(a.bias) + at_channel : no_bias;
       f.state = state;
       f.merge = a.merge;
       f.first = !maps.merged && i == 0;
       f.scale = a.merge == Merge::kMean ? A(1) / A(a.directions) : A(1);
-      f.m = m;
-      f.mask = mask;
       f.bit = static_cast<uint8_t>(1 << d);
       std::fill(state, state + block.pixel(), A{});
+      // The first map of a maximum, or one that is not merged, is scanned straight into its place.
+      const bool direct = separate || (f.first && a.merge == Merge::kMax);
+      const bool enter = !chunks.resident || i == 0;
+      const bool leave = !chunks.resident || i == directions.count - 1 || separate;
 
       for (int64_t j = 0; j < chunks.count; ++j) {
         const int64_t k = f.reverse ? chunks.count - 1 - j : j;
-        const int64_t t0 = chunks.begin(k);
+        const int64_t t0 = chunks.begin(k), place = chunks.place(k) * block.pixel();
+        A* const gate_chunk = gate + chunks.place(k) * block.gate_pixel();
+        A* const merged = m + place;
+        uint8_t* const winners = mask ? mask + place : nullptr;
         f.length = block.shape.t = chunks.pixels(k);
-        // A line of one chunk stays in its tiles for both directions of the axis.
-        const bool enter = chunks.count > 1 || i == 0;
-        const bool leave = chunks.count > 1 || i == directions.count - 1;
-        if (enter) block.read(at<S>(a.x, a.x_strides, n, 0), a.x_strides, t0, x);
-        if (a.g && (enter || gates_differ)) block.read_gate(d, t0, gate, nullptr);
-        f.g = block.gate_tile(gate);
+        f.x = x + place;
+        f.g = block.gate_tile(gate_chunk);
+        f.h = direct ? merged : nullptr;
+        f.m = direct ? nullptr : merged;
+        f.mask = winners;
+        if (enter) block.read(at<S>(a.x, a.x_strides, n, 0), a.x_strides, t0, f.reverse, x + place);
+        if (a.g && (enter || gates_differ)) block.read_gate(d, t0, f.reverse, gate_chunk, nullptr);
         if (enter && !f.first && !separate) {
-          block.read(at<A>(maps.y, a.y_strides, n, 0), a.y_strides, t0, m);
-          if (mask) block.read(at<uint8_t>(maps.mask, a.y_strides, n, 0), a.y_strides, t0, mask);
+          block.read(at<A>(maps.y, a.y_strides, n, 0), a.y_strides, t0, f.reverse, merged);
+          if (mask)
+            block.read(at<uint8_t>(maps.mask, a.y_strides, n, 0), a.y_strides, t0, f.reverse, winners);
         }
         forward(f);
-        if (leave || separate) {
-          block.write(m, at<A>(maps.y, a.y_strides, n, separate ? d : 0), a.y_strides, t0);
-          if (mask) block.write(mask, at<uint8_t>(maps.mask, a.y_strides, n, 0), a.y_strides, t0);
+        if (direct && mask) std::fill(winners, winners + f.length * block.pixel(), f.bit);
+        if (leave) {
+          block.write(merged, at<A>(maps.y, a.y_strides, n, separate ? d : 0), a.y_strides, t0, f.reverse);
+          if (mask)
+            block.write(winners, at<uint8_t>(maps.mask, a.y_strides, n, 0), a.y_strides, t0, f.reverse);
         }
       }
     }

@@ -7,11 +7,14 @@
 
 namespace gatedrnn::GATEDRNN_ISA {
 
-// A tile's rows should stay in the L2 cache from packing to the last scan of it: that bounds the
-// pixels of a chunk, and with it the scratch memory whatever the image's size.
-constexpr int64_t kChunkBytes = 768 << 10;
-// Images taken through one axis before the other: the maps should still be in the L3 cache.
-constexpr int64_t kBatchBytes = 16 << 20;
+// Pixels that are packed, scanned and unpacked together: their tiles stay in the L1 cache.
+constexpr int64_t kChunkPixels = 16;
+// A block of lines keeps its tiles from its first direction to its last where they fit in here;
+// longer lines are packed anew for each direction, so that scratch memory has a bound.
+constexpr int64_t kResidentBytes = 2 << 20;
+// Images taken through one axis before the other: enough to feed the threads, few enough that a
+// thread finds its maps in its cache.
+constexpr int64_t kBatchBytes = 1 << 20;
 // Channels that go through a tile together, where the weight's blocks are smaller.
 constexpr int64_t kTileChannels = 16;
 
@@ -19,23 +22,25 @@ inline int64_t channels_per_tile(const ScanArgs& a) {
   return std::min(a.c, std::max(kTileChannels / a.block, int64_t{1}) * a.block);
 }
 
-// The cut depends on sizes alone, never on threads: sums have one order.
+// The batches do not change any sum's order: every direction adds its images one after the other.
 inline int64_t images_per_batch(const ScanArgs& a, int64_t maps) {
   const int64_t image = std::max(maps * a.c * a.h * a.w * 4, int64_t{1});
-  return std::clamp(kBatchBytes / image, int64_t{1}, std::max(a.n, int64_t{1}));
+  return std::clamp(std::max(kBatchBytes / image, thread_count()), int64_t{1},
+                    std::max(a.n, int64_t{1}));
 }
 
-// Cuts a line of `length` pixels into equal chunks of at most kChunkBytes.
+// A line cut into chunks, and where the chunks' tiles lie.
 struct Chunks {
-  int64_t count, size, length;
-  Chunks(int64_t length, int64_t bytes_per_pixel) : length(length) {
-    const int64_t most = std::max(kChunkBytes / bytes_per_pixel / 8 * 8, int64_t{8});
-    count = ceil_div(length, most);
-    size = ceil_div(ceil_div(length, count), 8) * 8;
-    count = ceil_div(length, size);
-  }
-  int64_t begin(int64_t k) const { return k * size; }
-  int64_t pixels(int64_t k) const { return std::min(size, length - k * size); }
+  int64_t count, length;
+  bool resident;  // every chunk has a place of its own
+  Chunks(int64_t length, int64_t bytes_per_pixel)
+      : count(ceil_div(length, kChunkPixels)),
+        length(length),
+        resident(length * bytes_per_pixel <= kResidentBytes) {}
+  int64_t begin(int64_t k) const { return k * kChunkPixels; }
+  int64_t pixels(int64_t k) const { return std::min(kChunkPixels, length - begin(k)); }
+  int64_t place(int64_t k) const { return resident ? begin(k) : 0; }  // in pixels of a tile
+  int64_t capacity() const { return resident ? length : kChunkPixels; }
 };
 
 // The directions of one axis, by their place in the caller's list.
@@ -82,15 +87,20 @@ struct LineBlock {
   T* corner(T* map, const LineStrides& s, int64_t t0) const {
     return map + t0 * s.t + c0 * s.c + line * s.l;
   }
+  // Elements to the chunk that comes after the one at t0 in the direction of the scan.
+  int64_t ahead(const LineStrides& s, int64_t t0, bool reverse) const {
+    const int64_t next = reverse ? t0 - kChunkPixels : t0 + kChunkPixels;
+    return next < 0 || next >= lines_of(a.h, a.w, along_width).length ? 0 : (next - t0) * s.t;
+  }
   template <class T, class U>
-  void read(const T* map, const Strides& strides, int64_t t0, U* tile) const {
+  void read(const T* map, const Strides& strides, int64_t t0, bool reverse, U* tile) const {
     const LineStrides s = line_strides(strides, along_width);
-    pack(corner(map, s, t0), s, shape, tile);
+    pack(corner(map, s, t0), s, shape, tile, ahead(s, t0, reverse));
   }
   template <class T>
-  void write(const T* tile, T* map, const Strides& strides, int64_t t0) const {
+  void write(const T* tile, T* map, const Strides& strides, int64_t t0, bool reverse) const {
     const LineStrides s = line_strides(strides, along_width);
-    unpack(tile, corner(map, s, t0), s, shape);
+    unpack(tile, corner(map, s, t0), s, shape, ahead(s, t0, reverse));
   }
 
   // Gates: one row of ones without g; else [t][c|1][lane].
@@ -108,10 +118,11 @@ struct LineBlock {
     std::fill(gate, gate + shape.l, A{1});  // idle lanes stay 0, or their state could overflow
   }
   // Reads g of direction d and applies its norm; derivative, if not null, gets the norm's.
-  void read_gate(int64_t d, int64_t t0, A* gate, A* derivative) const {
+  void read_gate(int64_t d, int64_t t0, bool reverse, A* gate, A* derivative) const {
     const TileShape s = gate_shape();
     const LineStrides strides = line_strides(a.g_strides, along_width);
-    pack(corner(at<S>(a.g, a.g_strides, n, d), strides, t0), strides, s, gate);
+    pack(corner(at<S>(a.g, a.g_strides, n, d), strides, t0), strides, s, gate,
+         ahead(strides, t0, reverse));
     if (a.gate_norm == GateNorm::kNone) return;
     const int64_t size = s.t * s.c * row();
     for (int64_t i = 0; i < size; i += kLanes<A>) {
@@ -132,18 +143,12 @@ struct Steps {
 };
 template <class A, int B>
 Steps<A, B> steps_for(int64_t block) {
-  switch (block) {
-    case 1:
-      return {forward_chunk<A, B, 1>, backward_chunk<A, B, 1>};
-    case 4:
-      return {forward_chunk<A, B, 4>, backward_chunk<A, B, 4>};
-    case 8:
-      return {forward_chunk<A, B, 8>, backward_chunk<A, B, 8>};
-    case 16:
-      return {forward_chunk<A, B, 16>, backward_chunk<A, B, 16>};
-    default:
-      return {forward_chunk<A, B, 0>, backward_chunk<A, B, 0>};
+  if (block == 1) return {forward_chunk<A, B, 1>, backward_chunk<A, B, 1>};
+  if constexpr (sizeof(A) == 4 && GATEDRNN_VECTOR_BYTES > 16) {
+    if (block == 8) return {forward_chunk<A, B, 8>, backward_chunk<A, B, 8>};
+    if (block == 16) return {forward_chunk<A, B, 16>, backward_chunk<A, B, 16>};
   }
+  return {forward_chunk<A, B, 0>, backward_chunk<A, B, 0>};
 }
 
 // Runs body(image, first line) for every block of lines of one axis of a batch of images.

@@ -36,16 +36,16 @@ struct ForwardChunk : Chunk<A> {
   const A* w;     // [c][block]
   const A* bias;  // [c]
   A* state;       // [2][c][lane]: state[0] holds h before the chunk and afterwards h behind it
+  A* h;           // [t][c][lane], kept for the backward pass or the merge itself; or null
+  A* u;           // [t][c][lane], w h + b, kept for the backward pass; or null
 
-  // Either merge into m (and mask), or, in the backward pass, keep h and u = w h + b.
+  // Merged row by row, where h is null; nothing is kept where m is null too.
   Merge merge;
   bool first;  // the first direction to reach m
   A scale;
   A* m;
   uint8_t* mask;
   uint8_t bit;
-  A* h;
-  A* u;
 };
 
 // acc[r][b] += sum_k w[r][k] v[k][b]: the register block of the product.
@@ -81,39 +81,7 @@ GATEDRNN_INLINE void accumulate(const A* w, const A* v, int64_t block, Wide<A> (
   }
 }
 
-template <class A, int B>
-GATEDRNN_INLINE void merge_into(const ForwardChunk<A>& f, int64_t offset, Wide<A> h) {
-  A* m = f.m + offset;
-  switch (f.merge) {
-    case Merge::kMax: {
-      typedef Vector<uint8_t, kLanes<A>> Bytes;
-      if (f.first) {
-        store(m, h);
-        if (f.mask) store(f.mask + offset, splat<Bytes>(f.bit));
-        return;
-      }
-      const Wide<A> old = load<Wide<A>>(m);
-      const Mask<Wide<A>> wins = beats(h, old);
-      store(m, select(wins, h, old));
-      if (f.mask) {
-        const auto held = __builtin_convertvector(load<Bytes>(f.mask + offset), Mask<Wide<A>>);
-        const Mask<Wide<A>> bit = Mask<Wide<A>>{} + f.bit;
-        const Mask<Wide<A>> next = wins ? bit : (held | ((h == old) & bit));
-        store(f.mask + offset, __builtin_convertvector(next, Bytes));
-      }
-      return;
-    }
-    case Merge::kNone:
-      store(m, h);
-      return;
-    case Merge::kMean:
-    case Merge::kSum:
-      store(m, f.first ? h * f.scale : load<Wide<A>>(m) + h * f.scale);
-      return;
-  }
-}
-
-// One pixel, R channels from c on (all of one block), of Eq. (3).
+// One pixel, R channels from c on (all of one block), of Eq. (3): h_{i-1} `before`, h_i `after`.
 template <int R, int B, int K, class A>
 GATEDRNN_INLINE void forward_rows(const ForwardChunk<A>& f, int64_t t, int64_t c, const A* before,
                                   A* after) {
@@ -128,23 +96,44 @@ GATEDRNN_INLINE void forward_rows(const ForwardChunk<A>& f, int64_t t, int64_t c
   }
   accumulate<R, B, K>(f.w + c * block, before + c / block * block * row, block, u);
 
-  const int64_t offset = (t * f.channels + c) * row;
+  const A* x = f.x + (t * f.channels + c) * row;
+  const A* g = f.g.data + t * f.g.t + c * f.g.c;
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
     for (int b = 0; b < B; ++b) {
-      const int64_t at = offset + r * row + b * lanes;
-      const Wide<A> g = load<Wide<A>>(f.g.data + t * f.g.t + (c + r) * f.g.c + b * lanes);
-      Wide<A> h = preactivation(load<Wide<A>>(f.x + at), g, u[r][b]);
-      if (f.nonlinearity != Nonlinearity::kIdentity) h = activation<VectorMath<Wide<A>>>(f.nonlinearity, h);
-      store(after + (c + r) * row + b * lanes, h);
-      if (f.h) {
-        store(f.h + at, h);
-        store(f.u + at, u[r][b]);
-      } else if (f.m) {
-        merge_into<A, B>(f, at, h);
-      }
+      const int64_t at = r * row + b * lanes;
+      Wide<A> h = preactivation(load<Wide<A>>(x + at), load<Wide<A>>(g + r * f.g.c + b * lanes),
+                                u[r][b]);
+      if (f.nonlinearity != Nonlinearity::kIdentity)
+        h = activation<VectorMath<Wide<A>>>(f.nonlinearity, h);
+      store(after + c * row + at, h);
+      if (f.u) store(f.u + (t * f.channels + c) * row + at, u[r][b]);
     }
+  }
+}
+
+// Merges the row h of one pixel into m; mask gets the bits of the winning directions.
+template <class A>
+GATEDRNN_INLINE void merge_row(const ForwardChunk<A>& f, int64_t t, const A* h, int64_t size) {
+  constexpr int lanes = kLanes<A>;
+  typedef VectorMath<Wide<A>> M;
+  A* m = f.m + t * size;
+  if (f.merge == Merge::kMax && f.mask) {
+    uint8_t* mask = f.mask + t * size;
+    for (int64_t i = 0; i < size; i += lanes) {
+      const Wide<A> value = load<Wide<A>>(h + i), old = load<Wide<A>>(m + i);
+      record_winner(mask + i, value, old, f.bit);
+      store(m + i, maximum<M>(value, old));
+    }
+  } else if (f.merge == Merge::kMax) {
+    for (int64_t i = 0; i < size; i += lanes)
+      store(m + i, maximum<M>(load<Wide<A>>(h + i), load<Wide<A>>(m + i)));
+  } else if (f.first) {
+    for (int64_t i = 0; i < size; i += lanes) store(m + i, load<Wide<A>>(h + i) * f.scale);
+  } else {
+    for (int64_t i = 0; i < size; i += lanes)
+      store(m + i, load<Wide<A>>(m + i) + load<Wide<A>>(h + i) * f.scale);
   }
 }
 
@@ -166,17 +155,19 @@ GATEDRNN_INLINE void for_each_rows(int64_t channels, int64_t block, const Rows& 
 }
 
 template <class A, int B, int K>
-void forward_chunk(const ForwardChunk<A>& f) {
+void forward_chunk(const ForwardChunk<A>& chunk) {
+  const ForwardChunk<A> f = chunk;  // a copy that no store can alias
   const int64_t size = f.channels * B * kLanes<A>;
-  A* before = f.state;
-  A* after = f.state + size;
+  const A* before = f.state;
   for (int64_t i = 0; i < f.length; ++i) {
     const int64_t t = f.reverse ? f.length - 1 - i : i;
+    A* const after = f.h ? f.h + t * size : before == f.state ? f.state + size : f.state;
     for_each_rows<kRows<A, B>, K>(
         f.channels, f.block, [&]<int R>(int64_t c) __attribute__((always_inline)) {
           forward_rows<R, B, K>(f, t, c, before, after);
         });
-    std::swap(before, after);
+    if (f.m) merge_row(f, t, after, size);
+    before = after;
   }
   if (before != f.state) std::copy(before, before + size, f.state);
 }
@@ -192,61 +183,79 @@ struct BackwardChunk : Chunk<A> {
   const A* u;
   const A* norm_derivative;  // of the gate, laid out as g, or null
   A* e;                      // [t][c][lane], written: e_i = g_i * delta_i
+  A* delta;                  // [c][lane], scratch
   A* state;                  // [c][lane]: e of the pixel behind the chunk; afterwards of its first
   A* dx;                     // [t][c][lane], added to
   A* dg;                     // as g, added to; or null
 };
 
-// One pixel, R channels, of the adjoint of Eq. (3): delta = theta' (xi + w^T e_{i+1}).
+// One pixel, R channels, of the adjoint of Eq. (3): delta = theta' (xi + w^T e_{i+1}), e = g delta.
 template <int R, int B, int K, class A>
 GATEDRNN_INLINE void backward_rows(const BackwardChunk<A>& f, int64_t t, int64_t c, const A* next) {
   constexpr int lanes = kLanes<A>, row = B * lanes;
-  typedef Mask<Wide<A>> I;
   const int64_t block = K ? K : f.block;
   Wide<A> v[R][B] = {};
   accumulate<R, B, K>(f.w_transposed + c * block, next + c / block * block * row, block, v);
 
   const int64_t offset = (t * f.channels + c) * row;
-  Wide<A> dg_sum[B] = {};
+  const A* g = f.g.data + t * f.g.t + c * f.g.c;
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
     for (int b = 0; b < B; ++b) {
       const int64_t at = offset + r * row + b * lanes;
-      const int64_t gate_at = t * f.g.t + (c + r) * f.g.c + b * lanes;
-      Wide<A> xi = load<Wide<A>>(f.xi + at) * f.scale;
-      if (f.mask) {
-        typedef Vector<uint8_t, kLanes<A>> Bytes;
-        const I winners = __builtin_convertvector(load<Bytes>(f.mask + at), I);
-        xi = select((winners & f.bit) != 0, xi, Wide<A>{});
-      }
-      Wide<A> delta = xi + v[r][b];
+      Wide<A> xi = load<Wide<A>>(f.xi + at);
+      if (f.mask) xi = where_bit(f.mask + at, f.bit, xi);
+      Wide<A> delta = xi * f.scale + v[r][b];
       if (f.nonlinearity != Nonlinearity::kIdentity)
-        delta = activation_backward<VectorMath<Wide<A>>>(f.nonlinearity, load<Wide<A>>(f.h + at), delta);
-      store(f.e + at, load<Wide<A>>(f.g.data + gate_at) * delta);
-      store(f.dx + at, load<Wide<A>>(f.dx + at) + delta);
-      if (f.dg) {
-        Wide<A> dg = delta * load<Wide<A>>(f.u + at);
-        if (f.norm_derivative) dg *= load<Wide<A>>(f.norm_derivative + gate_at);
-        if (f.g.c != 0)
-          store(f.dg + gate_at, load<Wide<A>>(f.dg + gate_at) + dg);
-        else
-          dg_sum[b] += dg;
-      }
-    }
-  }
-  if (f.dg && f.g.c == 0) {
-#pragma GCC unroll 8
-    for (int b = 0; b < B; ++b) {
-      A* dg = f.dg + t * f.g.t + b * lanes;
-      store(dg, load<Wide<A>>(dg) + dg_sum[b]);
+        delta = activation_backward<VectorMath<Wide<A>>>(f.nonlinearity, load<Wide<A>>(f.h + at),
+                                                         delta);
+      store(f.delta + c * row + r * row + b * lanes, delta);
+      store(f.e + at, load<Wide<A>>(g + r * f.g.c + b * lanes) * delta);
     }
   }
 }
 
+// What the recurrence does not wait for: dx and dg of one pixel from its row of delta.
+template <class A>
+GATEDRNN_INLINE void gradient_row(const BackwardChunk<A>& f, int64_t t, int64_t size, int64_t row) {
+  constexpr int lanes = kLanes<A>;
+  A* dx = f.dx + t * size;
+  const A* u = f.u + t * size;
+  if (!f.dg) {
+    for (int64_t i = 0; i < size; i += lanes)
+      store(dx + i, load<Wide<A>>(dx + i) + load<Wide<A>>(f.delta + i));
+    return;
+  }
+  A* dg = f.dg + t * f.g.t;
+  const A* derivative = f.norm_derivative ? f.norm_derivative + t * f.g.t : nullptr;
+  if (f.g.c == 0) {  // one gate for all channels: their shares add up
+    for (int64_t lane = 0; lane < row; lane += lanes) {
+      Wide<A> sum{};
+      for (int64_t i = lane; i < size; i += row) {
+        const Wide<A> delta = load<Wide<A>>(f.delta + i);
+        store(dx + i, load<Wide<A>>(dx + i) + delta);
+        sum += delta * load<Wide<A>>(u + i);
+      }
+      if (derivative) sum *= load<Wide<A>>(derivative + lane);
+      store(dg + lane, load<Wide<A>>(dg + lane) + sum);
+    }
+    return;
+  }
+  for (int64_t i = 0; i < size; i += lanes) {
+    const Wide<A> delta = load<Wide<A>>(f.delta + i);
+    store(dx + i, load<Wide<A>>(dx + i) + delta);
+    Wide<A> share = delta * load<Wide<A>>(u + i);
+    if (derivative) share *= load<Wide<A>>(derivative + i);
+    store(dg + i, load<Wide<A>>(dg + i) + share);
+  }
+}
+
 template <class A, int B, int K>
-void backward_chunk(const BackwardChunk<A>& f) {
-  const int64_t size = f.channels * B * kLanes<A>;
+void backward_chunk(const BackwardChunk<A>& chunk) {
+  const BackwardChunk<A> f = chunk;  // a copy that no store can alias
+  constexpr int row = B * kLanes<A>;
+  const int64_t size = f.channels * row;
   const A* next = f.state;
   for (int64_t i = f.length - 1; i >= 0; --i) {
     const int64_t t = f.reverse ? f.length - 1 - i : i;
@@ -254,6 +263,7 @@ void backward_chunk(const BackwardChunk<A>& f) {
         f.channels, f.block, [&]<int R>(int64_t c) __attribute__((always_inline)) {
           backward_rows<R, B, K>(f, t, c, next);
         });
+    gradient_row(f, t, size, row);
     next = f.e + t * size;
   }
   std::copy(next, next + size, f.state);

@@ -38,8 +38,28 @@ inline bool choose_walk(const LineStrides& s, const TileShape& shape, Walk& walk
   return false;
 }
 
+// A square block, transposed from memory to the tile or back; rows and columns are the steps.
 template <class A, class S>
-void pack(const S* source, const LineStrides& s, const TileShape& shape, A* tile) {
+GATEDRNN_INLINE void move_block(const S* from, int64_t rows, A* to, int64_t columns) {
+  constexpr int side = kTile<A>;
+  Vector<A, side> block[side];
+#pragma GCC unroll 8
+  for (int j = 0; j < side; ++j) block[j] = load_as<A, side>(from + j * rows);
+  transpose(block);
+#pragma GCC unroll 8
+  for (int j = 0; j < side; ++j) store(to + j * columns, block[j]);
+}
+
+// Asks for the line that the next chunk will want: a chunk touches one or two cache lines in each of
+// many rows, which no hardware prefetcher follows.
+template <bool Write, class T>
+GATEDRNN_INLINE void prefetch(T* p, int64_t ahead) {
+  __builtin_prefetch(reinterpret_cast<const char*>(p) + ahead * int64_t{sizeof(T)}, Write, 2);
+}
+
+// `ahead`: elements from this chunk to the next one to be packed.
+template <class A, class S>
+void pack(const S* source, const LineStrides& s, const TileShape& shape, A* tile, int64_t ahead) {
   const int64_t lanes = shape.lanes, step = shape.c * lanes;
   if (shape.l < lanes) std::fill(tile, tile + shape.t * step, A{});
 
@@ -50,7 +70,10 @@ void pack(const S* source, const LineStrides& s, const TileShape& shape, A* tile
         const S* from = source + c * s.c + t * s.t;
         A* to = tile + t * step + c * lanes;
         int64_t l = 0;
-        for (; l + width <= shape.l; l += width) store(to + l, load_as<A, width>(from + l));
+        for (; l + width <= shape.l; l += width) {
+          prefetch<false>(from + l, ahead);
+          store(to + l, load_as<A, width>(from + l));
+        }
         for (; l < shape.l; ++l) to[l] = value_of<A>(from[l]);
       }
     }
@@ -66,21 +89,28 @@ void pack(const S* source, const LineStrides& s, const TileShape& shape, A* tile
     return;
   }
   constexpr int side = kTile<A>;
-  typedef Vector<A, side> V;
   for (int64_t o = 0; o < walk.outer; ++o) {
     const S* from = source + o * walk.outer_memory;
     A* to = tile + o * walk.outer_tile;
     const int64_t whole = shape.l - shape.l % side;
     int64_t i = 0;
-    for (; i + side <= walk.along; i += side) {
+    // Two blocks side by side take a whole cache line of a row before it can be evicted: rows a
+    // power of two apart share few cache sets.
+    for (; i + 2 * side <= walk.along; i += 2 * side) {
       for (int64_t l = 0; l < whole; l += side) {
-        V rows[side];
-#pragma GCC unroll 8
-        for (int j = 0; j < side; ++j) rows[j] = load_as<A, side>(from + (l + j) * s.l + i);
-        transpose(rows);
-#pragma GCC unroll 8
-        for (int j = 0; j < side; ++j) store(to + (i + j) * walk.along_tile + l, rows[j]);
+        const S* corner = from + l * s.l + i;
+        A* target = to + i * walk.along_tile + l;
+        for (int j = 0; j < side; ++j) prefetch<false>(corner + j * s.l, ahead);
+        move_block<A>(corner, s.l, target, walk.along_tile);
+        move_block<A>(corner + side, s.l, target + side * walk.along_tile, walk.along_tile);
       }
+      for (int64_t l = whole; l < shape.l; ++l)
+        for (int j = 0; j < 2 * side; ++j)
+          to[(i + j) * walk.along_tile + l] = value_of<A>(from[l * s.l + i + j]);
+    }
+    for (; i + side <= walk.along; i += side) {
+      for (int64_t l = 0; l < whole; l += side)
+        move_block<A>(from + l * s.l + i, s.l, to + i * walk.along_tile + l, walk.along_tile);
       for (int64_t l = whole; l < shape.l; ++l)
         for (int j = 0; j < side; ++j)
           to[(i + j) * walk.along_tile + l] = value_of<A>(from[l * s.l + i + j]);
@@ -92,7 +122,8 @@ void pack(const S* source, const LineStrides& s, const TileShape& shape, A* tile
 }
 
 template <class A>
-void unpack(const A* tile, A* target, const LineStrides& s, const TileShape& shape) {
+void unpack(const A* tile, A* target, const LineStrides& s, const TileShape& shape,
+            int64_t ahead) {
   const int64_t lanes = shape.lanes, step = shape.c * lanes;
   if (s.l == 1) {
     constexpr int width = kCopy<A>;
@@ -101,7 +132,10 @@ void unpack(const A* tile, A* target, const LineStrides& s, const TileShape& sha
         const A* from = tile + t * step + c * lanes;
         A* to = target + c * s.c + t * s.t;
         int64_t l = 0;
-        for (; l + width <= shape.l; l += width) store(to + l, load<Vector<A, width>>(from + l));
+        for (; l + width <= shape.l; l += width) {
+          prefetch<true>(to + l, ahead);
+          store(to + l, load<Vector<A, width>>(from + l));
+        }
         for (; l < shape.l; ++l) to[l] = from[l];
       }
     }
@@ -117,21 +151,25 @@ void unpack(const A* tile, A* target, const LineStrides& s, const TileShape& sha
     return;
   }
   constexpr int side = kTile<A>;
-  typedef Vector<A, side> V;
   for (int64_t o = 0; o < walk.outer; ++o) {
     const A* from = tile + o * walk.outer_tile;
     A* to = target + o * walk.outer_memory;
     const int64_t whole = shape.l - shape.l % side;
     int64_t i = 0;
-    for (; i + side <= walk.along; i += side) {
+    for (; i + 2 * side <= walk.along; i += 2 * side) {
       for (int64_t l = 0; l < whole; l += side) {
-        V rows[side];
-#pragma GCC unroll 8
-        for (int j = 0; j < side; ++j) rows[j] = load<V>(from + (i + j) * walk.along_tile + l);
-        transpose(rows);
-#pragma GCC unroll 8
-        for (int j = 0; j < side; ++j) store(to + (l + j) * s.l + i, rows[j]);
+        const A* corner = from + i * walk.along_tile + l;
+        A* line = to + l * s.l + i;
+        for (int j = 0; j < side; ++j) prefetch<true>(line + j * s.l, ahead);
+        move_block<A>(corner, walk.along_tile, line, s.l);
+        move_block<A>(corner + side * walk.along_tile, walk.along_tile, line + side, s.l);
       }
+      for (int64_t l = whole; l < shape.l; ++l)
+        for (int j = 0; j < 2 * side; ++j) to[l * s.l + i + j] = from[(i + j) * walk.along_tile + l];
+    }
+    for (; i + side <= walk.along; i += side) {
+      for (int64_t l = 0; l < whole; l += side)
+        move_block<A>(from + i * walk.along_tile + l, walk.along_tile, to + l * s.l + i, s.l);
       for (int64_t l = whole; l < shape.l; ++l)
         for (int j = 0; j < side; ++j) to[l * s.l + i + j] = from[(i + j) * walk.along_tile + l];
     }

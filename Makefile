@@ -1,0 +1,85 @@
+# Everything from a fresh clone, with Python and a C++ compiler: `make help`.
+#
+# Paths are relative, so that a checkout may lie anywhere. A stamp in the environment stands for
+# one installed extra; it is remade when what the library is built from has changed.
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= 2.13.0
+
+SANITIZERS := address,undefined
+SANITIZED := build/sanitize
+NATIVE := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
+CXX_FILES := $(filter %.cpp %.h %.inc %.cu %.cuh,$(NATIVE))
+
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check --quiet
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test sanitize bench lint format clean
+
+help:
+	@echo "make demo      build, check and train a small face parser (results in build/demo)"
+	@echo "make test      build and run the tests"
+	@echo "make sanitize  run the kernel tests under the address and undefined-behaviour sanitizers"
+	@echo "make bench     time the scan against its peers and this machine's limits"
+	@echo "make lint      check style and types"
+	@echo "make format    rewrite Python and C++ in the project's style"
+	@echo "make clean     remove what these targets made"
+	@echo
+	@echo "PYTHON=$(PYTHON) makes the environment VENV=$(VENV) once; TORCH=$(TORCH) goes into it."
+
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install torch==$(TORCH) "setuptools>=77" ninja
+	@touch $@
+
+# .installed-EXTRA: the package, editable, with that extra of pyproject.toml.
+$(VENV)/.installed-%: $(NATIVE) | $(VENV)/.torch
+	$(PIP) install --no-build-isolation --editable ".[$*]"
+	@touch $@
+
+$(VENV)/.installed-bench: $(NATIVE) | $(VENV)/.torch
+	$(PIP) install --no-build-isolation --editable ".[bench]" || { \
+	  echo "make: not every peer can be installed here; going on without those"; \
+	  $(PIP) install --no-build-isolation --editable ".[examples]"; }
+	@touch $@
+
+demo: $(VENV)/.installed-examples
+	$(PY) -m gatedrnn
+	$(PY) examples/face_parsing/train.py --out build/demo
+
+test: $(VENV)/.installed-test
+	$(PY) -m pytest
+
+# The instrumented library is built and installed apart from the ordinary one. Its run time must be
+# loaded before Python's, libstdc++ with it so that exceptions can be followed. Leaks are not
+# looked for: CPython and PyTorch keep memory until the process ends, by design. bin/pytest, unlike
+# -m pytest, does not put this folder, which holds the ordinary library, before PYTHONPATH; and
+# --capture=sys lets a sanitizer's report through.
+RUNTIME = $(foreach lib,asan ubsan stdc++,$(shell $(CXX) -print-file-name=lib$(lib).so))
+sanitize: $(VENV)/.installed-test
+	rm -rf $(SANITIZED)
+	GATEDRNN_SANITIZE=$(SANITIZERS) $(PIP) install --no-build-isolation --no-deps --target $(SANITIZED) .
+	LD_PRELOAD="$(RUNTIME)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	  GATEDRNN_SANITIZE=$(SANITIZERS) HYPOTHESIS_PROFILE=sanitize PYTHONPATH=$(SANITIZED) \
+	  $(PY) $(VENV)/bin/pytest --capture=sys \
+	  tests/test_install.py::test_library_has_the_sanitizers_asked_for tests/test_scan.py
+
+bench: $(VENV)/.installed-bench
+	$(PY) benchmarks/bench_scan.py
+
+lint: $(VENV)/.installed-lint
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(VENV)/bin/clang-format --dry-run -Werror $(CXX_FILES)
+	$(PY) -m mypy
+
+format: $(VENV)/.installed-lint
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+	$(VENV)/bin/clang-format -i $(CXX_FILES)
+
+clean:
+	rm -rf $(VENV) build dist gatedrnn.egg-info gatedrnn/_C.*.so
+	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,295 @@
+"""Times the scan against its peers and the machine's limits: table, JSON and plot."""
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import peers
+import roofline
+import shapes
+import timing
+import torch
+
+import gatedrnn
+from gatedrnn.functional import spatial_gated_rnn
+
+OURS = "gatedrnn"
+PHASES = ("forward", "backward", "train")
+SECTIONS = ("scan", "sizes", "layer")
+LAYOUTS = {
+    "contiguous": (OURS, torch.contiguous_format),
+    "channels_last": (f"{OURS} channels_last", torch.channels_last),
+}
+DTYPES = {str(d)[6:]: d for d in (torch.float32, torch.float64, torch.bfloat16, torch.float16)}
+# In the sweep over sizes a peer is left out once a call of it is expected to take longer (seconds).
+SLOWEST_CALL = 1.0
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def load_contenders(shape, inputs, layouts, peer_names, gradients=True):
+    """Ours in each layout, then the peers; all checked against the reference.
+
+    Returns:
+        (dict of name -> Runner, dict of name -> word why it is missing)
+
+    Raises:
+        peers.WrongResult: if one of them computes something else.
+    """
+    wanted = peers.expected(inputs, gradients)
+    runners, missing = {}, {}
+    for layout in layouts:
+        name, memory_format = LAYOUTS[layout]
+        maps = {k: getattr(inputs, k).to(memory_format=memory_format) for k in ("x", "g", "grad")}
+        runners[name] = peers.torch_runner(spatial_gated_rnn, dataclasses.replace(inputs, **maps))
+    for name in peer_names:
+        runner = peers.PEERS[name](shape, inputs)
+        (missing if isinstance(runner, str) else runners)[name] = runner
+    for name, runner in runners.items():
+        if not gradients:
+            runner.backward = runner.train = None
+        peers.check(name, runner, wanted, inputs.x.dtype)
+    return runners, missing
+
+
+def row(shape, phase, name, times, first, limit, dtype):
+    """One result: sizes, seconds, ratio to ours, work a second and its share of the limits."""
+    seconds = times[name].median
+    flops, moved = shape.flops(phase), shape.fewest_bytes(phase, dtype.itemsize)
+    # The measured peak is that of float32, in which 16-bit maps are computed too.
+    peak = None if dtype == torch.float64 else limit["flops"]
+    return {
+        "shape": shape.name,
+        "sizes": [shape.n, shape.c, shape.h, shape.w],
+        "groups": shape.groups,
+        "phase": phase,
+        "contender": name,
+        **times[name].as_dict(),
+        "ratio": seconds / times[first].median,
+        "gflops": flops / seconds / 1e9,
+        "fma_share": flops / seconds / peak if peak else None,
+        "copy_share": moved / seconds / limit["bytes"],
+    }
+
+
+def bench_scan(chosen, dtype, layouts, peer_names, limit, pace):
+    """Every contender, shape and phase. Returns (rows, list of what was left out and why)."""
+    rows, left_out = [], []
+    for shape in chosen:
+        print(f"\n{shape}, {str(dtype)[6:]}", flush=True)
+        inputs = shapes.make_inputs(shape, dtype)
+        runners, missing = load_contenders(shape, inputs, layouts, peer_names)
+        first = next(iter(runners))
+        left_out += [f"{name} at {shape.name}: {why}" for name, why in missing.items()]
+        for phase in PHASES:
+            calls = {n: getattr(r, phase) for n, r in runners.items() if getattr(r, phase)}
+            times = timing.measure(calls, **pace)
+            new = [row(shape, phase, name, times, first, limit, dtype) for name in times]
+            print_rows(new)
+            rows += new
+        for name, why in missing.items():
+            print(f"  {name}: left out, {why}")
+    return rows, left_out
+
+
+def bench_sizes(sizes, dtype, peer_names, limit, pace):
+    """Forward at (1, 8, S, S): cost against size, each peer as far as it is bearable."""
+    rows, last, left_out = [], {}, []
+    print("\ncost against size, forward at (1,8,S,S)", flush=True)
+    for shape in map(shapes.square, sizes):
+        inputs = shapes.make_inputs(shape, dtype)
+        slow = []
+        for name in peer_names:
+            seconds, pixels = last.get(name, (0, 1))
+            if seconds * shape.pixels / pixels > SLOWEST_CALL:
+                slow.append(name)
+        left_out += [f"{name} at {shape.name}: over {SLOWEST_CALL:g} s a call" for name in slow]
+        able = [name for name in peer_names if name not in slow]
+        runners, missing = load_contenders(shape, inputs, ("contiguous",), able, gradients=False)
+        left_out += [f"{name} at {shape.name}: {why}" for name, why in missing.items()]
+        times = timing.measure({n: r.forward for n, r in runners.items()}, **pace)
+        new = [row(shape, "forward", name, times, OURS, limit, dtype) for name in times]
+        for each in new:
+            each["ns_per_pixel"] = each["median"] / shape.pixels * 1e9
+            last[each["contender"]] = each["median"], shape.pixels
+        print_rows(new)
+        rows += new
+    ours = [each for each in rows if each["contender"] == OURS]
+    for each in ours:
+        each["to_smallest"] = each["ns_per_pixel"] / ours[0]["ns_per_pixel"]
+    print(
+        "  ours, a pixel: "
+        + ", ".join(
+            f"{each['sizes'][2]}: {each['ns_per_pixel']:.2f} ns ({each['to_smallest']:.2f}x)"
+            for each in ours
+        )
+    )
+    return rows, left_out
+
+
+def bench_layer(shape, pace):
+    """What the public layer adds to the bare op, and its clamp's share; float32, no gradients."""
+    inputs = shapes.make_inputs(shape)
+    layer = gatedrnn.SpatialGatedRNN(shape.c, groups=shape.groups)
+    with torch.no_grad():
+        weight, bias = layer.weight.clone(), torch.zeros(4, shape.c)
+        calls = {
+            "layer": lambda: layer(inputs.x, inputs.g),
+            "clamp": lambda: layer.weight,
+            "functional": lambda: spatial_gated_rnn(
+                inputs.x, inputs.g, weight, bias, gate_norm="clamp"
+            ),
+        }
+        # None before the extension is built: then the functional call is the barest there is.
+        op = getattr(torch.ops.gatedrnn, "scan", None)
+        if op is not None:
+            options = ([0, 1, 2, 3], "max", "identity", "clamp", False)
+            calls["op"] = lambda: op(inputs.x, inputs.g, weight, bias, *options)
+        times = timing.measure(calls, **pace)
+    bare = times.get("op", times["functional"]).median
+    result = {
+        "shape": shape.name,
+        "times": {name: each.as_dict() for name, each in times.items()},
+        "layer_adds": times["layer"].median - bare,
+        "functional_adds": times["functional"].median - bare,
+        "clamp_share": times["clamp"].median / times["layer"].median,
+    }
+    print(f"\nlayer at {shape}, no gradients, over the {'op' if op else 'functional call'}:")
+    print("  " + ", ".join(f"{n} {each.median * 1e6:.1f} us" for n, each in times.items()))
+    print(
+        f"  layer adds {result['layer_adds'] * 1e6:.1f} us,"
+        f" its clamp is {result['clamp_share']:.1%} of its time",
+        flush=True,
+    )
+    return result
+
+
+def print_rows(rows):
+    for each in rows:
+        share = "" if each["fma_share"] is None else f"{each['fma_share']:6.1%} FMA"
+        print(
+            f"  {each['phase']:9}{each['contender']:23}{each['median'] * 1e3:10.3f} ms"
+            f" [{each['low'] * 1e3:.3f}, {each['high'] * 1e3:.3f}]".ljust(70)
+            + f"{each['ratio']:8.2f}x {each['gflops']:8.2f} GFLOP/s {share}"
+            f" {each['copy_share']:6.1%} copy",
+            flush=True,
+        )
+
+
+def markdown(rows):
+    """Milliseconds and ratio to ours: a line for each shape and phase, a column a contender."""
+    names = list(dict.fromkeys(each["contender"] for each in rows))
+    lines = [f"| shape | phase | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
+    cells = {(each["shape"], each["phase"], each["contender"]): each for each in rows}
+    for shape, phase in dict.fromkeys((each["shape"], each["phase"]) for each in rows):
+        found = [cells.get((shape, phase, name)) for name in names]
+        texts = ["-" if c is None else f"{c['median'] * 1e3:.3g} ({c['ratio']:.2f})" for c in found]
+        lines.append(f"| {shape} | {phase} | {' | '.join(texts)} |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(rows, path):
+    """Forward time against size, ours and each peer, on logarithmic axes."""
+    try:
+        import matplotlib
+    except ModuleNotFoundError:
+        print("no plot: matplotlib is not installed")
+        return
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6.4, 4.4), layout="constrained")
+    for name in dict.fromkeys(each["contender"] for each in rows):
+        mine = [each for each in rows if each["contender"] == name]
+        size, milliseconds = zip(*((m["sizes"][2], m["median"] * 1e3) for m in mine), strict=True)
+        axes.loglog(size, milliseconds, "o-", label=name, linewidth=2.5 if name == OURS else 1.2)
+    ticks = sorted({each["sizes"][2] for each in rows})
+    axes.set_xticks(ticks, [str(t) for t in ticks])
+    axes.minorticks_off()
+    axes.set(xlabel="S, for x of (1, 8, S, S)", ylabel="forward, ms")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser(description=__doc__)
+    known = f"of {', '.join(shapes.SHAPES)}, or N,C,H,W[,groups]"
+    parser.add_argument("--shapes", nargs="+", metavar="SHAPE", help=known)
+    parser.add_argument(
+        "--peers",
+        nargs="*",
+        choices=peers.PEERS,
+        metavar="PEER",
+        help=f"of {', '.join(map(repr, peers.PEERS))}; none: ours alone",
+    )
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
+    parser.add_argument("--sizes", nargs="+", type=int, help="S of the sweep over (1,8,S,S)")
+    parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--threads", type=int, help="default: all cores of this process")
+    parser.add_argument("--budget", type=float, help="seconds for a contender, shape and phase")
+    parser.add_argument("--quick", action="store_true", help="tiny shapes, to see that it runs")
+    parser.add_argument("--out", type=Path, help=f"default: {RESULTS.name}/; with --quick: nothing")
+    args = parser.parse_args(argv)
+    quick = args.quick
+    args.out = args.out or (None if quick else RESULTS)
+    args.budget = args.budget or (0.02 if quick else 0.6)
+    args.sizes = args.sizes or ((16, 32) if quick else shapes.SIZES)
+    if args.peers is None:
+        args.peers = ["torch loop", "torch batched"] if quick else list(peers.PEERS)
+    try:
+        names = args.shapes or (("tiny",) if quick else shapes.DEFAULT)
+        args.shapes = [shapes.by_name(name) for name in names]
+        if min(args.sizes) < 1:
+            raise ValueError(f"--sizes must be at least 1, got {min(args.sizes)}")
+        args.threads = timing.use_threads(args.threads)
+    except ValueError as error:
+        parser.error(str(error))
+    return args
+
+
+def main(argv=None):
+    args = parse(argv)
+    dtype = DTYPES[args.dtype]
+    pace = {"budget_s": args.budget, "rounds": 3 if args.quick else 15}
+    limit = roofline.limits(args.threads, *((0.05, 4) if args.quick else (1.0, 256)))
+    report = {"machine": timing.facts(args.threads), "dtype": args.dtype, "limits": limit}
+    for name, value in report["machine"].items():
+        print(f"{name}: {value}")
+    print(roofline.describe(limit))
+    if (report["machine"]["load"] or 0) > 0.5:
+        print("this machine is busy with other work: no number below is to be quoted")
+    left_out = []
+    try:
+        if "scan" in args.sections:
+            report["scan"], why = bench_scan(
+                args.shapes, dtype, args.layouts, args.peers, limit, pace
+            )
+            left_out += why
+        if "sizes" in args.sections:
+            report["sizes"], why = bench_sizes(args.sizes, dtype, args.peers, limit, pace)
+            left_out += why
+    except peers.WrongResult as error:
+        print(f"bench_scan: nothing is timed while a result is wrong: {error}", file=sys.stderr)
+        return 1
+    if "layer" in args.sections:
+        at = ("tiny",) if args.quick else ("parser-1", "face-8")
+        report["layer"] = [bench_layer(shapes.by_name(name), pace) for name in at]
+    report["left_out"] = left_out
+    if "scan" in report:
+        print("\nmilliseconds (ratio to ours)\n" + markdown(report["scan"]))
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / "scan.json").write_text(json.dumps(report, indent=1) + "\n")
+        if "scan" in report:
+            (args.out / "scan.md").write_text(markdown(report["scan"]))
+        if "sizes" in report:
+            plot(report["sizes"], args.out / "sizes.png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,187 @@
+"""Times contenders in turn within one run, and states the facts of the machine."""
+
+import gc
+import importlib.metadata
+import os
+import platform
+import statistics
+import subprocess
+import time
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+
+@dataclass
+class Timing:
+    """Seconds a call: median, quartiles and best over `rounds` samples of `repeats` calls."""
+
+    median: float
+    low: float  # first quartile
+    high: float  # third quartile
+    best: float
+    rounds: int
+    repeats: int
+
+    def as_dict(self):
+        return asdict(self)
+
+
+# A sample that has lasted this long (seconds) ends, however few its calls: on a busy machine a
+# call can take a hundred times what it took when the number of calls was chosen.
+_LONGEST_SAMPLE = 0.1
+
+
+def _call_seconds(call, repeats):
+    start = now = time.perf_counter()
+    done = 0
+    while done < repeats and (done == 0 or now - start < _LONGEST_SAMPLE):
+        call()
+        done += 1
+        now = time.perf_counter()
+    return (now - start) / done
+
+
+def _repeats(call, min_sample_s):
+    """Calls a sample needs so that it lasts `min_sample_s`, after warming `call` up."""
+    call()
+    once = _call_seconds(call, 1)
+    if once < _LONGEST_SAMPLE:
+        once = min(once, _call_seconds(call, 1))
+    return max(1, round(min_sample_s / max(once, 1e-7)))
+
+
+def measure(contenders, *, rounds=15, min_rounds=3, min_sample_s=2e-3, budget_s=2.0):
+    """Time every contender once a round, round after round, so that all meet the same disturbance.
+
+    Args:
+        contenders: dict of name -> call without arguments that does one unit of work and waits
+            for its end.
+        rounds: samples of each contender, unless its time runs out before.
+        min_rounds: samples taken in any case.
+        min_sample_s: a sample repeats short calls until it lasts this long (seconds).
+        budget_s: seconds for one contender; once spent, it sits out the later rounds.
+
+    Returns:
+        dict of name -> Timing.
+    """
+    repeats = {name: _repeats(call, min_sample_s) for name, call in contenders.items()}
+    samples = {name: [] for name in contenders}
+    spent = dict.fromkeys(contenders, 0.0)
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for done in range(rounds):
+            for name, call in contenders.items():
+                if done >= min_rounds and spent[name] > budget_s:
+                    continue
+                start = time.perf_counter()
+                # Each library has a thread pool of its own, whose idle workers spin for some
+                # milliseconds: let the previous contender's fall asleep, then wake ours.
+                time.sleep(5e-3)
+                if spent[name] < budget_s / 2:
+                    call()
+                samples[name].append(_call_seconds(call, repeats[name]))
+                spent[name] += time.perf_counter() - start
+    finally:
+        if collecting:
+            gc.enable()
+    return {name: _summary(samples[name], repeats[name]) for name in contenders}
+
+
+def _summary(samples, repeats):
+    low, median, high = (
+        statistics.quantiles(samples, n=4, method="inclusive") if len(samples) > 1 else samples * 3
+    )
+    return Timing(median, low, high, min(samples), len(samples), repeats)
+
+
+def use_threads(threads):
+    """Hold this process, and every thread pool it will start, to `threads` cores.
+
+    Call it before torch, JAX or Numba start their pools: JAX sizes its own by the affinity alone.
+
+    Args:
+        threads: number of cores, or None for all that the process may use.
+
+    Returns:
+        The number in use.
+
+    Raises:
+        ValueError: fewer than one, or more than there are.
+    """
+    try:
+        cores = sorted(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        cores = list(range(os.cpu_count() or 1))
+    threads = len(cores) if threads is None else threads
+    if not 1 <= threads <= len(cores):
+        raise ValueError(f"--threads must be 1 to {len(cores)} on this machine, got {threads}")
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores[:threads])
+    os.environ["NUMBA_NUM_THREADS"] = str(threads)
+    import torch
+
+    torch.set_num_threads(threads)
+    return threads
+
+
+def _cpu_model():
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((li.split(":", 1)[1].strip() for li in lines if li.startswith("model name")), "?")
+
+
+def _commit():
+    """Short hash of the commit these benchmarks stand in, with a + if the tree was changed."""
+    root = Path(__file__).resolve().parent
+
+    def git(*words):
+        return subprocess.run(
+            ["git", "-C", str(root), *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _version(package):
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def facts(threads):
+    """What a reader must know of where a number comes from.
+
+    Returns:
+        dict of plain values: date (UTC), cpu, cores, threads, simd, load, system, versions,
+        build (of the extension), commit.
+    """
+    import torch
+
+    packages = ("gatedrnn", "torch", "numpy", "jax", "numba")
+    try:
+        from gatedrnn import _C
+
+        build = _C.build_info()
+    except ImportError:
+        build = None
+    return {
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M"),
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "simd": torch.backends.cpu.get_cpu_capability(),
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "versions": {name: _version(name) for name in packages},
+        "build": build,
+        "commit": _commit(),
+    }

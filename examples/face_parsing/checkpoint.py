@@ -1,0 +1,80 @@
+"""Files that are whole or not there: atomic writing, and the checkpoint's own format."""
+
+import io
+import os
+import zipfile
+from pathlib import Path
+
+import torch
+
+KIND = "gatedrnn face parser, version 1"
+# name: type of each entry; see train.py for what they hold.
+ENTRIES = {
+    "settings": dict,
+    "epoch": int,
+    "step": int,
+    "seconds": float,
+    "history": list,
+    "model": dict,
+    "average": dict,
+    "optimizer": dict,
+    "generator": torch.Tensor,
+    "global_generator": torch.Tensor,
+}
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message is one line and names the file."""
+
+
+def write_atomically(path, data):
+    """Write bytes so that ``path`` holds either its old content or all of the new.
+
+    A file beside the target takes the bytes and then the target's name; a crash or a full disk
+    leaves the old file as it was.
+    """
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:  # KeyboardInterrupt too
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def save(path, state):
+    """Write a training state (a dict with ``ENTRIES``) atomically."""
+    assert state.keys() == ENTRIES.keys()
+    buffer = io.BytesIO()
+    torch.save({"kind": KIND, **state}, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def load(path):
+    """Read a training state back, onto the CPU.
+
+    Raises:
+        CheckpointError: no such file, damaged, or not written by :func:`save`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}")
+    try:
+        # torch.load does not look at the checksums that torch.save wrote; zipfile does.
+        with zipfile.ZipFile(path) as archive:
+            whole = archive.testzip() is None
+        state = torch.load(path, map_location="cpu", weights_only=True) if whole else None
+    except Exception:  # a damaged file can make either reader raise nearly anything
+        whole = False
+    if not whole:
+        raise CheckpointError(f"{path} is damaged, or not a checkpoint of this program")
+    if not isinstance(state, dict) or state.pop("kind", None) != KIND:
+        raise CheckpointError(f"{path} is not a checkpoint of this program")
+    for name, kind in ENTRIES.items():
+        if not isinstance(state.get(name), kind):
+            raise CheckpointError(f"checkpoint {path} has no usable entry '{name}'")
+    return state

@@ -1,0 +1,13 @@
+from typing import TypedDict
+
+class BuildInfo(TypedDict):
+    version: str
+    compiler: str
+    cxx_standard: int
+    torch_version: str
+    sanitizers: str
+    cpu_capabilities: tuple[str, ...]
+    cpu_capability: str
+    cuda_architectures: tuple[str, ...]
+
+def build_info() -> BuildInfo: ...

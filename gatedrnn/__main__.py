@@ -1,0 +1,126 @@
+"""`python -m gatedrnn`: the facts of this installation and a check of the scan, for bug reports."""
+
+import platform
+import random
+import sys
+import time
+
+import torch
+
+from . import _C
+from .functional import spatial_gated_rnn
+from .reference import DIRECTIONS
+from .reference import spatial_gated_rnn as reference
+
+# Largest error against the float64 reference, relative to the largest value (at least 1): some
+# tens of roundings, which in 16 bits happen where maps and gradients are stored.
+TOLERANCES = {
+    torch.float64: 1e-12,
+    torch.float32: 5e-5,
+    torch.bfloat16: 4e-2,
+    torch.float16: 5e-3,
+}
+CASES = 16
+# Where two directions come closer than this, rounding decides which one is the maximum.
+CLEAR = 1e-3
+
+
+def facts() -> dict[str, str]:
+    info = _C.build_info()
+    return {
+        "gatedrnn": info["version"],
+        "PyTorch": f"{torch.__version__} (built with {info['torch_version']})",
+        "Python": platform.python_version(),
+        "system": platform.platform(),
+        "compiler": f"{info['compiler']}, C++ {info['cxx_standard']}",
+        "instructions": f"{info['cpu_capability']} (built: {', '.join(info['cpu_capabilities'])})",
+        "CUDA": ", ".join(info["cuda_architectures"]) or "not built",
+        "sanitizers": info["sanitizers"],
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def largest_error(dtype: torch.dtype, channels_last: bool, rng: random.Random) -> float:
+    """Largest relative error of one random scan and its gradients against the reference."""
+    n, groups, block = rng.randint(1, 2), rng.randint(1, 2), rng.randint(1, 5)
+    c, h, w = groups * block, rng.randint(1, 19), rng.randint(1, 19)
+    directions = rng.sample(DIRECTIONS, rng.randint(1, 4))
+    d = len(directions)
+    options: dict = {
+        "directions": directions,
+        "nonlinearity": rng.choice(["identity", "tanh"]),
+        "gate_norm": rng.choice(["clamp", "tanh", "sigmoid"]),
+    }
+    if rng.random() < 0.25:
+        options["integration"] = "cascade"
+    else:
+        options["merge"] = rng.choice(["max", "mean", "sum", None])
+
+    generator = torch.Generator().manual_seed(rng.getrandbits(32))
+
+    def normal(*size: int) -> torch.Tensor:
+        values = torch.randn(size, generator=generator).to(dtype)
+        if channels_last and len(size) == 4:
+            values = values.contiguous(memory_format=torch.channels_last)
+        return values
+
+    x = normal(n, c, h, w)
+    gate_shapes = [(n, c, h, w), (n, 1, h, w), (n, d, c, h, w), (n, d, 1, h, w)]
+    g = normal(*rng.choice(gate_shapes))
+    weight, bias = normal(d, c, block) / (2 * block**0.5), normal(d, c)
+    inputs = [value.requires_grad_() for value in (x, g, weight, bias)]
+    exact = [value.detach().double().requires_grad_() for value in inputs]
+
+    y = spatial_gated_rnn(*inputs, **options)
+    expected = reference(*exact, **options)
+    grad = normal(*y.shape)
+    if options.get("merge") == "max" and d > 1:
+        with torch.no_grad():
+            first, second = (
+                reference(*exact, **{**options, "merge": None}).topk(2, 1).values.unbind(1)
+            )
+        grad = grad * (first - second > CLEAR)
+    y.backward(grad)
+    expected.backward(grad.double())
+
+    error = 0.0
+    for ours, truth in zip(
+        [y, *(value.grad for value in inputs)],
+        [expected, *(value.grad for value in exact)],
+        strict=True,
+    ):
+        assert ours is not None
+        assert truth is not None
+        difference = (ours.double() - truth).abs().max() / truth.abs().max().clamp(min=1)
+        # NaN would lose every comparison.
+        error = max(error, difference.nan_to_num(float("inf")).item())
+    return error
+
+
+def self_check() -> bool:
+    start = time.perf_counter()
+    rng = random.Random(0)
+    errors = dict.fromkeys(TOLERANCES, 0.0)
+    for case in range(CASES):
+        dtype = list(TOLERANCES)[case % len(TOLERANCES)]
+        channels_last = case // len(TOLERANCES) % 2 == 1
+        errors[dtype] = max(errors[dtype], largest_error(dtype, channels_last, rng))
+    seconds = time.perf_counter() - start
+
+    print(f"self-check: {CASES} scans and their gradients against the reference, {seconds:.1f} s")
+    for dtype, error in errors.items():
+        name = str(dtype).removeprefix("torch.")
+        print(f"  {name:<13} largest error {error:.1e}, allowed {TOLERANCES[dtype]:.0e}")
+    good = all(error <= TOLERANCES[dtype] for dtype, error in errors.items())
+    print("OK" if good else "FAILED")
+    return good
+
+
+def main() -> int:
+    for name, value in facts().items():
+        print(f"{name:<13} {value}")
+    return 0 if self_check() else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,227 @@
+"""`spatial_gated_rnn`: the checks, autocast and integration; the scan itself is in `_ops`."""
+
+import functools
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import reference
+from ._ops import Options, direction_code, scan
+from .reference import DIRECTIONS
+
+INTEGRATIONS = ("parallel", "cascade")
+MERGES = ("max", "mean", "sum", None)
+NONLINEARITIES = ("identity", "tanh", "relu", "sigmoid")
+GATE_NORMS = ("clamp", "tanh", "sigmoid", None)
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def spatial_gated_rnn(
+    x: Tensor,
+    g: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    directions: Sequence[str] = DIRECTIONS,
+    integration: str = "parallel",
+    merge: str | None = "max",
+    nonlinearity: str = "identity",
+    gate_norm: str | None = None,
+) -> Tensor:
+    """Scans `x` in up to four directions with a spatially variant RNN and merges the maps.
+
+    Along every line (row or column) of a direction, with h_0 = 0::
+
+        a_i = x_i + g_i * (w h_{i-1} + b)          Eq. (3)
+        h_i = theta(a_i)
+
+    The weight is used as given: `SpatialGatedRNN` is the form that holds its norm within one.
+
+    Args:
+        x: (N, C, H, W), float64, float32, bfloat16 or float16, any strides; any size may be 0 but C.
+        g: gates, of x's dtype: (N, C, H, W); (N, 1, H, W), one for all channels; (N, D, C, H, W) or
+            (N, D, 1, H, W), a map for each direction; or None for g = 1, Eq. (1).
+        weight: (D, C, C // groups), in x's dtype, or float32 beside a 16-bit x. `weight[d, c, k]`
+            multiplies channel `c // K * K + k` of h_{i-1}, K = C // groups, as in a grouped
+            convolution.
+        bias: (D, C), likewise, or None.
+        directions: D different names of `gatedrnn.DIRECTIONS`, in the order of weight, bias and g.
+        integration: "parallel": all directions read x and their maps are merged; "cascade": each
+            direction's map is the next one's x, and the last map is the result.
+        merge: "max" (propagates NaN; splits the gradient of a tie evenly), "mean", "sum", or None
+            for the maps themselves. A cascade has no merge.
+        nonlinearity: theta: "identity", "tanh", "relu" or "sigmoid".
+        gate_norm: "clamp" (to [-1, 1]), "tanh", "sigmoid", applied to g inside the scan, or None.
+
+    Returns:
+        (N, C, H, W) of x's dtype, channels_last when x is so and is not also contiguous; with
+        merge=None (N, D, C, H, W), contiguous. The same bits on every run, for any number of
+        threads.
+
+    Raises:
+        TypeError: a dtype is not supported or does not fit x's.
+        ValueError: an option is not known, or two do not go together.
+        RuntimeError: a shape or device does not fit x's.
+
+    Example:
+        >>> x, g = torch.randn(2, 8, 64, 48), torch.rand(2, 1, 64, 48)
+        >>> weight = torch.eye(8).expand(4, 8, 8)
+        >>> spatial_gated_rnn(x, g, weight).shape
+        torch.Size([2, 8, 64, 48])
+    """
+    directions = check_options(directions, integration, merge, nonlinearity, gate_norm)
+    _check_tensors(x, g, weight, bias, directions)
+    x, g, weight, bias = _autocast(x, g, weight, bias)
+    _check_dtypes(x, g, weight, bias)
+
+    if x.device.type not in ("cpu", "meta"):
+        _warn_once(x.device.type)
+        return reference.spatial_gated_rnn(
+            x, g, weight, bias, directions=directions, integration=integration, merge=merge,
+            nonlinearity=nonlinearity, gate_norm=gate_norm,
+        )  # fmt: skip
+
+    state = torch.float64 if x.dtype == torch.float64 else torch.float32
+    weight = weight.to(state)
+    bias = None if bias is None else bias.to(state)
+    codes = tuple(direction_code(name) for name in directions)
+    gate_norm = gate_norm or "none"
+    if integration == "parallel":
+        options = Options(codes, merge or "none", nonlinearity, gate_norm)
+        if len(codes) == 1 and merge is not None:
+            # One map: nothing to merge, and no mask to keep.
+            alone = scan(x, g, weight, bias, options._replace(merge="sum"))
+            return alone
+        return scan(x, g, weight, bias, options)
+    for d, code in enumerate(codes):
+        g_d = g[:, d] if g is not None and g.dim() == 5 else g
+        b_d = None if bias is None else bias[d : d + 1]
+        x = scan(x, g_d, weight[d : d + 1], b_d, Options((code,), "sum", nonlinearity, gate_norm))
+    return x
+
+
+def check_options(directions, integration, merge, nonlinearity, gate_norm) -> tuple[str, ...]:
+    """Raises ValueError unless all options are known and fit; returns the directions' names."""
+    if isinstance(directions, str):
+        raise ValueError(f"directions must be a sequence of names, got the string {directions!r}")
+    directions = tuple(directions)
+    if not directions:
+        raise ValueError("directions must name at least one direction, got none")
+    for name in directions:
+        _check_choice("directions", name, DIRECTIONS)
+    if len(set(directions)) != len(directions):
+        raise ValueError(f"directions must be different from each other, got {directions}")
+    _check_choice("integration", integration, INTEGRATIONS)
+    _check_choice("merge", merge, MERGES)
+    _check_choice("nonlinearity", nonlinearity, NONLINEARITIES)
+    _check_choice("gate_norm", gate_norm, GATE_NORMS)
+    if integration == "cascade" and merge != "max":
+        raise ValueError(
+            f"merge must be left at its default with integration='cascade', whose result is the "
+            f"last direction's map, got {merge!r}"
+        )
+    return directions
+
+
+def _check_choice(argument: str, given, known: tuple) -> None:
+    if given is None and None in known:
+        return
+    if not isinstance(given, str) or given not in known:
+        *names, last = (repr(name) for name in known)
+        last = "None" if last == "None" else last
+        what = "must be one of" if argument != "directions" else "must be names out of"
+        raise ValueError(f"{argument} {what} {', '.join(names)} or {last}, got {given!r}")
+
+
+def _check_tensors(x, g, weight, bias, directions) -> None:
+    for argument, tensor in (("x", x), ("g", g), ("weight", weight), ("bias", bias)):
+        if tensor is None and argument in ("g", "bias"):
+            continue
+        if not isinstance(tensor, Tensor):
+            raise TypeError(
+                f"spatial_gated_rnn: {argument} must be a tensor, got {type(tensor).__name__}"
+            )
+        if tensor.dtype not in DTYPES:
+            raise TypeError(
+                f"spatial_gated_rnn: {argument} must be float64, float32, bfloat16 or float16, "
+                f"got {tensor.dtype}"
+            )
+        if tensor.layout != torch.strided:
+            raise TypeError(
+                f"spatial_gated_rnn: {argument} must be a dense tensor, got {tensor.layout}"
+            )
+        if tensor.device != x.device:
+            raise RuntimeError(
+                f"spatial_gated_rnn: {argument} must be on x's device {x.device}, "
+                f"got {tensor.device}"
+            )
+    if x.dim() != 4:
+        raise RuntimeError(f"spatial_gated_rnn: x must be (N, C, H, W), got {tuple(x.shape)}")
+    n, c, h, w = x.shape
+    d = len(directions)
+    if c == 0:
+        raise RuntimeError(
+            f"spatial_gated_rnn: x must have at least one channel, got {tuple(x.shape)}"
+        )
+    if weight.dim() != 3 or weight.shape[0] != d or weight.shape[1] != c:
+        raise RuntimeError(
+            f"spatial_gated_rnn: weight must be (D, C, C // groups) = ({d}, {c}, {c} // groups) "
+            f"for {d} directions and x {tuple(x.shape)}, got {tuple(weight.shape)}"
+        )
+    if weight.shape[2] < 1 or c % weight.shape[2]:
+        raise RuntimeError(
+            f"spatial_gated_rnn: weight's last size must divide the {c} channels, "
+            f"got {tuple(weight.shape)}"
+        )
+    if bias is not None and tuple(bias.shape) != (d, c):
+        raise RuntimeError(
+            f"spatial_gated_rnn: bias must be (D, C) = ({d}, {c}), got {tuple(bias.shape)}"
+        )
+    if g is not None:
+        fits = g.dim() in (4, 5) and g.shape[0] == n and tuple(g.shape[-2:]) == (h, w)
+        fits = fits and g.shape[-3] in (1, c) and (g.dim() == 4 or g.shape[1] == d)
+        if not fits:
+            raise RuntimeError(
+                f"spatial_gated_rnn: g must be (N, 1|C, H, W) or (N, D, 1|C, H, W) for x "
+                f"{tuple(x.shape)} and {d} directions, got {tuple(g.shape)}"
+            )
+
+
+def _check_dtypes(x, g, weight, bias) -> None:
+    if g is not None and g.dtype != x.dtype:
+        raise TypeError(f"spatial_gated_rnn: g must have x's dtype {x.dtype}, got {g.dtype}")
+    for argument, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is None or tensor.dtype == x.dtype:
+            continue
+        if tensor.dtype == torch.float32 and x.dtype in (torch.bfloat16, torch.float16):
+            continue
+        raise TypeError(
+            f"spatial_gated_rnn: {argument} must have x's dtype {x.dtype}, or float32 beside a "
+            f"16-bit x, got {tensor.dtype}"
+        )
+
+
+def _autocast(x, g, weight, bias):
+    """Under autocast: 16-bit maps all take autocast's type; otherwise everything is float32."""
+    device = x.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
+        return x, g, weight, bias
+    half = (torch.bfloat16, torch.float16)
+    maps = torch.float32
+    if x.dtype in half or (g is not None and g.dtype in half):
+        maps = torch.get_autocast_dtype(device)
+    x = x.to(maps)
+    g = None if g is None else g.to(maps)
+    weight = weight.to(torch.float32)
+    bias = None if bias is None else bias.to(torch.float32)
+    return x, g, weight, bias
+
+
+@functools.cache
+def _warn_once(device: str) -> None:
+    warnings.warn(
+        f"gatedrnn has no kernels for {device!r} tensors: this runs the reference loop, slowly",
+        stacklevel=3,
+    )

@@ -1,0 +1,137 @@
+"""`SpatialGatedRNN`: the layer, whose weight is held within a norm of one on every call."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .functional import check_options, spatial_gated_rnn
+from .norms import NORMS, clamp_norm
+from .reference import DIRECTIONS
+
+
+class SpatialGatedRNN(nn.Module):
+    """Four-directional spatially variant RNN, Eq. (3), with |g| and the norm of w within one.
+
+    The math is in :func:`gatedrnn.functional.spatial_gated_rnn`. The scan always uses
+    :attr:`weight`, which is the stored parameter `raw_weight` with its norm clamped, so that a
+    linear recurrence cannot grow faster than linearly, whatever an optimizer did to the parameter:
+    ||h_i|| <= ||h_{i-1}|| + ||x_i|| + ||b||.
+
+    Args:
+        channels: C of x.
+        groups: w is block diagonal with `groups` blocks; `groups=channels` is one scalar a channel.
+        directions: D different names of `gatedrnn.DIRECTIONS`; weight, bias and g follow its order.
+        integration: "parallel" or "cascade".
+        merge: "max", "mean", "sum", or None for the stacked maps (N, D, C, H, W).
+        nonlinearity: "identity", "tanh", "relu" or "sigmoid".
+        bias: whether to learn b (D, C).
+        weight_norm: "spectral" or "frobenius", the norm of each block that is held at <= 1; or None.
+        gate_norm: "clamp", "tanh" or "sigmoid", which holds |g| <= 1 inside the scan; or None.
+        device, dtype: of the parameters.
+
+    Raises:
+        ValueError: an option is not known, or `groups` does not divide `channels`.
+
+    Example:
+        >>> layer = SpatialGatedRNN(8)
+        >>> layer(torch.randn(2, 8, 64, 48), torch.rand(2, 8, 64, 48)).shape
+        torch.Size([2, 8, 64, 48])
+    """
+
+    raw_weight: nn.Parameter
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        groups: int = 1,
+        directions: Sequence[str] = DIRECTIONS,
+        integration: str = "parallel",
+        merge: str | None = "max",
+        nonlinearity: str = "identity",
+        bias: bool = True,
+        weight_norm: str | None = "spectral",
+        gate_norm: str | None = "clamp",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        for argument, given in (("channels", channels), ("groups", groups)):
+            if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+                raise ValueError(f"{argument} must be a positive integer, got {given!r}")
+        if channels % groups:
+            raise ValueError(f"groups must divide channels ({channels}), got {groups}")
+        if weight_norm not in NORMS:
+            raise ValueError(
+                f"weight_norm must be one of 'spectral', 'frobenius' or None, got {weight_norm!r}"
+            )
+        self.channels = channels
+        self.groups = groups
+        self.directions = check_options(directions, integration, merge, nonlinearity, gate_norm)
+        self.integration = integration
+        self.merge = merge
+        self.nonlinearity = nonlinearity
+        self.weight_norm = weight_norm
+        self.gate_norm = gate_norm
+        d = len(self.directions)
+        size = channels // groups
+        self.raw_weight = nn.Parameter(
+            torch.empty(d, channels, size, device=device, dtype=dtype)
+        )
+        self.bias = (
+            nn.Parameter(torch.empty(d, channels, device=device, dtype=dtype)) if bias else None
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """w near 0.9 times the identity, which passes a state on for some ten pixels; b = 0."""
+        size = self.raw_weight.shape[2]
+        with torch.no_grad():
+            self.raw_weight.normal_(std=0.02)
+            channel = torch.arange(self.channels, device=self.raw_weight.device)
+            self.raw_weight[:, channel, channel % size] += 0.9
+            if self.bias is not None:
+                self.bias.zero_()
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight (D, C, C // groups) that the scan uses: clamped, float32 for a 16-bit layer.
+
+        A weight rounded to 16 bits after the clamp could have a norm of 1.002, which over a line of
+        4096 pixels is a factor of thousands.
+        """
+        raw = self.raw_weight
+        if raw.dtype in (torch.bfloat16, torch.float16):
+            raw = raw.float()
+        return clamp_norm(raw, self.weight_norm)
+
+    @torch.no_grad()
+    def project_(self) -> "SpatialGatedRNN":
+        """Replaces the stored parameter by its clamped self, say after an optimizer step."""
+        self.raw_weight.copy_(self.weight)
+        return self
+
+    def forward(self, x: Tensor, g: Tensor | None = None) -> Tensor:
+        """x (N, C, H, W), g as in `spatial_gated_rnn` or None for Eq. (1); the merged maps."""
+        bias = self.bias
+        if bias is not None and bias.dtype in (torch.bfloat16, torch.float16):
+            bias = bias.float()
+        return spatial_gated_rnn(
+            x,
+            g,
+            self.weight,
+            bias,
+            directions=self.directions,
+            integration=self.integration,
+            merge=self.merge,
+            nonlinearity=self.nonlinearity,
+            gate_norm=self.gate_norm,
+        )
+
+    def extra_repr(self) -> str:
+        options = f"{self.channels}, groups={self.groups}, directions={self.directions}"
+        for name in ("integration", "merge", "nonlinearity", "weight_norm", "gate_norm"):
+            options += f", {name}={getattr(self, name)!r}"
+        return options + f", bias={self.bias is not None}"

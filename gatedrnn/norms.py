@@ -1,0 +1,106 @@
+"""The norm of the recurrent weight, held within one (section 3.2 of the paper).
+
+A weight (D, C, K) stands for D * C / K square blocks of K x K. A block whose norm is at most one is
+left as it is, bit for bit; a larger one is divided by its norm.
+"""
+
+import torch
+from torch import Tensor
+
+NORMS = ("spectral", "frobenius", None)
+
+
+def clamp_norm(weight: Tensor, norm: str | None) -> Tensor:
+    """Divides every block of `weight` by max(1, its norm).
+
+    Args:
+        weight: (D, C, K), float32 or float64; C is a multiple of K.
+        norm: "spectral" (largest singular value), "frobenius", or None to return `weight` itself.
+
+    Returns:
+        (D, C, K), of the same dtype, each block with a norm of at most 1 + 1e-5. Differentiable to
+        any order where the norm is below one, or where the largest singular value is simple. Where
+        that is repeated and above one, the first derivative is a subgradient; higher ones are not
+        finite there, for the spectral norm has none.
+
+    Raises:
+        ValueError: `norm` is not known.
+    """
+    if norm not in NORMS:
+        raise ValueError(f"weight_norm must be one of 'spectral', 'frobenius' or None, got {norm!r}")
+    k = weight.shape[-1]
+    if norm is None:
+        return weight
+    if k == 1:
+        return weight.clamp(-1, 1)
+    blocks = weight.reshape(-1, k, k)
+    if norm == "frobenius":
+        # The clamp inside keeps every derivative finite where the norm is small, zero included.
+        scale = (blocks * blocks).sum((1, 2)).clamp(min=1).rsqrt()
+    else:
+        scale = spectral_norm(blocks.double()).clamp(min=1).reciprocal().to(blocks.dtype)
+    return (blocks * scale[:, None, None]).reshape(weight.shape)
+
+
+def spectral_norm(blocks: Tensor) -> Tensor:
+    """The largest singular value of each block: (B, K, K) -> (B,)."""
+    if torch.compiler.is_compiling():
+        return torch.linalg.svdvals(blocks)[:, 0]  # Dynamo refuses a Function that has a jvp
+    return _TopSingular.apply(blocks)[0]
+
+
+class _TopSingular(torch.autograd.Function):
+    """sigma, u and v with w v = sigma u and w^T u = sigma v, for the largest sigma of each block.
+
+    `torch.linalg.svd` would do, but its second derivatives divide by the gaps between all singular
+    values; here only the gap below the largest counts. z = [u; v] is an eigenvector of
+    J = [[0, w], [w^T, 0]], so that d sigma = u^T dw v and dz = (sigma - J)^+ dJ z.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(w):
+        u, sigma, vh = torch.linalg.svd(w)
+        return sigma[:, 0], u[:, :, 0], vh[:, 0]
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs, *output)
+        ctx.save_for_forward(*inputs, *output)
+
+    @staticmethod
+    def backward(ctx, sigma_grad, u_grad, v_grad):
+        w, sigma, u, v = ctx.saved_tensors
+        p, q = _pseudo_solve(w, sigma, u, v, u_grad, v_grad)
+        return _outer(sigma_grad[:, None] * u + p, v) + _outer(u, q)
+
+    @staticmethod
+    def jvp(ctx, w_t):
+        w, sigma, u, v = ctx.saved_tensors
+        along_u = (w_t @ v[:, :, None])[:, :, 0]  # dJ z = [dw v; dw^T u]
+        along_v = (w_t.mT @ u[:, :, None])[:, :, 0]
+        u_t, v_t = _pseudo_solve(w, sigma, u, v, along_u, along_v)
+        return (u * along_u).sum(1), u_t, v_t
+
+
+def _outer(a: Tensor, b: Tensor) -> Tensor:
+    return a[:, :, None] * b[:, None, :]
+
+
+def _pseudo_solve(w, sigma, u, v, top, bottom):
+    """(sigma - J)^+ [top; bottom], as its two halves (B, K)."""
+    k = w.shape[1]
+    z = torch.cat([u, v], 1) * 0.5**0.5
+    right = torch.cat([top, bottom], 1)
+    right = right - z * (z * right).sum(1, keepdim=True)
+    zero = torch.zeros_like(w)
+    j = torch.cat([torch.cat([zero, w], 2), torch.cat([w.mT, zero], 2)], 1)
+    eye = torch.eye(2 * k, dtype=w.dtype, device=w.device)
+    matrix = sigma[:, None, None] * (eye + _outer(z, z)) - j
+    # A block that nothing is asked of (its norm is within one, or this is a first derivative) must
+    # not answer NaN because its matrix is singular.
+    asked = (right != 0).any(1)[:, None, None]
+    matrix = torch.where(asked, matrix, eye)
+    solution = torch.linalg.solve_ex(matrix, right[:, :, None])[0][:, :, 0]
+    return solution[:, :k], solution[:, k:]

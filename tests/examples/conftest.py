@@ -1,0 +1,26 @@
+"""The example's modules import one another as top-level siblings, as its scripts do."""
+
+import os
+import sys
+
+import pytest
+import torch
+from example_scripts import EXAMPLE, ROOT
+
+sys.path.insert(0, str(EXAMPLE))
+
+
+@pytest.fixture
+def one_thread():
+    """Bit-for-bit comparisons hold for one number of threads; one also keeps tiny runs quick."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def script_environment():
+    """For the example's scripts in processes of their own."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}

@@ -1,0 +1,112 @@
+"""Files are whole or as before; damage is one clear line."""
+
+import os
+
+import checkpoint
+import pytest
+import torch
+from checkpoint import CheckpointError, write_atomically
+
+STATE = {
+    "settings": {"model": "rnn", "limit": None},
+    "epoch": 2,
+    "step": 10,
+    "seconds": 1.5,
+    "history": [{"output": 0.5}],
+    "model": {"w": torch.arange(2000.0)},
+    "average": {"w": torch.ones(3)},
+    "optimizer": {"state": {0: {"step": torch.tensor(1.0)}}},
+    "generator": torch.Generator().get_state(),
+    "global_generator": torch.get_rng_state(),
+}
+
+
+@pytest.fixture
+def path(tmp_path):
+    checkpoint.save(tmp_path / "checkpoint.pt", STATE)
+    return tmp_path / "checkpoint.pt"
+
+
+def test_checkpoint_round_trip(path):
+    state = checkpoint.load(path)
+    assert state.keys() == STATE.keys()
+    assert torch.equal(state["model"]["w"], STATE["model"]["w"])
+    assert state["settings"] == STATE["settings"]
+    assert [p.name for p in path.parent.iterdir()] == ["checkpoint.pt"]  # no temporary left
+
+
+def test_write_atomically_keeps_the_old_file_when_it_fails(tmp_path, monkeypatch):
+    target = tmp_path / "file"
+    target.write_bytes(b"old")
+
+    def full_disk(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(target, b"new")
+    assert target.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_write_atomically_survives_an_interrupt(tmp_path, monkeypatch):
+    target = tmp_path / "file"
+    target.write_bytes(b"old")
+
+    def interrupt(*paths):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(target, b"new")
+    assert target.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-500])
+
+
+def flip_one_bit(path):
+    data = bytearray(path.read_bytes())
+    at = data.index(torch.arange(2000.0).numpy().tobytes()) + 3001
+    data[at] ^= 4
+    path.write_bytes(data)
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def put_text(path):
+    path.write_text("not a checkpoint")
+
+
+def put_other_tensors(path):
+    torch.save({"w": torch.ones(3)}, path)
+
+
+def put_code(path):
+    torch.save({"kind": checkpoint.KIND, "settings": os.system}, path)
+
+
+def drop_an_entry(path):
+    torch.save({"kind": checkpoint.KIND, **STATE, "average": None}, path)
+
+
+DAMAGE = [truncate, flip_one_bit, empty, put_text, put_other_tensors, put_code, drop_an_entry]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_or_foreign_checkpoint_is_one_line(path, damage):
+    damage(path)
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.load(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_checkpoint_is_one_line(tmp_path):
+    for path in (tmp_path / "none.pt", tmp_path):
+        with pytest.raises(CheckpointError, match="no checkpoint at"):
+            checkpoint.load(path)

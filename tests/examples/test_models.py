@@ -1,0 +1,99 @@
+"""The four networks: size, shapes, parts, layout."""
+
+import pytest
+import torch
+from models import MODELS, build_model
+from models.coarse import trunk
+from torch import nn
+
+# Worked by hand, with biases: trunk 1216 + 4640 + 9248 = 15104; Deconv6 513 a channel; the RNN
+# 4 (64 + 8) = 288; a 3x3 convolution from 8 channels to 3 labels 219; the gate's 1x1 9.
+PARAMETERS = {
+    "rnn-g": 15104 + 16 * 513 + 288 + 219 + 219 + 9,  # 24047
+    "rnn": 15104 + 8 * 513 + 288 + 219 + 219,
+    "cnn-s": 15104 + 16 * 513 + (16 * 9 + 0) * 3 + 3,
+    "cnn-deep": 15104 + 16 * 513 + 435 + (16 * 9 * 32 + 32) + (32 * 9 * 32 + 32) + 32 * 9 * 3 + 3,
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_model_has_the_parameters_counted_by_hand(name):
+    model = build_model(name, 3)
+    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
+    widths = [m.out_channels for m in model.modules() if hasattr(m, "out_channels")]
+    assert max(widths) <= 32
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("classes", [3, 11])
+def test_model_returns_the_stated_shapes(name, classes):
+    output = build_model(name, classes)(torch.zeros(2, 3, 24, 16))
+    assert output.logits.shape == (2, classes, 24, 16)
+    if name == "cnn-s":
+        assert output.x_logits is None
+    else:
+        assert output.x_logits.shape == (2, classes, 12, 8)
+    if name == "rnn-g":
+        assert output.gate_logit.shape == (2, 1, 12, 8)
+        assert output.gate.shape == (2, 8, 12, 8)
+    else:
+        assert output.gate_logit is None
+        assert output.gate is None
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_parameter_gets_a_gradient(name):
+    torch.manual_seed(0)
+    model = build_model(name, 3)
+    output = model(torch.rand(2, 3, 16, 16) - 0.5)
+    sum(part.square().sum() for part in output[:3] if part is not None).backward()
+    for parameter_name, parameter in model.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        assert parameter.grad.abs().max() > 0, parameter_name
+
+
+def test_pooling_before_relu_equals_the_papers_order():
+    torch.manual_seed(0)
+    swapped = trunk(16)
+    order = [0, 2, 1, 3, 5, 4, 6, 7, 8]  # conv, ReLU, pool
+    paper = nn.Sequential(*[swapped[i] for i in order])
+    x = torch.randn(2, 3, 16, 16)
+    a, b = swapped(x), paper(x)
+    assert torch.equal(a, b)
+    parameters = list(swapped.parameters())
+    r = torch.randn_like(a)
+    for p, q in zip(
+        torch.autograd.grad(a, parameters, r), torch.autograd.grad(b, parameters, r), strict=True
+    ):
+        torch.testing.assert_close(p, q)
+
+
+def test_gates_start_open():
+    torch.manual_seed(0)
+    gate = build_model("rnn-g", 3)(torch.rand(4, 3, 32, 32) - 0.5).gate
+    assert gate.mean().item() == pytest.approx(0.8, abs=0.05)
+    assert (gate.abs() < 1).float().mean() > 0.9  # beyond 1 the clamp passes no gradient
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_only_the_rnn_reaches_beyond_the_trunk(name):
+    """A far pixel's logits have a gradient at the other end of the image, or none at all."""
+    torch.manual_seed(0)
+    images = (torch.rand(1, 3, 96, 16) - 0.5).requires_grad_()
+    far = build_model(name, 3)(images).logits[:, :, 80:]
+    (gradient,) = torch.autograd.grad(far.square().sum(), images)
+    assert (gradient[:, :, :16] != 0).any() == name.startswith("rnn")
+
+
+def test_channels_last_and_contiguous_images_give_the_same():
+    torch.manual_seed(0)
+    model = build_model("rnn-g", 3)
+    assert model.trunk[0].weight.is_contiguous(memory_format=torch.channels_last)
+    x = torch.rand(2, 3, 16, 16)
+    a, b = model(x).logits, model(x.contiguous(memory_format=torch.channels_last)).logits
+    torch.testing.assert_close(a, b)
+
+
+def test_build_model_names_what_it_knows():
+    with pytest.raises(ValueError, match="model must be one of rnn-g, rnn, cnn-s, cnn-deep, got"):
+        build_model("unet", 3)

@@ -1,0 +1,144 @@
+"""What the scripts refuse: one clear line, exit code 2, nothing lost and nothing half written."""
+
+import json
+
+import checkpoint
+import evaluate
+import lfw_tree
+import pytest
+import torch
+import train
+from example_scripts import QUICK, call, refused
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run of one epoch; tests may not change it."""
+    out = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        assert call(monkeypatch, train, *QUICK, "--epochs", 1, "--out", out) == 0
+    return out
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--model", "rnn"),
+        ("--dataset", "lfw-pl"),
+        ("--seed", 1),
+        ("--limit", 5),
+        ("--batch-size", 3),
+        ("--lr", 0.5),
+    ],
+)
+def test_resume_with_another_setting_is_refused_by_name(
+    option, value, finished, monkeypatch, capsys
+):
+    before = (finished / "checkpoint.pt").read_bytes()
+    error = refused(monkeypatch, capsys, train, "--resume", "--out", finished, option, value)
+    assert f"was trained with {option}" in error
+    assert f"not {value}" in error
+    assert (finished / "checkpoint.pt").read_bytes() == before
+
+
+def test_resume_to_fewer_epochs_is_refused(tmp_path, monkeypatch, capsys):
+    assert call(monkeypatch, train, *QUICK, "--epochs", 2, "--out", tmp_path) == 0
+    arguments = ["--resume", "--epochs", 1, "--out", tmp_path]
+    assert "has 2 epochs, more than --epochs 1" in refused(monkeypatch, capsys, train, *arguments)
+
+
+def test_existing_checkpoint_is_not_overwritten(finished, monkeypatch, capsys):
+    before = (finished / "checkpoint.pt").read_bytes()
+    error = refused(monkeypatch, capsys, train, *QUICK, "--epochs", 1, "--out", finished)
+    assert "add --resume, or choose another --out" in error
+    assert (finished / "checkpoint.pt").read_bytes() == before
+
+
+def test_default_out_is_a_fresh_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert call(monkeypatch, train, *QUICK, "--epochs", 1) == 0
+    runs = tmp_path / "runs"
+    assert sorted(p.name for p in runs.iterdir()) == ["synthetic-cnn-s", "synthetic-cnn-s-2"]
+    assert call(monkeypatch, train, "--model", "cnn-s", "--resume", "--epochs", 2) == 0
+    assert checkpoint.load(runs / "synthetic-cnn-s-2" / "checkpoint.pt")["epoch"] == 2
+    assert checkpoint.load(runs / "synthetic-cnn-s" / "checkpoint.pt")["epoch"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--dataset", "nowhere"], "nowhere"),
+        (["--model", "vgg"], "vgg"),
+        (["--epochs", "0"], "--epochs"),
+        (["--epochs", "many"], "many"),
+        (["--limit", "-3"], "--limit"),
+        (["--seed", "-1"], "--seed"),
+        (["--lr", "nan"], "--lr"),
+        (["--device", "abacus"], "abacus"),
+        (["--device", "meta"], "meta"),
+        (["--dataset", "lfw-pl"], "needs --root"),
+        (["--dataset", "lfw-pl", "--root", "/nonexistent"], "/nonexistent"),
+        (["--resume"], "no checkpoint"),
+        (["--surprise"], "--surprise"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing_behind(
+    arguments, words, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "out"
+    assert words in refused(monkeypatch, capsys, train, *arguments, "--out", out)
+    assert not out.exists()
+
+
+def test_out_that_is_a_file_is_one_line(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "file"
+    out.write_text("mine")
+    assert "file" in refused(monkeypatch, capsys, train, *QUICK, "--epochs", 1, "--out", out)
+    assert out.read_text() == "mine"
+
+
+def test_lfw_pl_trains_evaluates_and_counts_skipped_faces(tmp_path, monkeypatch, capsys):
+    root, out = lfw_tree.write_tree(tmp_path / "data"), tmp_path / "out"
+    data = ["--dataset", "lfw-pl", "--root", root]
+    lfw_tree.image_path(root, "Ann_Lee", 2).write_bytes(b"damaged")
+    arguments = [*data, "--model", "cnn-s", "--epochs", 1, "--out", out]
+    assert "Ann_Lee_0002.jpg" in refused(monkeypatch, capsys, train, *arguments)
+    assert not out.exists()
+
+    assert call(monkeypatch, train, *arguments, "--skip-bad") == 0
+    assert "1 bad faces skipped" in capsys.readouterr().err
+    result = json.loads((out / "metrics.json").read_text())
+    assert call(monkeypatch, evaluate, "--checkpoint", out / "checkpoint.pt", *data, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == result
+
+    # Mended in between: no longer the faces that it was trained on.
+    lfw_tree.write_face(root, "Ann_Lee", 2)
+    error = refused(monkeypatch, capsys, train, *data, "--resume", "--out", out)
+    assert "trained on 2 faces, here are 3" in error
+
+
+def test_evaluate_refuses_what_is_not_a_checkpoint(tmp_path, finished, monkeypatch, capsys):
+    missing = tmp_path / "none.pt"
+    assert str(missing) in refused(monkeypatch, capsys, evaluate, "--checkpoint", missing)
+    damaged = tmp_path / "damaged.pt"
+    damaged.write_bytes((finished / "checkpoint.pt").read_bytes()[:-100])
+    assert str(damaged) in refused(monkeypatch, capsys, evaluate, "--checkpoint", damaged)
+
+    state = checkpoint.load(finished / "checkpoint.pt")
+    state["settings"]["model"] = "rnn"  # the weights are of another network
+    other = tmp_path / "other.pt"
+    checkpoint.save(other, state)
+    error = refused(monkeypatch, capsys, evaluate, "--checkpoint", other)
+    assert "holds no network that this program knows" in error
+
+
+def test_training_stops_at_a_loss_that_is_not_finite(tmp_path, monkeypatch, capsys):
+    assert call(monkeypatch, train, *QUICK, "--epochs", 1, "--out", tmp_path) == 0
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    monkeypatch.setattr(
+        train, "parser_losses", lambda output, *_, **__: {"output": output.logits.sum() * torch.nan}
+    )
+    error = refused(monkeypatch, capsys, train, "--resume", "--epochs", 2, "--out", tmp_path)
+    assert "the loss is not finite" in error
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before

@@ -1,0 +1,177 @@
+"""The installed package: what the library needs, what it says of itself, and how it is built."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import venv
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from gatedrnn import _C
+from gatedrnn import __main__ as command
+
+ROOT = Path(__file__).parents[1]
+INFO = _C.build_info()
+
+reads_elf = pytest.mark.skipif(
+    sys.platform != "linux" or shutil.which("nm") is None, reason="needs ELF and binutils"
+)
+
+
+def run(*arguments, cwd=None, **environment):
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@reads_elf
+def test_library_needs_only_the_stable_abi_of_torch():
+    listing = subprocess.run(
+        ["nm", "-D", "--undefined-only", _C.__file__], capture_output=True, text=True, check=True
+    )
+    names = [line.split()[1] for line in listing.stdout.splitlines()]
+    assert "aoti_torch_library_init_def" in names  # or nm has told nothing
+    # c10::, at::, torch:: as a mangled name spells them, also inside template arguments.
+    unstable = re.compile(r"^_Z.*(?<!\d)(3c10|2at(?=\d)|5torch|6caffe2)")
+    assert [name for name in names if unstable.match(name)] == []
+
+
+@reads_elf
+def test_library_does_not_link_torch_python():
+    listing = subprocess.run(
+        ["readelf", "-d", _C.__file__], capture_output=True, text=True, check=True
+    )
+    needed = re.findall(r"\(NEEDED\).*\[(.+)\]", listing.stdout)
+    assert [name for name in needed if "torch" in name or "c10" in name] == ["libtorch_cpu.so"]
+
+
+@reads_elf
+def test_library_exports_only_its_module():
+    listing = subprocess.run(
+        ["nm", "-D", "--defined-only", _C.__file__], capture_output=True, text=True, check=True
+    )
+    ours = [name for name in listing.stdout.split() if "gatedrnn" in name]
+    assert ours == []
+    assert "PyInit__C" in listing.stdout
+
+
+def test_version_has_one_source():
+    version = metadata.version("gatedrnn")
+    assert INFO["version"] == version
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## {version}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_build_info_names_the_instruction_sets():
+    assert INFO["cxx_standard"] >= 202002
+    assert INFO["cpu_capability"] in INFO["cpu_capabilities"]
+    assert INFO["cpu_capabilities"][-1] == "portable"
+    assert INFO["cuda_architectures"] == ()
+
+
+@pytest.mark.parametrize("capability", INFO["cpu_capabilities"])
+def test_capability_is_lowered_by_the_environment(capability):
+    code = "import gatedrnn._C as c; print(c.build_info()['cpu_capability'])"
+    known = INFO["cpu_capabilities"]
+    best = known.index(INFO["cpu_capability"])
+    expected = known[max(best, known.index(capability))]
+    result = run("-c", code, GATEDRNN_CPU_CAPABILITY=capability)
+    assert result.stdout.strip() == expected, result.stderr
+
+
+def test_library_has_the_sanitizers_asked_for():
+    asked = os.environ.get("GATEDRNN_SANITIZE") or "none"
+    assert INFO["sanitizers"] == asked.replace(",", "+")
+
+
+def test_command_prints_the_facts_and_checks_itself():
+    result = run("-m", "gatedrnn")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.splitlines()[-1] == "OK"
+    for fact in (INFO["version"], INFO["compiler"], f"{INFO['cpu_capability']} (built: "):
+        assert fact in result.stdout
+
+
+@pytest.mark.parametrize("fault", [1e-2, float("nan")])
+def test_command_fails_on_a_wrong_scan(monkeypatch, capsys, fault):
+    scan = command.spatial_gated_rnn
+    monkeypatch.setattr(command, "spatial_gated_rnn", lambda *a, **k: scan(*a, **k) + fault)
+    assert command.main() == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "FAILED"
+
+
+@pytest.mark.parametrize("arguments", [("-c", "import gatedrnn"), ("-m", "gatedrnn")])
+def test_source_folder_without_library_says_so(tmp_path, arguments):
+    ignore = shutil.ignore_patterns("_C.*", "__pycache__")
+    shutil.copytree(ROOT / "gatedrnn", tmp_path / "gatedrnn", ignore=ignore)
+    # -S: an editable installation's import hook would lend the copy its library.
+    packages = str(metadata.distribution("torch").locate_file(""))
+    result = run("-S", *arguments, cwd=tmp_path, PYTHONPATH=packages)
+    assert result.returncode == 1
+    assert "pip install" in result.stderr.splitlines()[-1]
+    if arguments[0] == "-m":
+        assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.fixture
+def isolated_build(tmp_path):
+    """A copy of the sources, and pip's build isolation: setuptools alone, shown by PYTHONPATH."""
+    sources, overlay = tmp_path / "sources", tmp_path / "overlay"
+    shutil.copytree(ROOT / "csrc", sources / "csrc")
+    (sources / "gatedrnn").mkdir()
+    shutil.copy(ROOT / "gatedrnn" / "py.typed", sources / "gatedrnn")
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, sources)
+    site_packages = metadata.distribution("torch").locate_file("")
+    for package in ("setuptools", "_distutils_hack"):
+        shutil.copytree(site_packages / package, overlay / package)
+    hidden = {str(site_packages), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    (overlay / "sitecustomize.py").write_text(
+        f"import sys\nsys.path[:] = [path for path in sys.path if path not in {hidden!r}]\n"
+    )
+
+    def build(code, python=sys.executable):
+        result = subprocess.run(
+            [python, "-c", f"from setuptools import build_meta\n{code}"],
+            cwd=sources,
+            env={**os.environ, "PYTHONPATH": str(overlay), "PYTHONNOUSERSITE": "1"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert result.returncode == 0, result.stderr
+        return result.stdout.splitlines()[-1]
+
+    return build
+
+
+def test_isolated_build_uses_the_torch_of_the_target(isolated_build):
+    code = "import importlib.util\nassert importlib.util.find_spec('torch') is None\n"
+    code += "print(build_meta.get_requires_for_build_wheel())"
+    assert isolated_build(code) == "[]"
+
+
+def test_isolated_build_asks_for_torch_where_there_is_none(isolated_build, tmp_path):
+    venv.create(tmp_path / "bare", symlinks=True)
+    folder = "Scripts" if os.name == "nt" else "bin"
+    code = "print(build_meta.get_requires_for_build_wheel())"
+    assert isolated_build(code, tmp_path / "bare" / folder / "python") == "['torch>=2.10']"
+
+
+def test_source_archive_holds_every_native_source(isolated_build, tmp_path):
+    name = isolated_build(f"print(build_meta.build_sdist({str(tmp_path)!r}))")
+    with tarfile.open(tmp_path / name) as archive:
+        held = {path.split("/", 1)[1] for path in archive.getnames() if "/" in path}
+    sources = [path for path in (ROOT / "csrc").rglob("*") if path.is_file()]
+    assert {path.relative_to(ROOT).as_posix() for path in sources} <= held
