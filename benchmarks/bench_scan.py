@@ -255,13 +255,13 @@ def main(argv=None):
     args = parse(argv)
     dtype = DTYPES[args.dtype]
     pace = {"budget_s": args.budget, "rounds": 3 if args.quick else 15}
-    limit = roofline.limits(args.threads, *((0.05, 4) if args.quick else (1.0, 256)))
+    limit = roofline.limits(args.threads, *((0.05, 64) if args.quick else (1.0, 256)))
     report = {"machine": timing.facts(args.threads), "dtype": args.dtype, "limits": limit}
     for name, value in report["machine"].items():
         print(f"{name}: {value}")
     print(roofline.describe(limit))
     if (report["machine"]["load"] or 0) > 0.5:
-        print("this machine is busy with other work: no number below is to be quoted")
+        print("load is above 0.5: quote nothing that was measured beside other work")
     left_out = []
     try:
         if "scan" in args.sections:

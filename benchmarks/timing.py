@@ -58,9 +58,10 @@ def measure(contenders, *, rounds=15, min_rounds=3, min_sample_s=2e-3, budget_s=
         contenders: dict of name -> call without arguments that does one unit of work and waits
             for its end.
         rounds: samples of each contender, unless its time runs out before.
-        min_rounds: samples taken in any case.
+        min_rounds: samples taken unless they cost five times the budget.
         min_sample_s: a sample repeats short calls until it lasts this long (seconds).
-        budget_s: seconds for one contender; once spent, it sits out the later rounds.
+        budget_s: seconds for one contender; once spent, it sits out the later rounds. All get at
+            least one.
 
     Returns:
         dict of name -> Timing.
@@ -73,7 +74,8 @@ def measure(contenders, *, rounds=15, min_rounds=3, min_sample_s=2e-3, budget_s=
     try:
         for done in range(rounds):
             for name, call in contenders.items():
-                if done >= min_rounds and spent[name] > budget_s:
+                enough = budget_s if done >= min_rounds else 5 * budget_s
+                if done and spent[name] > enough:
                     continue
                 start = time.perf_counter()
                 # Each library has a thread pool of its own, whose idle workers spin for some

@@ -15,19 +15,25 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from . import reference
 from .reference import DIRECTIONS
 
 if importlib.util.find_spec("gatedrnn._C") is None:
     raise ImportError(
         "gatedrnn's native module is not built here: install the package with `pip install .`, "
-        "or `pip install -e . --no-build-isolation` to work on it, and import it from there"
+        "or `pip install -e . --no-build-isolation` to work on it, and import it from there",
+        name="gatedrnn",
     )
 from . import _C  # noqa: E402, F401  loading it registers torch.ops.gatedrnn
 
 _REVERSED = (1, 0, 3, 2)  # the code of the direction that runs against each direction
 _ALONG_WIDTH = (True, True, False, False)
 _FROM_END = (False, True, False, True)
+
+
+_JVP = torch._C._functorch.TransformType.Jvp
 
 
 class Options(NamedTuple):
@@ -359,7 +365,11 @@ class _Scan(torch.autograd.Function):
             return (None,) * 6
         x, g, weight, bias, mask = ctx.saved_tensors
         needs = ctx.needs_input_grad[1:4]
-        grads = _ScanBackward.apply(grad, x, g, weight, bias, mask, ctx.options, *needs)
+        tensors = (grad, x, g, weight, bias, mask, ctx.options)
+        if forward_ad._current_level >= 0:  # a tangent of this derivative may be asked for
+            grads = _adjoint(*tensors)
+        else:
+            grads = _ScanBackward.apply(*tensors, *needs)
         return (grads[0], *(t if need else None for t, need in zip(grads[1:], needs, strict=True)),
                 None, None)
 
@@ -388,7 +398,7 @@ class _Scan(torch.autograd.Function):
 
 
 class _ScanBackward(torch.autograd.Function):
-    """dx, dg, dweight, dbias by the fused kernel; its own derivatives by those of `_adjoint`."""
+    """dx, dg, dweight, dbias by the fused kernel; its own gradients by those of `_adjoint`."""
 
     @staticmethod
     def forward(grad, x, g, weight, bias, mask, options, needs_g, needs_weight, needs_bias):
@@ -402,11 +412,9 @@ class _ScanBackward(torch.autograd.Function):
         ctx.needs = (True, needs_g, needs_weight, needs_bias)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
-        ctx.save_for_forward(*tensors)
 
     @staticmethod
-    def _function(ctx):
-        """The differentiable form, of the tensors that are there alone, and these tensors."""
+    def backward(ctx, *cotangents):
         *tensors, mask = ctx.saved_tensors
         present = [i for i, t in enumerate(tensors) if t is not None]
 
@@ -417,12 +425,7 @@ class _ScanBackward(torch.autograd.Function):
             results = _adjoint(*full, mask, ctx.options)
             return tuple(r for r, need in zip(results, ctx.needs, strict=True) if need)
 
-        return function, present, [tensors[i] for i in present]
-
-    @staticmethod
-    def backward(ctx, *cotangents):
-        function, present, primals = _ScanBackward._function(ctx)
-        results, vjp = torch.func.vjp(function, *primals)
+        results, vjp = torch.func.vjp(function, *(tensors[i] for i in present))
         wanted = [c for c, need in zip(cotangents, ctx.needs, strict=True) if need]
         wanted = [
             torch.zeros_like(r) if c is None else c for r, c in zip(results, wanted, strict=True)
@@ -431,21 +434,6 @@ class _ScanBackward(torch.autograd.Function):
         for i, t in zip(present, vjp(tuple(wanted)), strict=True):
             grads[i] = t
         return tuple(grads)
-
-    @staticmethod
-    def jvp(ctx, *tangents):
-        # A nested forward-mode level is refused by PyTorch, so the tangent J t is taken as the
-        # adjoint of the adjoint, which is linear in its cotangent u: J t = d/du <J^T u, t>.
-        function, present, primals = _ScanBackward._function(ctx)
-        results, vjp = torch.func.vjp(function, *primals)
-        given = [
-            torch.zeros_like(p) if tangents[i] is None else tangents[i]
-            for i, p in zip(present, primals, strict=True)
-        ]
-        zeros = tuple(torch.zeros_like(r) for r in results)
-        _, transpose = torch.func.vjp(lambda *u: vjp(tuple(u)), *zeros)
-        wanted = iter(transpose(tuple(given)))
-        return tuple(next(wanted) if need else None for need in ctx.needs)
 
     @staticmethod
     def vmap(info, in_dims, grad, x, g, weight, bias, mask, options, *needs):
@@ -497,17 +485,25 @@ def scan(x, g, weight, bias, options: Options) -> Tensor:
             t is not None and t.requires_grad for t in tensors
         )
         return torch.ops.gatedrnn.scan(*tensors, *options.args, keep_mask)[0]
-    if _plain(tensors):
-        return torch.ops.gatedrnn.scan(*tensors, *options.args, False)[0]
+    stack = torch._C._functorch.get_interpreter_stack()
+    if stack is None and forward_ad._current_level < 0:
+        if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)):
+            return torch.ops.gatedrnn.scan(*tensors, *options.args, False)[0]
+    elif stack and sum(level.key() == _JVP for level in stack) > 1:
+        # PyTorch runs a Function's `jvp` with forward-mode AD switched off, so that the tangent of
+        # a tangent would be zero without a word. The loop of plain operations has it.
+        return _reference(*tensors, options)
     return _Scan.apply(*tensors, options, options.merge == "max")[0]
 
 
-def _plain(tensors) -> bool:
-    """No derivative can be asked for: no gradients, no tangents, no function transforms."""
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        return False
-    if torch.autograd.forward_ad._current_level >= 0:
-        return False
-    return not (
-        torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+def _reference(x, g, weight, bias, options: Options) -> Tensor:
+    return reference.spatial_gated_rnn(
+        x,
+        g,
+        weight,
+        bias,
+        directions=[DIRECTIONS[code] for code in options.directions],
+        merge=None if options.merge == "none" else options.merge,
+        nonlinearity=options.nonlinearity,
+        gate_norm=None if options.gate_norm == "none" else options.gate_norm,
     )

@@ -41,11 +41,11 @@ def _scan(x, g, w, b, direction, theta):
     axis, reverse = _SCANS[direction]
     n, c = x.shape[:2]
     k = w.shape[1]
-    w = w.view(c // k, k, k)
+    w = w.reshape(c // k, k, k)
     h = x.new_zeros(()).expand(x.select(axis, 0).shape) if x.shape[axis] else None  # (N, C, L)
     maps = []
     for i in range(x.shape[axis])[:: -1 if reverse else 1]:
-        u = torch.einsum("gck,ngkl->ngcl", w, h.reshape(n, c // k, k, -1)).reshape(h.shape)
+        u = torch.einsum("gck,ngkl->ngcl", w, h.unflatten(1, (c // k, k))).flatten(1, 2)
         u = u + b[:, None]
         if g is not None:
             u = g.select(axis, i) * u

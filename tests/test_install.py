@@ -24,7 +24,8 @@ reads_elf = pytest.mark.skipif(
 )
 
 
-def run(*arguments, cwd=None, **environment):
+def run(*arguments, cwd=sys.prefix, **environment):
+    # Never in the source folder, which Python would import from before the installed package.
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=cwd,

@@ -41,14 +41,16 @@ def _some_steps(x, g, w, b, h):
 
 
 def _compiled_loop():
-    # dynamic=False: sizes known when compiling. A held graph is walked twice, so no donated buffer.
     import torch._functorch.config as functorch
 
-    functorch.donated_buffer = False
+    functorch.donated_buffer = False  # a held graph is walked again and again
+    torch._dynamo.reset()  # or the shapes timed before count towards its limit of versions
+    # Sizes are known when compiling.
     steps = torch.compile(_some_steps, fullgraph=True, dynamic=False)
 
     def loop(x, g, w, b):
-        h = torch.zeros_like(x[0])
+        # As the later h do, or the first steps would be compiled apart.
+        h = torch.zeros_like(x[0]).requires_grad_(torch.is_grad_enabled() and x.requires_grad)
         maps = []
         pairs = zip(x.split(_COMPILED_STEPS), g.split(_COMPILED_STEPS), strict=True)
         for x_t, g_t in pairs:
@@ -146,6 +148,7 @@ def load_compiled(shape, inputs):
     runner = torch_runner(_with_float32_state(lambda *t: batched(*t, loop=loop)), inputs)
     try:
         runner.forward()
+        runner.train()
     except Exception as error:  # whatever a missing or broken compiler makes PyTorch raise
         return f"does not compile ({type(error).__name__})"
     return runner

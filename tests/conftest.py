@@ -1,0 +1,40 @@
+"""Set-up of every test run: poisoned memory, hypothesis profiles, the instruction set in the header.
+
+Uninitialised memory reads as NaN: in tensors through PyTorch's deterministic mode, in the kernels'
+scratch memory through a variable that they read once, hence before the package is imported.
+"""
+
+import os
+
+os.environ["GATEDRNN_POISON_SCRATCH"] = "1"
+
+import hypothesis
+import pytest
+import torch
+
+from gatedrnn import _C
+
+torch.use_deterministic_algorithms(True)
+torch.utils.deterministic.fill_uninitialized_memory = True
+
+_COMMON = dict(deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+# The same examples on every run, so that a change is judged by what it changed.
+hypothesis.settings.register_profile("default", max_examples=100, derandomize=True, **_COMMON)
+# Sanitizers, and the other instruction sets: every path, few examples.
+hypothesis.settings.register_profile("sanitize", max_examples=12, derandomize=True, **_COMMON)
+# New examples on every run, for a long look after the kernels have changed.
+hypothesis.settings.register_profile("thorough", max_examples=1000, **_COMMON)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+def pytest_report_header():
+    info = _C.build_info()
+    return f"gatedrnn: {info['cpu_capability']}, sanitizers: {info['sanitizers']}"
+
+
+@pytest.fixture
+def threads():
+    """`torch.set_num_threads`, undone after the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
