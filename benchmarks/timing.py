@@ -42,13 +42,10 @@ def _call_seconds(call, repeats):
     return (now - start) / done
 
 
-def _repeats(call, min_sample_s):
-    """Calls a sample needs so that it lasts `min_sample_s`, after warming `call` up."""
-    call()
+def _warm(call):
+    """Seconds a call takes, once it is warm; a long one is warm after its first time."""
     once = _call_seconds(call, 1)
-    if once < _LONGEST_SAMPLE:
-        once = min(once, _call_seconds(call, 1))
-    return max(1, round(min_sample_s / max(once, 1e-7)))
+    return once if once > _LONGEST_SAMPLE else min(_call_seconds(call, 1) for _ in range(2))
 
 
 def measure(contenders, *, rounds=15, min_rounds=3, min_sample_s=2e-3, budget_s=2.0):
@@ -66,7 +63,8 @@ def measure(contenders, *, rounds=15, min_rounds=3, min_sample_s=2e-3, budget_s=
     Returns:
         dict of name -> Timing.
     """
-    repeats = {name: _repeats(call, min_sample_s) for name, call in contenders.items()}
+    warm = {name: _warm(call) for name, call in contenders.items()}
+    repeats = {name: max(1, round(min_sample_s / max(s, 1e-7))) for name, s in warm.items()}
     samples = {name: [] for name in contenders}
     spent = dict.fromkeys(contenders, 0.0)
     collecting = gc.isenabled()
@@ -81,7 +79,7 @@ def measure(contenders, *, rounds=15, min_rounds=3, min_sample_s=2e-3, budget_s=
                 # Each library has a thread pool of its own, whose idle workers spin for some
                 # milliseconds: let the previous contender's fall asleep, then wake ours.
                 time.sleep(5e-3)
-                if spent[name] < budget_s / 2:
+                if warm[name] < _LONGEST_SAMPLE:
                     call()
                 samples[name].append(_call_seconds(call, repeats[name]))
                 spent[name] += time.perf_counter() - start

@@ -112,7 +112,7 @@ void backward_block(const BackwardArgs& a, const A* transposed, const BackwardMa
         const int64_t t0 = chunks.begin(k), place = chunks.place(k) * pixel;
         const int64_t gate_place = chunks.place(k) * block.gate_pixel();
         f.length = block.shape.t = chunks.pixels(k);
-        f.x = s.x + place;
+        f.x = block.template tile_map<const A>(s.x + place);
         f.g = block.gate_tile(s.gate + gate_place);
         f.h = keep ? s.h + place : nullptr;
         f.u = keep ? s.u + place : nullptr;

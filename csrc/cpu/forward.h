@@ -22,13 +22,20 @@ void forward_block(const ScanArgs& a, const ForwardMaps<A>& maps, bool along_wid
   const int64_t most = channels_per_tile(a);
   const bool gates_differ = a.g && a.gate_directions, separate = a.merge == Merge::kNone;
   const auto forward = steps_for<A, B>(a.block).forward;
+  // x and g that lie right for the lanes are read where they are; the rest goes through tiles. So
+  // does y, always: written in place, its rows would throw those of x and g out of the L1 cache,
+  // for channel planes are often a power of two apart.
+  const bool x_in_place = block.template in_place<S>(a.x_strides);
+  const bool g_in_place = a.g && block.template in_place<S>(a.g_strides) &&
+                          (a.gate_norm == GateNorm::kNone || a.gate_norm == GateNorm::kClamp);
   const Chunks chunks(length, row * most * 3 * sizeof(A));
 
   Arena arena;
-  A* x = arena.take<A>(chunks.capacity() * most * row);
-  A* m = arena.take<A>(chunks.capacity() * most * row);
-  A* gate = arena.take<A>(std::max(chunks.capacity() * (a.g ? most : 0), int64_t{1}) * row);
-  uint8_t* mask = maps.mask ? arena.take<uint8_t>(chunks.capacity() * most * row) : nullptr;
+  const int64_t tile = chunks.capacity() * most * row;
+  A* x = x_in_place ? nullptr : arena.take<A>(tile);
+  A* m = arena.take<A>(tile);
+  A* gate = g_in_place ? nullptr : arena.take<A>(a.g ? tile : row);
+  uint8_t* mask = maps.mask ? arena.take<uint8_t>(tile) : nullptr;
   A* state = arena.take<A>(2 * most * row);
   A* no_bias = arena.take<A>(most);
   std::fill(no_bias, no_bias + most, A{});
@@ -36,6 +43,7 @@ void forward_block(const ScanArgs& a, const ForwardMaps<A>& maps, bool along_wid
 
   for (block.c0 = 0; block.c0 < a.c; block.c0 += most) {
     block.shape.c = std::min(most, a.c - block.c0);
+    const int64_t pixel = block.pixel();
     for (int i = 0; i < directions.count; ++i) {
       const int64_t d = directions.d[i];
       const int64_t at_channel = d * a.c + block.c0;
@@ -44,6 +52,8 @@ void forward_block(const ScanArgs& a, const ForwardMaps<A>& maps, bool along_wid
       f.channels = block.shape.c;
       f.block = a.block;
       f.nonlinearity = a.nonlinearity;
+      f.clamp = g_in_place && a.gate_norm == GateNorm::kClamp;
+      f.ahead = !x_in_place ? 0 : f.reverse ? -kChunkPixels : kChunkPixels;
       f.w = static_cast<const A*>(a.weight) + at_channel * a.block;
       f.bias = a.bias ? static_cast<const A*>(a.bias) + at_channel : no_bias;
       f.state = state;
@@ -51,37 +61,48 @@ void forward_block(const ScanArgs& a, const ForwardMaps<A>& maps, bool along_wid
       f.first = !maps.merged && i == 0;
       f.scale = a.merge == Merge::kMean ? A(1) / A(a.directions) : A(1);
       f.bit = static_cast<uint8_t>(1 << d);
-      std::fill(state, state + block.pixel(), A{});
-      // The first map of a maximum, or one that is not merged, is scanned straight into its place.
-      const bool direct = separate || (f.first && a.merge == Merge::kMax);
+      std::fill(state, state + pixel, A{});
       const bool enter = !chunks.resident || i == 0;
-      const bool leave = !chunks.resident || i == directions.count - 1 || separate;
+      const bool leave = !chunks.resident || i == directions.count - 1;
 
       for (int64_t j = 0; j < chunks.count; ++j) {
         const int64_t k = f.reverse ? chunks.count - 1 - j : j;
-        const int64_t t0 = chunks.begin(k), place = chunks.place(k) * block.pixel();
-        A* const gate_chunk = gate + chunks.place(k) * block.gate_pixel();
-        A* const merged = m + place;
-        uint8_t* const winners = mask ? mask + place : nullptr;
+        const int64_t t0 = chunks.begin(k), place = chunks.place(k) * pixel;
         f.length = block.shape.t = chunks.pixels(k);
-        f.x = x + place;
-        f.g = block.gate_tile(gate_chunk);
-        f.h = direct ? merged : nullptr;
-        f.m = direct ? nullptr : merged;
-        f.mask = winners;
-        if (enter) block.read(at<S>(a.x, a.x_strides, n, 0), a.x_strides, t0, f.reverse, x + place);
-        if (a.g && (enter || gates_differ)) block.read_gate(d, t0, f.reverse, gate_chunk, nullptr);
-        if (enter && !f.first && !separate) {
-          block.read(at<A>(maps.y, a.y_strides, n, 0), a.y_strides, t0, f.reverse, merged);
-          if (mask)
-            block.read(at<uint8_t>(maps.mask, a.y_strides, n, 0), a.y_strides, t0, f.reverse, winners);
+
+        const S* x_map = at<S>(a.x, a.x_strides, n, 0);
+        if constexpr (std::is_same_v<A, S>)
+          if (x_in_place) f.x = block.map_in_place(x_map, a.x_strides, t0);
+        if (!x_in_place) {
+          f.x = block.template tile_map<const A>(x + place);
+          if (enter) block.read(x_map, a.x_strides, t0, f.reverse, x + place);
         }
-        forward(f);
-        if (direct && mask) std::fill(winners, winners + f.length * block.pixel(), f.bit);
-        if (leave) {
-          block.write(merged, at<A>(maps.y, a.y_strides, n, separate ? d : 0), a.y_strides, t0, f.reverse);
-          if (mask)
-            block.write(winners, at<uint8_t>(maps.mask, a.y_strides, n, 0), a.y_strides, t0, f.reverse);
+        if constexpr (std::is_same_v<A, S>)
+          if (g_in_place) f.g = block.map_in_place(at<S>(a.g, a.g_strides, n, d), a.g_strides, t0);
+        if (!g_in_place) {
+          A* const chunk = gate + chunks.place(k) * block.gate_pixel();
+          f.g = block.gate_tile(chunk);
+          if (a.g && (enter || gates_differ)) block.read_gate(d, t0, f.reverse, chunk, nullptr);
+        }
+
+        A* const y_map = at<A>(maps.y, a.y_strides, n, separate ? d : 0);
+        uint8_t* const mask_map = maps.mask ? at<uint8_t>(maps.mask, a.y_strides, n, 0) : nullptr;
+        if (separate) {  // the map itself, scanned straight into its tile
+          f.h = m + place;
+          forward(f);
+          block.write(f.h, y_map, a.y_strides, t0, f.reverse);
+        } else {
+          f.m = m + place;
+          f.mask = mask ? mask + place : nullptr;
+          if (enter && !f.first) {
+            block.read(y_map, a.y_strides, t0, f.reverse, f.m);
+            if (mask) block.read(mask_map, a.y_strides, t0, f.reverse, f.mask);
+          }
+          forward(f);
+          if (leave) {
+            block.write(f.m, y_map, a.y_strides, t0, f.reverse);
+            if (mask) block.write(f.mask, mask_map, a.y_strides, t0, f.reverse);
+          }
         }
       }
     }

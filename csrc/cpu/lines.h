@@ -110,8 +110,23 @@ struct LineBlock {
     return s;
   }
   int64_t gate_pixel() const { return a.g ? gate_shape().c * row() : 0; }
-  GateTile<A> gate_tile(const A* data) const {
+  Map<const A> gate_tile(const A* data) const {
     return {data, gate_pixel(), a.g && a.gate_channels ? row() : 0};
+  }
+  template <class T>
+  Map<T> tile_map(T* data) const {
+    return {data, pixel(), row()};
+  }
+
+  // Whether a map of type T can be scanned where it lies: its lines side by side, none idle.
+  template <class T>
+  bool in_place(const Strides& strides) const {
+    return std::is_same_v<T, A> && line_strides(strides, along_width).l == 1 && shape.l == row();
+  }
+  template <class T>
+  Map<T> map_in_place(T* map, const Strides& strides, int64_t t0) const {
+    const LineStrides s = line_strides(strides, along_width);
+    return {corner(map, s, t0), s.t, s.c};
   }
   void fill_ones(A* gate) const {
     std::fill(gate, gate + row(), A{});

@@ -11,12 +11,14 @@ namespace gatedrnn::GATEDRNN_ISA {
 
 // Channels of the register block: R * B accumulators, B states and a weight must fit.
 template <class A, int B>
-constexpr int kRows = GATEDRNN_VECTOR_BYTES == 64 ? (B == 1 ? 8 : B == 2 ? 8 : 4) : 4;
+constexpr int kRows = GATEDRNN_VECTOR_BYTES == 64 ? (B == 1 ? 4 : 8) : 4;
 
-template <class A>
-struct GateTile {
-  const A* data;    // [t][c|1][lane]; a single row for a scan without a gate
-  int64_t t, c;     // steps in elements, 0 where the row is shared
+// A map under a block of lines: the value of pixel t, channel c, lane i is data[t * t + c * c + i]. A
+// packed tile, or the caller's memory itself where the lines of the block lie side by side in it.
+template <class T>
+struct Map {
+  T* data;
+  int64_t t, c;  // steps in elements, 0 where the map is shared
 };
 
 // What a scan of one direction needs of its surroundings.
@@ -27,26 +29,35 @@ struct Chunk {
   int64_t channels;  // a multiple of block
   int64_t block;
   Nonlinearity nonlinearity;
-  GateTile<A> g;
+  Map<const A> g;
+  bool clamp;  // g is read in place and is yet to be clamped to [-1, 1]
 };
 
 template <class A>
 struct ForwardChunk : Chunk<A> {
-  const A* x;     // [t][c][lane]
+  Map<const A> x;
+  int64_t ahead;  // pixels from one that is read in place to the one to ask for; 0: all is packed
   const A* w;     // [c][block]
   const A* bias;  // [c]
   A* state;       // [2][c][lane]: state[0] holds h before the chunk and afterwards h behind it
   A* h;           // [t][c][lane], kept for the backward pass or the merge itself; or null
   A* u;           // [t][c][lane], w h + b, kept for the backward pass; or null
 
-  // Merged row by row, where h is null; nothing is kept where m is null too.
+  // Merged pixel by pixel, where m is not null.
   Merge merge;
   bool first;  // the first direction to reach m
   A scale;
-  A* m;
-  uint8_t* mask;
+  A* m;           // [t][c][lane], or null
+  uint8_t* mask;  // [t][c][lane], or null
   uint8_t bit;
 };
+
+// The gate of a scan that reads it in place.
+template <class A>
+GATEDRNN_INLINE Wide<A> gate_at(const Chunk<A>& f, const A* g) {
+  const Wide<A> value = load<Wide<A>>(g);
+  return f.clamp ? gate_norm_of<VectorMath<Wide<A>>>(GateNorm::kClamp, value) : value;
+}
 
 // acc[r][b] += sum_k w[r][k] v[k][b]: the register block of the product.
 template <int R, int B, int K, class A>
@@ -96,15 +107,22 @@ GATEDRNN_INLINE void forward_rows(const ForwardChunk<A>& f, int64_t t, int64_t c
   }
   accumulate<R, B, K>(f.w + c * block, before + c / block * block * row, block, u);
 
-  const A* x = f.x + (t * f.channels + c) * row;
+  const A* x = f.x.data + t * f.x.t + c * f.x.c;
   const A* g = f.g.data + t * f.g.t + c * f.g.c;
+  if (f.ahead) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      prefetch<false>(x + r * f.x.c, f.ahead * f.x.t);
+      prefetch<false>(g + r * f.g.c, f.ahead * f.g.t);
+    }
+  }
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
     for (int b = 0; b < B; ++b) {
       const int64_t at = r * row + b * lanes;
-      Wide<A> h = preactivation(load<Wide<A>>(x + at), load<Wide<A>>(g + r * f.g.c + b * lanes),
-                                u[r][b]);
+      Wide<A> h = preactivation(load<Wide<A>>(x + r * f.x.c + b * lanes),
+                                gate_at(f, g + r * f.g.c + b * lanes), u[r][b]);
       if (f.nonlinearity != Nonlinearity::kIdentity)
         h = activation<VectorMath<Wide<A>>>(f.nonlinearity, h);
       store(after + c * row + at, h);
@@ -114,26 +132,36 @@ GATEDRNN_INLINE void forward_rows(const ForwardChunk<A>& f, int64_t t, int64_t c
 }
 
 // Merges the row h of one pixel into m; mask gets the bits of the winning directions.
-template <class A>
-GATEDRNN_INLINE void merge_row(const ForwardChunk<A>& f, int64_t t, const A* h, int64_t size) {
+template <int B, class A>
+GATEDRNN_INLINE void merge_row(const ForwardChunk<A>& f, int64_t t, const A* h) {
   constexpr int lanes = kLanes<A>;
   typedef VectorMath<Wide<A>> M;
-  A* m = f.m + t * size;
-  if (f.merge == Merge::kMax && f.mask) {
-    uint8_t* mask = f.mask + t * size;
-    for (int64_t i = 0; i < size; i += lanes) {
-      const Wide<A> value = load<Wide<A>>(h + i), old = load<Wide<A>>(m + i);
-      record_winner(mask + i, value, old, f.bit);
+  const auto for_each = [&](const auto& merge) __attribute__((always_inline)) {
+    for (int64_t c = 0; c < f.channels; ++c)
+#pragma GCC unroll 8
+      for (int b = 0; b < B; ++b)
+        merge((t * f.channels + c) * B * lanes + b * lanes, load<Wide<A>>(h + (c * B + b) * lanes));
+  };
+  A* const m = f.m;
+  if (f.first) {
+    for_each([&](int64_t i, Wide<A> value) __attribute__((always_inline)) {
+      store(m + i, value * f.scale);
+      if (f.mask) store(f.mask + i, splat<Bytes<Wide<A>>>(f.bit));
+    });
+  } else if (f.merge == Merge::kMax && f.mask) {
+    for_each([&](int64_t i, Wide<A> value) __attribute__((always_inline)) {
+      const Wide<A> old = load<Wide<A>>(m + i);
+      record_winner(f.mask + i, value, old, f.bit);
       store(m + i, maximum<M>(value, old));
-    }
+    });
   } else if (f.merge == Merge::kMax) {
-    for (int64_t i = 0; i < size; i += lanes)
-      store(m + i, maximum<M>(load<Wide<A>>(h + i), load<Wide<A>>(m + i)));
-  } else if (f.first) {
-    for (int64_t i = 0; i < size; i += lanes) store(m + i, load<Wide<A>>(h + i) * f.scale);
+    for_each([&](int64_t i, Wide<A> value) __attribute__((always_inline)) {
+      store(m + i, maximum<M>(value, load<Wide<A>>(m + i)));
+    });
   } else {
-    for (int64_t i = 0; i < size; i += lanes)
-      store(m + i, load<Wide<A>>(m + i) + load<Wide<A>>(h + i) * f.scale);
+    for_each([&](int64_t i, Wide<A> value) __attribute__((always_inline)) {
+      store(m + i, load<Wide<A>>(m + i) + value * f.scale);
+    });
   }
 }
 
@@ -166,7 +194,7 @@ void forward_chunk(const ForwardChunk<A>& chunk) {
         f.channels, f.block, [&]<int R>(int64_t c) __attribute__((always_inline)) {
           forward_rows<R, B, K>(f, t, c, before, after);
         });
-    if (f.m) merge_row(f, t, after, size);
+    if (f.m) merge_row<B>(f, t, after);
     before = after;
   }
   if (before != f.state) std::copy(before, before + size, f.state);
@@ -211,7 +239,7 @@ GATEDRNN_INLINE void backward_rows(const BackwardChunk<A>& f, int64_t t, int64_t
         delta = activation_backward<VectorMath<Wide<A>>>(f.nonlinearity, load<Wide<A>>(f.h + at),
                                                          delta);
       store(f.delta + c * row + r * row + b * lanes, delta);
-      store(f.e + at, load<Wide<A>>(g + r * f.g.c + b * lanes) * delta);
+      store(f.e + at, gate_at(f, g + r * f.g.c + b * lanes) * delta);
     }
   }
 }

@@ -50,11 +50,25 @@ GATEDRNN_INLINE void move_block(const S* from, int64_t rows, A* to, int64_t colu
   for (int j = 0; j < side; ++j) store(to + j * columns, block[j]);
 }
 
-// Asks for the line that the next chunk will want: a chunk touches one or two cache lines in each of
-// many rows, which no hardware prefetcher follows.
-template <bool Write, class T>
-GATEDRNN_INLINE void prefetch(T* p, int64_t ahead) {
-  __builtin_prefetch(reinterpret_cast<const char*>(p) + ahead * int64_t{sizeof(T)}, Write, 2);
+// Rows of `count` values, their steps apart, by whole registers and then one by one.
+template <class T, class U, class Copy>
+GATEDRNN_INLINE void copy_rows(const T* from, int64_t from_step, U* to, int64_t to_step,
+                               int64_t rows, int64_t count, const Copy& copy) {
+  constexpr int width = kCopy<U>;
+  const std::integral_constant<int, width> whole;
+  if (count == width || count == 2 * width) {
+    const bool two = count == 2 * width;
+    for (int64_t t = 0; t < rows; ++t, from += from_step, to += to_step) {
+      copy(from, to, whole);
+      if (two) copy(from + width, to + width, whole);
+    }
+    return;
+  }
+  for (int64_t t = 0; t < rows; ++t, from += from_step, to += to_step) {
+    int64_t i = 0;
+    for (; i + width <= count; i += width) copy(from + i, to + i, whole);
+    for (; i < count; ++i) to[i] = value_of<U>(from[i]);
+  }
 }
 
 // `ahead`: elements from this chunk to the next one to be packed.
@@ -64,19 +78,12 @@ void pack(const S* source, const LineStrides& s, const TileShape& shape, A* tile
   if (shape.l < lanes) std::fill(tile, tile + shape.t * step, A{});
 
   if (s.l == 1) {
-    constexpr int width = kCopy<A>;
-    for (int64_t c = 0; c < shape.c; ++c) {
-      for (int64_t t = 0; t < shape.t; ++t) {
-        const S* from = source + c * s.c + t * s.t;
-        A* to = tile + t * step + c * lanes;
-        int64_t l = 0;
-        for (; l + width <= shape.l; l += width) {
-          prefetch<false>(from + l, ahead);
-          store(to + l, load_as<A, width>(from + l));
-        }
-        for (; l < shape.l; ++l) to[l] = value_of<A>(from[l]);
-      }
-    }
+    for (int64_t c = 0; c < shape.c; ++c)
+      copy_rows(source + c * s.c, s.t, tile + c * lanes, step, shape.t, shape.l,
+                [ahead](const S* from, auto* to, auto width) __attribute__((always_inline)) {
+                  prefetch<false>(from, ahead);
+                  store(to, load_as<A, width()>(from));
+                });
     return;
   }
 
@@ -126,19 +133,12 @@ void unpack(const A* tile, A* target, const LineStrides& s, const TileShape& sha
             int64_t ahead) {
   const int64_t lanes = shape.lanes, step = shape.c * lanes;
   if (s.l == 1) {
-    constexpr int width = kCopy<A>;
-    for (int64_t c = 0; c < shape.c; ++c) {
-      for (int64_t t = 0; t < shape.t; ++t) {
-        const A* from = tile + t * step + c * lanes;
-        A* to = target + c * s.c + t * s.t;
-        int64_t l = 0;
-        for (; l + width <= shape.l; l += width) {
-          prefetch<true>(to + l, ahead);
-          store(to + l, load<Vector<A, width>>(from + l));
-        }
-        for (; l < shape.l; ++l) to[l] = from[l];
-      }
-    }
+    for (int64_t c = 0; c < shape.c; ++c)
+      copy_rows(tile + c * lanes, step, target + c * s.c, s.t, shape.t, shape.l,
+                [ahead](const A* from, A* to, auto width) __attribute__((always_inline)) {
+                  prefetch<true>(to, ahead);
+                  store(to, load<Vector<A, width()>>(from));
+                });
     return;
   }
 

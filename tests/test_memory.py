@@ -1,0 +1,70 @@
+"""Poisoned memory is poisoned, and what a training step keeps is inputs and one byte an element."""
+
+import ctypes
+
+import pytest
+import torch
+
+from gatedrnn import SpatialGatedRNN
+from gatedrnn.functional import spatial_gated_rnn
+
+
+def test_uninitialised_tensors_are_nan():
+    assert torch.empty(1000).isnan().all()
+    assert torch.empty((2, 3, 4, 5), memory_format=torch.channels_last).isnan().all()
+    assert torch.ops.aten.empty.memory_format([9], dtype=torch.bfloat16).isnan().all()
+
+
+def test_scratch_memory_is_poisoned():
+    # The library reads the variable with getenv, once; conftest.py sets it before the import.
+    getenv = ctypes.CDLL(None).getenv
+    getenv.restype = ctypes.c_char_p
+    assert getenv(b"GATEDRNN_POISON_SCRATCH") == b"1"
+
+
+def saved(function):
+    """The storages that autograd keeps for backward: {address: bytes}."""
+    kept = {}
+
+    def pack(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = function()
+    return kept, result
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("merge", ["max", "mean", "sum", None])
+@pytest.mark.parametrize("gate_norm", ["clamp", "tanh", "sigmoid", None])
+def test_autograd_saves_inputs_and_one_byte_an_element(merge, gate_norm, dtype):
+    x = torch.randn(2, 4, 24, 36, dtype=dtype, requires_grad=True)
+    g = torch.rand(2, 4, 24, 36, dtype=dtype, requires_grad=True)
+    state = torch.float64 if dtype == torch.float64 else torch.float32
+    weight = torch.randn(4, 4, 4, dtype=state, requires_grad=True)
+    bias = torch.randn(4, 4, dtype=state, requires_grad=True)
+    inputs = {t.data_ptr(): t.untyped_storage().nbytes() for t in (x, g, weight, bias)}
+    kept, y = saved(lambda: spatial_gated_rnn(x, g, weight, bias, merge=merge, gate_norm=gate_norm))
+    assert inputs.items() <= kept.items()
+    others = {address: size for address, size in kept.items() if address not in inputs}
+    assert sum(others.values()) == (x.numel() if merge == "max" else 0)
+    assert y.data_ptr() not in kept
+
+
+def test_layer_saves_weights_beside_its_inputs():
+    layer = SpatialGatedRNN(8)
+    x, g = torch.randn(2, 8, 40, 40), torch.rand(2, 8, 40, 40)
+    kept, _ = saved(lambda: layer(x, g))
+    maps = {x.data_ptr(), g.data_ptr()}
+    assert maps <= kept.keys()
+    # The mask, and a few matrices of the weight's size, some of them in float64.
+    rest = sum(size for address, size in kept.items() if address not in maps)
+    assert rest <= x.numel() + 20 * layer.raw_weight.numel() * 8
+
+
+def test_nothing_is_saved_without_gradients():
+    x = torch.randn(1, 2, 5, 5)
+    kept, y = saved(lambda: spatial_gated_rnn(x, x, torch.zeros(4, 2, 2)))
+    assert kept == {}
+    assert y.grad_fn is None

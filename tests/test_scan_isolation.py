@@ -1,0 +1,154 @@
+"""NaN and infinity stay on their own line, in their own group, and pass through merges."""
+
+import math
+
+import pytest
+import torch
+from comparison import DTYPES, F32, F64, run, state_of
+
+from gatedrnn import DIRECTIONS
+from gatedrnn.functional import spatial_gated_rnn
+
+OPPOSITE = dict(zip(DIRECTIONS, [DIRECTIONS[i] for i in (1, 0, 3, 2)], strict=True))
+
+# (N, C, H, W) and block: more than one tile of channels, ragged lanes, more than one chunk.
+SHAPES = [((2, 6, 5, 19), 2), ((1, 4, 37, 6), 1), ((2, 32, 6, 18), 16), ((1, 16, 3, 40), 8)]
+
+
+def after(direction, i, j):
+    """The pixels that the state of pixel (i, j) flows to."""
+    return {
+        "left_to_right": (i, slice(j + 1, None)),
+        "right_to_left": (i, slice(0, j)),
+        "top_to_bottom": (slice(i + 1, None), j),
+        "bottom_to_top": (slice(0, i), j),
+    }[direction]
+
+
+def touched(shape, block, directions, n, c, i, j):
+    """Per direction (N, D, C, H, W): the channel at the pixel, and its group along the line."""
+    mask = torch.zeros(shape[0], len(directions), *shape[1:], dtype=torch.bool)
+    group = slice(c // block * block, c // block * block + block)
+    for d, direction in enumerate(directions):
+        mask[n, d, c, i, j] = True
+        h, w = after(direction, i, j)
+        mask[n, d, group, h, w] = True
+    return mask
+
+
+def inputs_for(shape, block, dtype, seed=0):
+    """x, g, weight, bias; no weight and no gate is near zero, so that nothing can stop a NaN."""
+    generator = torch.Generator().manual_seed(seed)
+    n, c, h, w = shape
+    state = state_of(dtype)
+    x = torch.randn(shape, generator=generator).to(dtype)
+    g = (0.5 + 0.5 * torch.rand(shape, generator=generator)).to(dtype)
+    weight = (0.5 + torch.rand(4, c, block, generator=generator)).to(state) / block
+    bias = torch.randn(4, c, generator=generator).to(state)
+    return [x, g, weight, bias]
+
+
+def assert_touches(bad, clean, mask):
+    """`bad` is not finite where the mask is set, and as `clean`, bit for bit, elsewhere."""
+    assert torch.equal(~bad.isfinite(), mask)
+    assert torch.equal(bad[~mask], clean[~mask])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("shape", "block"), SHAPES)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_bad_input_stays_on_its_lines(shape, block, value, dtype):
+    tensors = inputs_for(shape, block, dtype)
+    clean = spatial_gated_rnn(*tensors, merge=None)
+    n, c, i, j = shape[0] - 1, shape[1] // 2, shape[2] // 2, shape[3] // 3
+    tensors[0][n, c, i, j] = value
+    mask = touched(shape, block, DIRECTIONS, n, c, i, j)
+    assert_touches(spatial_gated_rnn(*tensors, merge=None), clean, mask)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("nonlinearity", ["identity", "tanh", "relu", "sigmoid"])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_nan_stays_on_the_line_of_a_single_direction(direction, nonlinearity, dtype):
+    shape, block = SHAPES[0]
+    x, g, weight, bias = inputs_for(shape, block, dtype)
+    options = dict(directions=[direction], nonlinearity=nonlinearity)
+    clean = spatial_gated_rnn(x, g, weight[:1], bias[:1], **options)
+    x[0, 3, 2, 7] = math.nan
+    mask = touched(shape, block, [direction], 0, 3, 2, 7)[:, 0]
+    assert_touches(spatial_gated_rnn(x, g, weight[:1], bias[:1], **options), clean, mask)
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize("merge", ["max", "mean", "sum"])
+@pytest.mark.parametrize("pixel", [(0, 0), (2, 7), (4, 18)])
+def test_merge_passes_nan_of_any_direction(merge, pixel, dtype):
+    shape, block = SHAPES[0]
+    tensors = inputs_for(shape, block, dtype)
+    clean = spatial_gated_rnn(*tensors, merge=merge)
+    tensors[0][(1, 0, *pixel)] = math.nan
+    mask = touched(shape, block, DIRECTIONS, 1, 0, *pixel).any(1)
+    assert_touches(spatial_gated_rnn(*tensors, merge=merge), clean, mask)
+
+
+@pytest.mark.parametrize("gate_norm", [None, "clamp", "tanh", "sigmoid"])
+def test_nan_gate_stays_on_its_lines(gate_norm):
+    shape, block = SHAPES[0]
+    tensors = inputs_for(shape, block, F32)
+    options = dict(merge=None, gate_norm=gate_norm)
+    clean = spatial_gated_rnn(*tensors, **options)
+    tensors[1][0, 2, 1, 5] = math.nan
+    mask = touched(shape, block, DIRECTIONS, 0, 2, 1, 5)
+    assert_touches(spatial_gated_rnn(*tensors, **options), clean, mask)
+
+
+@pytest.mark.parametrize(("shape", "block"), SHAPES)
+def test_nan_weight_stays_in_its_group_and_direction(shape, block):
+    tensors = inputs_for(shape, block, F32)
+    clean = spatial_gated_rnn(*tensors, merge=None)
+    c = shape[1] // 2
+    tensors[2][2, c] = math.nan
+    mask = torch.zeros_like(clean, dtype=torch.bool)
+    # w meets h_0 = 0 at the first pixel: NaN * 0 there, in the rows of w that hold it.
+    mask[:, 2, c] = True
+    mask[:, 2, c // block * block : c // block * block + block, 1:] = True
+    bad = spatial_gated_rnn(*tensors, merge=None)
+    assert torch.equal(bad[~mask], clean[~mask])
+    assert torch.equal(~bad.isfinite()[:, 2, :, 1:], mask[:, 2, :, 1:])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("shape", "block"), SHAPES)
+def test_nan_gradient_stays_on_its_lines(shape, block, dtype):
+    tensors = inputs_for(shape, block, dtype)
+    grad = torch.randn(shape, generator=torch.Generator().manual_seed(9)).to(dtype)
+    _, clean = run(spatial_gated_rnn, tensors, grad, merge="sum")
+    n, c, i, j = 0, shape[1] - 1, shape[2] // 2, shape[3] // 2
+    grad[n, c, i, j] = math.nan
+    _, bad = run(spatial_gated_rnn, tensors, grad, merge="sum")
+    # The adjoint runs against each direction.
+    mask = touched(shape, block, [OPPOSITE[d] for d in DIRECTIONS], n, c, i, j).any(1)
+    assert_touches(bad[0], clean[0], mask)
+    assert_touches(bad[1], clean[1], mask)
+    other = torch.arange(shape[1]) // block != c // block
+    for k in (2, 3):
+        assert torch.equal(bad[k][:, other], clean[k][:, other])
+        assert bad[k][:, ~other].isnan().any()
+
+
+@pytest.mark.parametrize(("shape", "block"), SHAPES)
+def test_nan_state_reaches_gradients_of_its_lines_only(shape, block):
+    tensors = inputs_for(shape, block, F32)
+    grad = torch.randn(shape, generator=torch.Generator().manual_seed(9))
+    _, clean = run(spatial_gated_rnn, tensors, grad, merge="sum")
+    n, c, i, j = 0, 0, shape[2] // 2, shape[3] // 2
+    tensors[0][n, c, i, j] = math.nan
+    _, bad = run(spatial_gated_rnn, tensors, grad, merge="sum")
+    assert torch.equal(bad[0], clean[0])  # theta is the identity: dx does not see h
+    # dg_i = delta_i (w h_{i-1} + b): from the next pixel on.
+    mask = touched(shape, block, DIRECTIONS, n, c, i, j).any(1)
+    mask[n, c, i, j] = False
+    assert_touches(bad[1], clean[1], mask)
+    other = torch.arange(shape[1]) // block != c // block
+    assert torch.equal(bad[2][:, other], clean[2][:, other])
+    assert torch.equal(bad[3], clean[3])
