@@ -485,15 +485,23 @@ def scan(x, g, weight, bias, options: Options) -> Tensor:
             t is not None and t.requires_grad for t in tensors
         )
         return torch.ops.gatedrnn.scan(*tensors, *options.args, keep_mask)[0]
-    stack = torch._C._functorch.get_interpreter_stack()
-    if stack is None and forward_ad._current_level < 0:
-        if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)):
-            return torch.ops.gatedrnn.scan(*tensors, *options.args, False)[0]
-    elif stack and sum(level.key() == _JVP for level in stack) > 1:
+    if is_plain(*tensors):
+        return torch.ops.gatedrnn.scan(*tensors, *options.args, False)[0]
+    stack = torch._C._functorch.get_interpreter_stack() or []
+    if sum(level.key() == _JVP for level in stack) > 1:
         # PyTorch runs a Function's `jvp` with forward-mode AD switched off, so that the tangent of
         # a tangent would be zero without a word. The loop of plain operations has it.
         return _reference(*tensors, options)
     return _Scan.apply(*tensors, options, options.merge == "max")[0]
+
+
+def is_plain(*tensors: Tensor | None) -> bool:
+    """Whether no derivative can be asked for: no gradients, no tangents, no function transforms."""
+    if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
+        return False
+    return not torch.is_grad_enabled() or not any(
+        t is not None and t.requires_grad for t in tensors
+    )
 
 
 def _reference(x, g, weight, bias, options: Options) -> Tensor:

@@ -7,6 +7,8 @@ left as it is, bit for bit; a larger one is divided by its norm.
 import torch
 from torch import Tensor
 
+from ._ops import is_plain
+
 NORMS = ("spectral", "frobenius", None)
 
 
@@ -33,20 +35,34 @@ def clamp_norm(weight: Tensor, norm: str | None) -> Tensor:
         return weight
     if k == 1:
         return weight.clamp(-1, 1)
-    blocks = weight.reshape(-1, k, k)
+    blocks = weight.reshape(-1, k, k).double()  # squares of float32 could overflow
     if norm == "frobenius":
         # The clamp inside keeps every derivative finite where the norm is small, zero included.
         scale = (blocks * blocks).sum((1, 2)).clamp(min=1).rsqrt()
     else:
-        scale = spectral_norm(blocks.double()).clamp(min=1).reciprocal().to(blocks.dtype)
-    return (blocks * scale[:, None, None]).reshape(weight.shape)
+        scale = spectral_norm(blocks).clamp(min=1).reciprocal()
+    scale = scale.to(weight.dtype)[:, None, None]
+    return (weight.reshape(-1, k, k) * scale).reshape(weight.shape)
 
 
 def spectral_norm(blocks: Tensor) -> Tensor:
-    """The largest singular value of each block: (B, K, K) -> (B,)."""
-    if torch.compiler.is_compiling():
-        return torch.linalg.svdvals(blocks)[:, 0]  # Dynamo refuses a Function that has a jvp
-    return _TopSingular.apply(blocks)[0]
+    """The largest singular value of each block, or some number below one where it is below one.
+
+    Args:
+        blocks: (B, K, K).
+
+    Returns:
+        (B,). Where the norm is at most one its derivatives are zero: there the clamp is the
+        identity, and the norm's own derivatives need not be finite.
+    """
+    # Dynamo refuses a Function that has a jvp; and without derivatives no vectors are wanted.
+    if torch.compiler.is_compiling() or is_plain(blocks):
+        return torch.linalg.svdvals(blocks)[:, 0]
+    with torch.no_grad():
+        large = torch.linalg.svdvals(blocks)[:, 0] > 1
+        harmless = torch.zeros_like(blocks)
+        harmless[:, 0, 0] = 0.5  # its largest singular value is simple
+    return _TopSingular.apply(torch.where(large[:, None, None], blocks, harmless))[0]
 
 
 class _TopSingular(torch.autograd.Function):
@@ -62,7 +78,7 @@ class _TopSingular(torch.autograd.Function):
     @staticmethod
     def forward(w):
         u, sigma, vh = torch.linalg.svd(w)
-        return sigma[:, 0], u[:, :, 0], vh[:, 0]
+        return sigma[:, 0].clone(), u[:, :, 0].clone(), vh[:, 0].clone()
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -98,8 +114,8 @@ def _pseudo_solve(w, sigma, u, v, top, bottom):
     j = torch.cat([torch.cat([zero, w], 2), torch.cat([w.mT, zero], 2)], 1)
     eye = torch.eye(2 * k, dtype=w.dtype, device=w.device)
     matrix = sigma[:, None, None] * (eye + _outer(z, z)) - j
-    # A block that nothing is asked of (its norm is within one, or this is a first derivative) must
-    # not answer NaN because its matrix is singular.
+    # Of a repeated largest value the matrix is singular: the first derivative, which asks nothing of
+    # it, must not answer NaN.
     asked = (right != 0).any(1)[:, None, None]
     matrix = torch.where(asked, matrix, eye)
     solution = torch.linalg.solve_ex(matrix, right[:, :, None])[0][:, :, 0]

@@ -271,10 +271,10 @@ void backward(const BackwardArgs& a) {
       maps.dx = dx_sums.get(), maps.dg = dg_sums.get();
     }
     double* const into = sums ? totals.data() : nullptr;
-    if (std::max(a.h, a.w) >= 2 * kLanes<A>)
-      backward_batch<A, S, 2>(batch, transposed.get(), maps, into);
+    if (std::max(a.h, a.w) >= kWideLines)
+      backward_batch<A, S, 4>(batch, transposed.get(), maps, into);
     else
-      backward_batch<A, S, 1>(batch, transposed.get(), maps, into);
+      backward_batch<A, S, 2>(batch, transposed.get(), maps, into);
     if constexpr (!in_place) {
       round_to_storage(maps.dx, dx, batch.n * image);
       if (dg) round_to_storage(maps.dg, dg, batch.n * gates);

@@ -137,10 +137,10 @@ void forward(const ScanArgs& a) {
       maps.y = y;
     else
       maps.y = sums.get();
-    if (std::max(a.h, a.w) >= 2 * kLanes<A>)
-      forward_batch<A, S, 2>(batch, maps);
+    if (std::max(a.h, a.w) >= kWideLines)
+      forward_batch<A, S, 4>(batch, maps);
     else
-      forward_batch<A, S, 1>(batch, maps);
+      forward_batch<A, S, 2>(batch, maps);
     if constexpr (!in_place) round_to_storage(sums.get(), y, batch.n * image);
   }
 }

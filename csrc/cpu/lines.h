@@ -15,6 +15,9 @@ constexpr int64_t kResidentBytes = 2 << 20;
 // Images taken through one axis before the other: enough to feed the threads, few enough that a
 // thread finds its maps in its cache.
 constexpr int64_t kBatchBytes = 1 << 20;
+// From this many lines on a block takes four registers of them instead of two: every visit to a row
+// of a large image costs a page of the TLB, so that it should bring more than two cache lines.
+constexpr int64_t kWideLines = 128;
 // Channels that go through a tile together, where the weight's blocks are smaller.
 constexpr int64_t kTileChannels = 16;
 

@@ -1,0 +1,198 @@
+"""The layer: clamping on every call, its growth bound, and how it is stored, copied and cast."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from comparison import BF16, DTYPES, F16, F32, F64, assert_close, within_norm
+
+from gatedrnn import DIRECTIONS, SpatialGatedRNN
+from gatedrnn.reference import spatial_gated_rnn as reference
+
+
+def layer_with(weight, bias=None, **options):
+    """A layer whose parameters are given; its weight is clamped by the layer alone."""
+    layer = SpatialGatedRNN(
+        weight.shape[1], groups=weight.shape[1] // weight.shape[2], bias=bias is not None, **options
+    )
+    layer.raw_weight.data.copy_(weight)
+    if bias is not None:
+        layer.bias.data.copy_(bias)
+    return layer
+
+
+def clamped(weight, norm):
+    """The weight that the layer promises, by a route of its own."""
+    if norm == "spectral":
+        return within_norm(weight)
+    if norm is None:
+        return weight.double()
+    d, c, k = weight.shape
+    blocks = weight.double().reshape(-1, k * k)
+    return (blocks / blocks.norm(dim=1, keepdim=True).clamp(min=1)).reshape(d, c, k)
+
+
+@pytest.mark.parametrize("weight_norm", ["spectral", "frobenius", None])
+@pytest.mark.parametrize("gate_norm", ["clamp", "tanh", "sigmoid", None])
+@pytest.mark.parametrize("merge", ["max", None])
+def test_layer_is_the_reference_of_its_clamped_weight(weight_norm, gate_norm, merge):
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(3, 6, 3, dtype=F64, generator=generator)
+    bias = torch.randn(3, 6, dtype=F64, generator=generator)
+    x, g = (2 * torch.randn(2, 6, 5, 4, dtype=F64, generator=generator) for _ in range(2))
+    options = dict(
+        directions=[DIRECTIONS[3], DIRECTIONS[0], DIRECTIONS[1]],
+        merge=merge,
+        nonlinearity="tanh",
+        gate_norm=gate_norm,
+    )
+    layer = layer_with(weight, bias, weight_norm=weight_norm, dtype=F64, **options)
+    expected = reference(x, g, clamped(weight, weight_norm), bias, **options)
+    assert_close(layer(x, g).detach(), expected)
+    torch.testing.assert_close(layer.weight.detach(), clamped(weight, weight_norm))
+
+
+def test_layer_without_gate_is_the_conventional_recurrence():
+    layer = SpatialGatedRNN(3, dtype=F64)
+    x = torch.randn(1, 3, 6, 7, dtype=F64, generator=torch.Generator().manual_seed(0))
+    expected = reference(x, None, layer.weight.detach(), layer.bias.detach())
+    assert_close(layer(x).detach(), expected)
+
+
+def test_write_through_data_takes_effect_at_once():
+    layer = SpatialGatedRNN(2)
+    assert (layer.weight.detach() != 0).any()
+    layer.raw_weight.data.copy_(100 * torch.eye(2).expand(4, 2, 2))
+    assert torch.equal(layer.weight.detach(), torch.eye(2).expand(4, 2, 2))
+    layer.raw_weight.data.zero_()
+    assert not layer.weight.any()
+
+
+def test_gradient_reaches_the_stored_parameter_through_the_clamp():
+    weight = torch.eye(2, dtype=F64)[None] * torch.tensor([[[3.0], [0.5]]], dtype=F64)
+    layer = layer_with(weight, directions=["left_to_right"], dtype=F64)
+    x = torch.randn(1, 2, 1, 5, dtype=F64, generator=torch.Generator().manual_seed(0))
+    layer(x).sum().backward()
+    other = weight.clone().requires_grad_()
+    sigma = torch.linalg.svdvals(other)[:, :1, None].clamp(min=1)
+    reference(x, None, other / sigma, None, directions=["left_to_right"]).sum().backward()
+    torch.testing.assert_close(layer.raw_weight.grad, other.grad)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_projection_stores_the_clamped_weight(dtype):
+    layer = SpatialGatedRNN(4, dtype=dtype)
+    layer.raw_weight.data.mul_(50)
+    parameter = layer.raw_weight
+    before = layer.weight.detach().clone()
+    assert layer.project_() is layer
+    assert layer.raw_weight is parameter
+    assert parameter.requires_grad
+    rounding = torch.finfo(dtype).eps
+    torch.testing.assert_close(parameter.to(before.dtype), before, rtol=rounding, atol=0)
+    torch.testing.assert_close(layer.weight, before, rtol=8 * rounding, atol=0)
+    once = layer.raw_weight.detach().clone()
+    layer.project_()
+    torch.testing.assert_close(layer.raw_weight.detach(), once, rtol=rounding, atol=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_layer_of_any_dtype_scans_with_a_weight_in_the_state_type(dtype):
+    layer = SpatialGatedRNN(3, dtype=dtype)
+    state = F64 if dtype == F64 else F32
+    assert layer.raw_weight.dtype == layer.bias.dtype == dtype
+    assert layer.weight.dtype == state
+    x = torch.randn(1, 3, 4, 5).to(dtype)
+    y = layer(x, x)
+    assert y.dtype == dtype
+    y.float().sum().backward()
+    assert {p.grad.dtype for p in layer.parameters()} == {dtype}
+    exact = [t.detach().double() for t in (x, x, layer.weight, layer.bias)]
+    assert_close(y.detach(), reference(*exact, gate_norm="clamp"))
+
+
+def test_cast_layer_is_a_layer_of_that_dtype():
+    layer = SpatialGatedRNN(3).to(BF16)
+    assert layer(torch.zeros(1, 3, 2, 2, dtype=BF16)).dtype == BF16
+    assert layer.to(F16)(torch.zeros(1, 3, 2, 2, dtype=F16)).dtype == F16
+    assert layer.double()(torch.zeros(1, 3, 2, 2, dtype=F64)).dtype == F64
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_layer_keeps_the_memory_format(channels_last):
+    layer = SpatialGatedRNN(3)
+    x = torch.randn(2, 3, 4, 5)
+    y = layer(x, x.sigmoid())
+    if channels_last:
+        moved = layer.to(memory_format=torch.channels_last)(
+            x.contiguous(memory_format=torch.channels_last), x.sigmoid()
+        )
+        assert moved.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(moved, y)
+    else:
+        assert y.is_contiguous()
+
+
+def test_new_layer_passes_a_state_on():
+    torch.manual_seed(0)
+    layer = SpatialGatedRNN(8, groups=2)
+    assert layer.raw_weight.shape == (4, 8, 4)
+    assert not layer.bias.any()
+    near = layer.raw_weight.detach().reshape(8, 4, 4) - 0.9 * torch.eye(4)
+    assert near.abs().max() < 0.1
+    assert SpatialGatedRNN(2, bias=False).bias is None
+
+
+def test_shapes_follow_channels_groups_and_directions():
+    layer = SpatialGatedRNN(6, groups=3, directions=DIRECTIONS[1:])
+    assert layer.weight.shape == (3, 6, 2)
+    assert layer.bias.shape == (3, 6)
+    diagonal = SpatialGatedRNN(6, groups=6)
+    assert diagonal.weight.shape == (4, 6, 1)
+    assert diagonal(torch.zeros(1, 6, 2, 3)).shape == (1, 6, 2, 3)
+    assert SpatialGatedRNN(6, merge=None)(torch.zeros(2, 6, 2, 3)).shape == (2, 4, 6, 2, 3)
+
+
+def test_text_of_a_layer_names_its_options():
+    text = repr(SpatialGatedRNN(6, groups=2, merge="sum", bias=False))
+    for part in ("6, groups=2", "merge='sum'", "weight_norm='spectral'", "bias=False"):
+        assert part in text
+
+
+def trained(layer):
+    """The layer after an optimizer step, so that no parameter is at its first value."""
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    x = torch.randn(1, layer.channels, 5, 6, generator=torch.Generator().manual_seed(2))
+    layer(x, x).pow(2).mean().backward()
+    optimizer.step()
+    return layer, x
+
+
+@pytest.mark.parametrize("way", ["state_dict", "pickle", "deepcopy", "file"])
+def test_layer_survives_a_round_trip(way, tmp_path):
+    options = dict(groups=2, directions=DIRECTIONS[:3], nonlinearity="relu", merge="mean")
+    layer, x = trained(SpatialGatedRNN(4, **options))
+    if way == "state_dict":
+        assert list(layer.state_dict()) == ["raw_weight", "bias"]
+        other = SpatialGatedRNN(4, **options)
+        assert other.load_state_dict(layer.state_dict()).missing_keys == []
+    elif way == "pickle":
+        other = pickle.loads(pickle.dumps(layer))
+    elif way == "deepcopy":
+        other = copy.deepcopy(layer)
+    else:
+        torch.save(layer.state_dict(), tmp_path / "layer.pt")
+        other = SpatialGatedRNN(4, **options)
+        other.load_state_dict(torch.load(tmp_path / "layer.pt", weights_only=True))
+    assert repr(other) == repr(layer)
+    assert torch.equal(other(x, x), layer(x, x))
+    other.raw_weight.data.zero_()
+    assert layer.raw_weight.any()
+
+
+def test_layer_on_the_meta_device_is_made_real_by_to_empty():
+    layer = SpatialGatedRNN(4, device="meta")
+    assert layer(torch.zeros(2, 4, 3, 5, device="meta")).shape == (2, 4, 3, 5)
+    layer.to_empty(device="cpu").reset_parameters()
+    assert layer(torch.zeros(2, 4, 3, 5)).isfinite().all()

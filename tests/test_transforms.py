@@ -1,0 +1,218 @@
+"""torch.func and forward-mode AD: values of tangents, batches and higher derivatives."""
+
+import itertools
+
+import pytest
+import torch
+from comparison import BF16, F32, F64
+from test_autograd import GATES, MERGES, function_of, inputs_for, options_of
+from torch.autograd import forward_ad
+from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+
+from gatedrnn import SpatialGatedRNN
+from gatedrnn.functional import spatial_gated_rnn
+from gatedrnn.reference import spatial_gated_rnn as reference
+
+
+def close(ours, expected):
+    torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
+
+
+def plain(tensors):
+    return [None if t is None else t.detach() for t in tensors]
+
+
+def directional(tensors, options, tangents):
+    """The directional derivative of the reference, by two reverse passes: no forward mode here."""
+    function, given = function_of(plain(tensors), options, reference)
+    given = tuple(t.requires_grad_() for t in given)
+    y = function(*given)
+    cotangent = torch.zeros_like(y, requires_grad=True)
+    grads = torch.autograd.grad(y, given, cotangent, create_graph=True, materialize_grads=True)
+    product = sum((t * u).sum() for t, u in zip(grads, tangents, strict=True))
+    return torch.autograd.grad(product, cotangent)[0]
+
+
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("merge", MERGES)
+@pytest.mark.parametrize("way", ["func", "dual"])
+def test_tangent_is_the_directional_derivative(way, merge, gate):
+    options = options_of(merge, "tanh", "clamp")
+    function, given = function_of(plain(inputs_for(gate)), options)
+    generator = torch.Generator().manual_seed(7)
+    tangents = tuple(torch.randn(t.shape, generator=generator, dtype=F64) for t in given)
+    if way == "func":
+        y, tangent = jvp(function, given, tangents)
+    else:
+        with forward_ad.dual_level():
+            y = function(*map(forward_ad.make_dual, given, tangents))
+            y, tangent = forward_ad.unpack_dual(y)
+    expected, _ = function_of(plain(inputs_for(gate)), options, reference)
+    close(y, expected(*given))
+    close(tangent, directional(inputs_for(gate), options, tangents))
+    assert tangent.abs().max() > 0.1
+
+
+@pytest.mark.parametrize("which", range(4))
+@pytest.mark.parametrize("merge", ["max", None])
+def test_tangent_of_one_input_alone(which, merge):
+    tensors = plain(inputs_for())
+    tangents = [torch.zeros_like(t) for t in tensors]
+    tangents[which] = torch.randn_like(tensors[which])
+
+    def function(t):
+        return spatial_gated_rnn(*tensors[:which], t, *tensors[which + 1 :], **options_of(merge))
+
+    _, tangent = jvp(function, (tensors[which],), (tangents[which],))
+    close(tangent, directional(tensors, options_of(merge), tangents))
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16])
+def test_tangent_has_the_dtype_of_the_map(dtype):
+    x, g, weight, bias = plain(inputs_for())
+    args = (x.to(dtype), g.to(dtype), weight.float(), bias.float())
+    y, tangent = jvp(lambda *t: spatial_gated_rnn(*t, **options_of("max")), args, args)
+    assert y.dtype == tangent.dtype == dtype
+    exact = [t.double() for t in args]
+    expected = directional(exact, options_of("max"), exact)
+    tolerance = 1e-5 if dtype == F32 else torch.finfo(dtype).eps
+    torch.testing.assert_close(tangent.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+def batched(tensor, size, dim):
+    """`size` different tensors like `tensor`, stacked along `dim`."""
+    return torch.stack([tensor * (1 - 0.25 * i) for i in range(size)], dim)
+
+
+IN_DIMS = [dims for dims in itertools.product([None, 0], repeat=4) if any(d == 0 for d in dims)]
+IN_DIMS += [(1, 1, 1, 1), (2, 3, 1, 2), (-1, -1, -1, -1), (None, 2, 3, None), (4, None, None, 0)]
+
+
+@pytest.mark.parametrize("in_dims", IN_DIMS)
+@pytest.mark.parametrize("gate", ["channel", "pixel", "each", "each_pixel"])
+@pytest.mark.parametrize("merge", ["max", None, "cascade"])
+def test_vmap_is_a_loop(merge, gate, in_dims):
+    size = 3
+    tensors = plain(inputs_for(gate))
+    stacked = [
+        t if dim is None else batched(t, size, dim) for t, dim in zip(tensors, in_dims, strict=True)
+    ]
+    options = options_of(merge)
+    ours = vmap(lambda *t: spatial_gated_rnn(*t, **options), in_dims)(*stacked)
+
+    def sample(i):
+        return [
+            t if dim is None else t.select(dim, i) for t, dim in zip(stacked, in_dims, strict=True)
+        ]
+
+    close(ours, torch.stack([reference(*sample(i), **options) for i in range(size)]))
+
+
+def test_vmap_without_gate_and_bias_is_a_loop():
+    x, _, weight, _ = plain(inputs_for())
+    xs = batched(x, 3, 1)
+    ours = vmap(lambda t: spatial_gated_rnn(t, None, weight, **options_of("max")), 1, 2)(xs)
+    expected = [reference(t, None, weight, **options_of("max")) for t in xs.unbind(1)]
+    close(ours, torch.stack(expected, 2))
+
+
+def test_nested_vmap_is_a_nested_loop():
+    x, g, weight, bias = plain(inputs_for())
+    xs, gs = batched(x, 2, 0), batched(g, 3, 0)
+    options = options_of("mean")
+    over_gates = vmap(lambda a, b: spatial_gated_rnn(a, b, weight, bias, **options), (None, 0))
+    ours = vmap(over_gates, (0, None))(xs, gs)
+    expected = [torch.stack([reference(a, b, weight, bias, **options) for b in gs]) for a in xs]
+    close(ours, torch.stack(expected))
+
+
+@pytest.mark.parametrize("gate", [None, "channel", "pixel", "each_pixel"])
+@pytest.mark.parametrize("merge", ["max", None, "cascade"])
+@pytest.mark.parametrize("shared", [(), (1,), (0,), (2, 3), (1, 2, 3), (0, 1, 3)])
+def test_gradients_per_sample_are_those_of_a_loop(shared, merge, gate):
+    options = options_of(merge, "tanh", "clamp")
+    tensors = plain(inputs_for(gate))
+    dims = tuple(None if i in shared else 0 for i in range(4) if tensors[i] is not None)
+    function, given = function_of(tensors, options)
+    expected, _ = function_of(tensors, options, reference)
+    stacked = [
+        t if dim is None else batched(t, 3, dim) for t, dim in zip(given, dims, strict=True)
+    ]
+    if all(dim is None for dim in dims):
+        pytest.skip("nothing is mapped without a gate")
+    wanted = tuple(range(len(given)))
+
+    def loss(rnn):
+        return lambda *t: rnn(*t).pow(2).sum()
+
+    ours = vmap(grad(loss(function), wanted), dims)(*stacked)
+    samples = [
+        [t if dim is None else t[i] for t, dim in zip(stacked, dims, strict=True)] for i in range(3)
+    ]
+    loop = [grad(loss(expected), wanted)(*sample) for sample in samples]
+    close(ours, tuple(torch.stack(t) for t in zip(*loop, strict=True)))
+
+
+def test_vmapped_cotangents_are_a_loop():
+    function, given = function_of(plain(inputs_for()), options_of("max"))
+    y, pull = vjp(function, *given)
+    cotangents = torch.randn(5, *y.shape, dtype=F64)
+    loop = zip(*(pull(c) for c in cotangents), strict=True)
+    close(vmap(pull)(cotangents), tuple(torch.stack(t) for t in loop))
+
+
+@pytest.mark.parametrize("transform", [jacrev, jacfwd])
+@pytest.mark.parametrize("merge", ["max", "sum", None, "cascade"])
+def test_jacobian_is_that_of_the_reference(transform, merge):
+    tensors = plain(inputs_for(size=(2, 2), n=1))
+    function, given = function_of(tensors, options_of(merge, "tanh", "tanh"))
+    expected, _ = function_of(tensors, options_of(merge, "tanh", "tanh"), reference)
+    wanted = (0, 1, 2, 3)
+    close(transform(function, wanted)(*given), jacrev(expected, wanted)(*given))
+
+
+@pytest.mark.parametrize("merge", ["max", "sum", "cascade"])
+@pytest.mark.parametrize(
+    "second", [hessian, lambda f, n: jacrev(jacrev(f, n), n), lambda f, n: jacrev(jacfwd(f, n), n)],
+    ids=["hessian", "reverse_over_reverse", "reverse_over_forward"],
+)  # fmt: skip
+def test_hessian_is_that_of_the_reference(second, merge):
+    tensors = plain(inputs_for(size=(2, 2), n=1))
+    options = options_of(merge, "sigmoid", "tanh")
+    function, given = function_of(tensors, options)
+    expected, _ = function_of(tensors, options, reference)
+    wanted = (0, 1, 2, 3)
+    ours = second(lambda *t: function(*t).pow(2).sum(), wanted)(*given)
+    theirs = jacrev(jacrev(lambda *t: expected(*t).pow(2).sum(), wanted), wanted)(*given)
+    close(ours, theirs)
+
+
+def test_layer_goes_through_functional_call():
+    layer = SpatialGatedRNN(4, dtype=F64)
+    x = torch.randn(3, 1, 4, 5, 4, dtype=F64)
+    parameters = dict(layer.named_parameters())
+
+    def loss(parameters, x):
+        return torch.func.functional_call(layer, parameters, (x, x)).pow(2).mean()
+
+    ours = vmap(grad(loss), (None, 0))(parameters, x)
+    for i in range(3):
+        layer.zero_grad()
+        layer(x[i], x[i]).pow(2).mean().backward()
+        close({k: t[i] for k, t in ours.items()}, {k: p.grad for k, p in parameters.items()})
+
+
+def test_layer_has_a_tangent_through_its_clamp():
+    layer = SpatialGatedRNN(3, dtype=F64)
+    layer.raw_weight.data.mul_(1.7)
+    x = torch.randn(1, 3, 4, 5, dtype=F64)
+    value = layer.raw_weight.detach().clone()
+    direction = torch.randn(value.shape, dtype=F64, generator=torch.Generator().manual_seed(2))
+
+    def function(weight):
+        return torch.func.functional_call(layer, {"raw_weight": weight}, (x, x))
+
+    _, tangent = jvp(function, (value,), (direction,))
+    step = 1e-6
+    difference = (function(value + step * direction) - function(value - step * direction)).detach()
+    torch.testing.assert_close(tangent.detach(), difference / (2 * step), rtol=1e-6, atol=1e-7)
