@@ -231,6 +231,25 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> scan_backward(
   return {dx, dg, dweight, dbias};
 }
 
+// weight (D, C, K), each block divided by its spectral norm where that is above one.
+Tensor clamp_spectral_op(Tensor weight) {
+  STD_TORCH_CHECK(weight.dim() == 3 && weight.is_contiguous() && weight.size(2) >= 1 &&
+                      weight.size(1) % weight.size(2) == 0,
+                  "weight must be contiguous, (D, C, C / groups)");
+  const int64_t k = weight.size(2), blocks = weight.numel() / (k * k);
+  Tensor clamped = empty({weight.size(0), weight.size(1), k}, weight.scalar_type(), weight,
+                         MemoryFormat::Contiguous);
+  const void* from = weight.const_data_ptr();
+  void* to = clamped.mutable_data_ptr();
+  if (weight.scalar_type() == ScalarType::Double) {
+    clamp_spectral(static_cast<const double*>(from), static_cast<double*>(to), blocks, k);
+  } else {
+    STD_TORCH_CHECK(weight.scalar_type() == ScalarType::Float, "weight must be float32 or float64");
+    clamp_spectral(static_cast<const float*>(from), static_cast<float*>(to), blocks, k);
+  }
+  return clamped;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY(gatedrnn, m) {
@@ -241,11 +260,13 @@ STABLE_TORCH_LIBRARY(gatedrnn, m) {
       "scan_backward(Tensor grad, Tensor x, Tensor? g, Tensor weight, Tensor? bias, Tensor mask, "
       "int[] directions, str merge, str nonlinearity, str gate_norm, bool needs_g, "
       "bool needs_weight, bool needs_bias) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("clamp_spectral(Tensor weight) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(gatedrnn, CPU, m) {
   m.impl("scan", TORCH_BOX(&scan));
   m.impl("scan_backward", TORCH_BOX(&scan_backward));
+  m.impl("clamp_spectral", TORCH_BOX(&clamp_spectral_op));
 }
 
 }  // namespace gatedrnn

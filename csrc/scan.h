@@ -62,6 +62,11 @@ struct CpuKernels {
   void (*backward)(const BackwardArgs&);
 };
 const CpuKernels& cpu_kernels();
+
+// clamped = weight / max(1, its spectral norm) for each of `blocks` dense k x k matrices.
+void clamp_spectral(const float* weight, float* clamped, int64_t blocks, int64_t k);
+void clamp_spectral(const double* weight, double* clamped, int64_t blocks, int64_t k);
+
 const char* cpu_capability();
 
 }  // namespace gatedrnn

@@ -91,6 +91,11 @@ def _scan_backward_fake(
     )
 
 
+@torch.library.register_fake("gatedrnn::clamp_spectral")
+def _clamp_spectral_fake(weight):
+    return torch.empty_like(weight)
+
+
 # ---- the registered ops' autograd, for torch.compile and torch.export ----------------------------
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from ._ops import is_plain
 
 NORMS = ("spectral", "frobenius", None)
+SMALL = 32  # blocks up to this size need no LAPACK where no derivative is wanted
 
 
 def clamp_norm(weight: Tensor, norm: str | None) -> Tensor:
@@ -35,6 +36,9 @@ def clamp_norm(weight: Tensor, norm: str | None) -> Tensor:
         return weight
     if k == 1:
         return weight.clamp(-1, 1)
+    if norm == "spectral" and k <= SMALL and weight.device.type == "cpu" and is_plain(weight):
+        if not torch.compiler.is_compiling():
+            return torch.ops.gatedrnn.clamp_spectral(weight.contiguous())
     blocks = weight.reshape(-1, k, k).double()  # squares of float32 could overflow
     if norm == "frobenius":
         # The clamp inside keeps every derivative finite where the norm is small, zero included.

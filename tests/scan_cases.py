@@ -118,5 +118,3 @@ def cases(draw, dtype, *, images=(1, 2, 3), sizes=SIZES, blocks=BLOCKS, channels
 
 def exact(tensors):
     return [None if t is None else t.detach().double() for t in tensors]
-
-

@@ -88,7 +88,11 @@ def test_second_derivatives_are_those_of_finite_differences(
 
 @pytest.mark.parametrize(
     ("merge", "nonlinearity", "gate"),
-    [("max", "identity", "channel"), ("sum", "tanh", "each_pixel"), ("cascade", "sigmoid", "pixel")],
+    [
+        ("max", "identity", "channel"),
+        ("sum", "tanh", "each_pixel"),
+        ("cascade", "sigmoid", "pixel"),
+    ],
 )
 def test_whole_jacobians_are_those_of_finite_differences(merge, nonlinearity, gate):
     options = options_of(merge, nonlinearity, "tanh", DIRECTIONS[1:3])
@@ -122,7 +126,9 @@ def test_third_order_is_that_of_the_reference(merge, nonlinearity):
 
 @pytest.mark.parametrize("needed", list(itertools.product([False, True], repeat=4))[1:])
 def test_gradient_is_computed_only_where_it_is_asked_for(needed):
-    tensors = [t.detach().requires_grad_(need) for t, need in zip(inputs_for(), needed, strict=True)]
+    tensors = [
+        t.detach().requires_grad_(need) for t, need in zip(inputs_for(), needed, strict=True)
+    ]
     spatial_gated_rnn(*tensors, **options_of("max")).pow(2).sum().backward()
     others = [t.detach().requires_grad_() for t in tensors]
     reference(*others, **options_of("max")).pow(2).sum().backward()

@@ -143,7 +143,9 @@ def test_bound_is_nearly_attained(dtype):
     x = torch.full((1, 4, 1, T), 2.0**-6, dtype=dtype)
     with torch.no_grad():
         y = layer(x, torch.ones_like(x))
-    torch.testing.assert_close(y[0, :, 0, -1].double(), torch.full((4,), 64.0, dtype=F64), rtol=2e-3, atol=0)
+    torch.testing.assert_close(
+        y[0, :, 0, -1].double(), torch.full((4,), 64.0, dtype=F64), rtol=2e-3, atol=0
+    )
 
 
 @pytest.mark.parametrize("dtype", HALF)

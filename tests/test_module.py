@@ -89,9 +89,10 @@ def test_projection_stores_the_clamped_weight(dtype):
     assert layer.project_() is layer
     assert layer.raw_weight is parameter
     assert parameter.requires_grad
-    rounding = torch.finfo(dtype).eps
+    # Singular values have an error of some roundings, in float64 only to be seen.
+    rounding = 8 * torch.finfo(dtype).eps if dtype == F64 else torch.finfo(dtype).eps
     torch.testing.assert_close(parameter.to(before.dtype), before, rtol=rounding, atol=0)
-    torch.testing.assert_close(layer.weight, before, rtol=8 * rounding, atol=0)
+    torch.testing.assert_close(layer.weight, before, rtol=2 * rounding, atol=0)
     once = layer.raw_weight.detach().clone()
     layer.project_()
     torch.testing.assert_close(layer.raw_weight.detach(), once, rtol=rounding, atol=0)

@@ -135,9 +135,7 @@ def test_gradients_per_sample_are_those_of_a_loop(shared, merge, gate):
     dims = tuple(None if i in shared else 0 for i in range(4) if tensors[i] is not None)
     function, given = function_of(tensors, options)
     expected, _ = function_of(tensors, options, reference)
-    stacked = [
-        t if dim is None else batched(t, 3, dim) for t, dim in zip(given, dims, strict=True)
-    ]
+    stacked = [t if dim is None else batched(t, 3, dim) for t, dim in zip(given, dims, strict=True)]
     if all(dim is None for dim in dims):
         pytest.skip("nothing is mapped without a gate")
     wanted = tuple(range(len(given)))

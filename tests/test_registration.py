@@ -1,0 +1,255 @@
+"""The ops as PyTorch sees them: opcheck, fake tensors, torch.compile, torch.export, autocast."""
+
+import pytest
+import torch
+from comparison import BF16, F16, F32, F64, LAYOUTS, assert_close, laid_out, run
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from gatedrnn import DIRECTIONS, SpatialGatedRNN
+from gatedrnn.functional import spatial_gated_rnn
+from gatedrnn.reference import spatial_gated_rnn as reference
+
+SHAPE = (2, 4, 5, 6)
+GATES = {
+    None: None,
+    "channel": SHAPE,
+    "pixel": (2, 1, 5, 6),
+    "each": (2, 3, 4, 5, 6),
+    "each_pixel": (2, 3, 1, 5, 6),
+}
+MERGES = ("max", "mean", "sum", "none")
+
+
+def tensors_for(gate="channel", dtype=F32, layout="contiguous", *, bias=True, grad=True):
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*size):
+        return torch.randn(size, generator=generator)
+
+    state = F64 if dtype == F64 else F32
+    g = GATES[gate]
+    tensors = [
+        laid_out(normal(*SHAPE).to(dtype), layout),
+        None if g is None else laid_out(normal(*g).to(dtype), layout),
+        (normal(3, 4, 2) / 3).to(state),
+        normal(3, 4).to(state) if bias else None,
+    ]
+    return [None if t is None else t.detach().requires_grad_(grad) for t in tensors]
+
+
+CODES = [2, 0, 1]
+NAMES = [DIRECTIONS[code] for code in CODES]
+
+
+@pytest.mark.parametrize("dtype", [F64, F32, BF16, F16])
+@pytest.mark.parametrize("merge", MERGES)
+@pytest.mark.parametrize("gate", GATES)
+def test_scan_op_passes_opcheck(gate, merge, dtype):
+    tensors = tensors_for(gate, dtype, "channels_last", bias=merge != "sum")
+    # Autograd in 16 bits is compared with its own rounding elsewhere; opcheck knows no tolerance.
+    tests = ["test_schema", "test_autograd_registration", "test_faketensor"]
+    tests += ["test_aot_dispatch_dynamic"]
+    torch.library.opcheck(
+        torch.ops.gatedrnn.scan.default,
+        (*tensors, CODES, merge, "tanh", "clamp", True),
+        test_utils=tests,
+    )
+
+
+@pytest.mark.parametrize("needs", [(True, True, True), (False, True, False), (False, False, False)])
+@pytest.mark.parametrize("merge", MERGES)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
+def test_backward_op_passes_opcheck(layout, merge, needs):
+    x, g, weight, bias = tensors_for("channel", F32, layout, grad=False)
+    y, mask = torch.ops.gatedrnn.scan(x, g, weight, bias, CODES, merge, "tanh", "clamp", True)
+    torch.library.opcheck(
+        torch.ops.gatedrnn.scan_backward.default,
+        (torch.randn_like(y), x, g, weight, bias, mask, CODES, merge, "tanh", "clamp", *needs),
+        test_utils=["test_schema", "test_faketensor"],
+    )
+
+
+def geometry(tensors):
+    return [(t.shape, t.stride(), t.dtype) for t in tensors]
+
+
+@pytest.mark.parametrize("dtype", [F64, BF16])
+@pytest.mark.parametrize("merge", MERGES)
+@pytest.mark.parametrize("x_layout", LAYOUTS)
+@pytest.mark.parametrize("g_layout", ["contiguous", "channels_last", "permuted"])
+def test_fake_results_have_the_geometry_of_real_ones(x_layout, g_layout, merge, dtype):
+    for shape in (SHAPE, (2, 1, 5, 6), (2, 4, 1, 1), (1, 4, 1, 6), (0, 4, 5, 6), (2, 4, 0, 6)):
+        x = laid_out(torch.zeros(shape, dtype=dtype), x_layout)
+        g = laid_out(torch.zeros(shape, dtype=dtype), g_layout)
+        state = F64 if dtype == F64 else F32
+        weight = torch.zeros(3, shape[1], 1, dtype=state)
+        bias = torch.zeros(3, shape[1], dtype=state)
+        options = (CODES, merge, "identity", "clamp")
+
+        def both(x, g, weight, bias, options=options):
+            y, mask = torch.ops.gatedrnn.scan(x, g, weight, bias, *options, True)
+            grads = torch.ops.gatedrnn.scan_backward(
+                y, x, g, weight, bias, mask, *options, True, True, True
+            )
+            return [y, mask, *grads]
+
+        real = both(x, g, weight, bias)
+        with FakeTensorMode(allow_non_fake_inputs=False) as mode:
+            fake = both(*(mode.from_tensor(t) for t in (x, g, weight, bias)))
+        assert geometry(fake) == geometry(real)
+        meta = both(*(t.to("meta") for t in (x, g, weight, bias)))
+        if x_layout in ("contiguous", "channels_last"):  # .to("meta") keeps these strides alone
+            assert geometry(meta)[0] == geometry(real)[0]
+
+
+def test_meta_tensors_go_through_the_function():
+    tensors = [t.to("meta") for t in tensors_for("each", grad=False)]
+    leaves = [t.requires_grad_() for t in tensors]
+    y = spatial_gated_rnn(*leaves, directions=NAMES)
+    y.sum().backward()
+    assert y.shape == SHAPE
+    assert [t.grad.shape for t in leaves] == [t.shape for t in leaves]
+    cascade = spatial_gated_rnn(*leaves, directions=NAMES, integration="cascade")
+    assert cascade.shape == SHAPE
+
+
+def compiled(function, **options):
+    torch._dynamo.reset()
+    return torch.compile(function, fullgraph=True, backend="aot_eager", **options)
+
+
+@pytest.mark.parametrize("merge", ["max", "mean", "sum", None, "cascade"])
+@pytest.mark.parametrize("gate", GATES)
+def test_compiled_function_has_the_same_bits_forward_and_backward(gate, merge):
+    options = dict(directions=NAMES, gate_norm="tanh", nonlinearity="tanh")
+    options |= dict(integration="cascade") if merge == "cascade" else dict(merge=merge)
+    tensors = tensors_for(gate, layout="channels_last")
+
+    def function(*tensors):
+        return spatial_gated_rnn(*tensors, **options)
+
+    y, grads = run(function, tensors, torch.ones_like)
+    y_compiled, grads_compiled = run(compiled(function), tensors, torch.ones_like)
+    assert y_compiled.stride() == y.stride()
+    torch.testing.assert_close(y_compiled, y, rtol=0, atol=0)
+    torch.testing.assert_close(grads_compiled, grads, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("weight_norm", ["spectral", "frobenius", None])
+def test_compiled_layer_trains_as_the_plain_one(weight_norm):
+    layer = SpatialGatedRNN(4, groups=2, weight_norm=weight_norm)
+    generator = torch.Generator().manual_seed(0)
+    layer.raw_weight.data.copy_(torch.randn(layer.raw_weight.shape, generator=generator))
+    x, g = (torch.randn(SHAPE, generator=generator) for _ in range(2))
+
+    def gradients(module):
+        layer.zero_grad()
+        y = module(x, g)
+        y.pow(2).sum().backward()
+        return y.detach(), [p.grad.clone() for p in layer.parameters()]
+
+    torch.testing.assert_close(gradients(compiled(layer)), gradients(layer))
+
+
+def test_compiled_layer_serves_changing_sizes():
+    layer = SpatialGatedRNN(4)
+    module = compiled(layer, dynamic=True)
+    for shape in ((2, 4, 5, 6), (3, 4, 9, 7), (1, 4, 17, 33)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(module(x, x), layer(x, x))
+    with torch.no_grad():
+        torch.testing.assert_close(module(x, x), layer(x, x))
+
+
+def test_compiled_by_inductor_between_other_operations():
+    layer = SpatialGatedRNN(4)
+    x = torch.randn(SHAPE)
+
+    def function(x):
+        return torch.relu(layer(x * 2, torch.sigmoid(x)) + 1).sum()
+
+    torch._dynamo.reset()
+    try:
+        value = torch.compile(function, fullgraph=True)(x)
+    except Exception as error:
+        if "compiler" not in str(error).lower():
+            raise
+        pytest.skip("inductor finds no working C++ compiler here")
+    torch.testing.assert_close(value, function(x))
+
+
+def test_compile_with_double_backward_is_refused():
+    x = torch.randn(SHAPE, requires_grad=True)
+    layer = SpatialGatedRNN(4)
+    y = compiled(layer)(x, x)
+    (grad,) = torch.autograd.grad(y.pow(2).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="does not currently support double backward"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_exported_layer_gives_the_same_map(strict, tmp_path):
+    layer = SpatialGatedRNN(4, merge="mean").eval()
+    x, g = torch.randn(SHAPE), torch.randn(SHAPE)
+    n, h, w = (torch.export.Dim(name, min=1) for name in ("n", "h", "w"))
+    sizes = {0: n, 2: h, 3: w}
+    program = torch.export.export(layer, (x, g), dynamic_shapes=(sizes, sizes), strict=strict)
+    torch.export.save(program, tmp_path / "layer.pt2")
+    loaded = torch.export.load(tmp_path / "layer.pt2").module()
+    for shape in (SHAPE, (1, 4, 9, 3)):
+        x, g = torch.randn(shape), torch.randn(shape)
+        torch.testing.assert_close(loaded(x, g), layer(x, g))
+
+
+AUTOCAST = [
+    # x, g, autocast's type, result
+    (F32, F32, BF16, F32),
+    (BF16, F32, BF16, BF16),
+    (F32, BF16, BF16, BF16),
+    (BF16, BF16, BF16, BF16),
+    (F16, F32, BF16, BF16),
+    (F32, F16, F16, F16),
+    (F16, BF16, F16, F16),
+]
+
+
+@pytest.mark.parametrize(("x_dtype", "g_dtype", "autocast", "result"), AUTOCAST)
+@pytest.mark.parametrize("weight_dtype", [F32, BF16])
+def test_autocast_casts_maps_together_and_keeps_weights(
+    x_dtype, g_dtype, autocast, result, weight_dtype
+):
+    x, g, weight, bias = tensors_for(grad=False)
+    inputs = (x.to(x_dtype), g.to(g_dtype), weight.to(weight_dtype), bias.to(weight_dtype))
+    with torch.autocast("cpu", dtype=autocast):
+        y, grads = run(spatial_gated_rnn, inputs, torch.ones_like, directions=NAMES, merge="sum")
+    assert y.dtype == result
+    assert [t.dtype for t in grads] == [t.dtype for t in inputs]
+    seen = [t.to(result).double() for t in inputs[:2]] + [t.double() for t in inputs[2:]]
+    assert_close(y, reference(*seen, directions=NAMES, merge="sum"))
+
+
+def test_autocast_leaves_float64_alone():
+    tensors = tensors_for(dtype=F64, grad=False)
+    with torch.autocast("cpu", dtype=BF16):
+        assert spatial_gated_rnn(*tensors, directions=NAMES).dtype == F64
+
+
+def test_layer_trains_under_autocast():
+    conv, layer = torch.nn.Conv2d(3, 4, 3, padding=1), SpatialGatedRNN(4)
+    image = torch.randn(2, 3, 5, 6)
+    with torch.autocast("cpu", dtype=BF16):
+        y = layer(conv(image), conv(image))
+        loss = y.float().pow(2).mean()
+    assert y.dtype == BF16
+    loss.backward()
+    assert {p.grad.dtype for p in (*conv.parameters(), *layer.parameters())} == {F32}
+    assert all(p.grad.isfinite().all() for p in (*conv.parameters(), *layer.parameters()))
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_inference_mode_and_no_grad_build_no_graph(flag):
+    x, g, weight, bias = tensors_for()
+    with torch.inference_mode(flag), torch.no_grad():
+        y = spatial_gated_rnn(x, g, weight, bias, directions=NAMES)
+    assert y.grad_fn is None
+    assert y.is_inference() == flag
