@@ -30,8 +30,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 template <class Enum>
-Enum option(const char* name, const std::string& given,
-            std::initializer_list<const char*> known) {
+Enum option(const char* name, const std::string& given, std::initializer_list<const char*> known) {
   int index = 0;
   for (const char* candidate : known) {
     if (given == candidate) return static_cast<Enum>(index);
@@ -217,7 +216,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> scan_backward(
     return {dx, dg, dweight, dbias};
   }
   if (a.merge == Merge::kMax) {
-    STD_TORCH_CHECK(mask.scalar_type() == ScalarType::Byte && mask.dim() == 4, "mask must be bytes");
+    STD_TORCH_CHECK(mask.scalar_type() == ScalarType::Byte && mask.dim() == 4,
+                    "mask must be bytes");
     for (int i = 0; i < 4; ++i)
       STD_TORCH_CHECK(mask.size(i) == x.size(i), "mask must have x's shape");
     a.mask = static_cast<uint8_t*>(const_cast<void*>(mask.const_data_ptr()));

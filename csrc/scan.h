@@ -34,8 +34,9 @@ struct ScanArgs {
   const void* bias = nullptr;    // (D, C) dense, in the state's type, or null
 
   // Forward. y is in the state's type: the caller converts. With max, mask may be null.
-  void* y = nullptr;        // (N, D|1, C, H, W), d is 0 when merged
-  uint8_t* mask = nullptr;  // (N, C, H, W), as y: bit d is set where direction d attains the maximum
+  void* y = nullptr;  // (N, D|1, C, H, W), d is 0 when merged
+  uint8_t* mask =
+      nullptr;  // (N, C, H, W), as y: bit d is set where direction d attains the maximum
   Strides y_strides;
 };
 

@@ -6,19 +6,20 @@ Otherwise `autograd.Function` is used, for a registered op carries no tangents: 
 through it would be zero without a word.
 
 All of them differentiate by the same two facts (csrc/README.md): the adjoint of a scan and its
-tangent are scans again. `_adjoint` and `_tangent` below write them with the scan itself, so that
-derivatives of any order need no other kernel.
+tangent are scans again. `_derivatives` writes them with the scan itself, so that derivatives of
+any order need no other kernel.
 """
 
 import importlib.util
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import reference
-from .reference import DIRECTIONS
+from ._batching import fold, fold_gate, unfold
+from ._derivatives import adjoint, tangent
+from ._options import DIRECTIONS, Options
 
 if importlib.util.find_spec("gatedrnn._C") is None:
     raise ImportError(
@@ -26,31 +27,9 @@ if importlib.util.find_spec("gatedrnn._C") is None:
         "or `pip install -e . --no-build-isolation` to work on it, and import it from there",
         name="gatedrnn",
     )
-from . import _C  # noqa: E402, F401  loading it registers torch.ops.gatedrnn
-
-_REVERSED = (1, 0, 3, 2)  # the code of the direction that runs against each direction
-_ALONG_WIDTH = (True, True, False, False)
-_FROM_END = (False, True, False, True)
-
+from . import _C  # noqa: F401  loading it registers torch.ops.gatedrnn
 
 _JVP = torch._C._functorch.TransformType.Jvp
-
-
-class Options(NamedTuple):
-    """What a scan is, besides its tensors; `directions` are codes, indices of DIRECTIONS."""
-
-    directions: tuple[int, ...]
-    merge: str = "none"  # "none" | "max" | "mean" | "sum"
-    nonlinearity: str = "identity"
-    gate_norm: str = "none"
-
-    @property
-    def args(self):
-        return list(self.directions), self.merge, self.nonlinearity, self.gate_norm
-
-
-def direction_code(name: str) -> int:
-    return DIRECTIONS.index(name)
 
 
 # ---- fake kernels ------------------------------------------------------------------------------
@@ -125,226 +104,6 @@ torch.library.register_autograd(
 )
 
 
-# ---- adjoint and tangent, written with scans -----------------------------------------------------
-
-
-def _per_direction(g: Tensor | None, d: int) -> Tensor | None:
-    """The gate map (N, 1|C, H, W) of the d-th direction."""
-    return g[:, d] if g is not None and g.dim() == 5 else g
-
-
-def _single(x, g, weight, bias, code, nonlinearity="identity"):
-    """One direction's map h (N, C, H, W); gates as they are."""
-    bias = None if bias is None else bias[None]
-    return scan(x, g, weight[None], bias, Options((code,), "none", nonlinearity))[:, 0]
-
-
-def _before(h: Tensor, code: int, step: int = 1) -> Tensor:
-    """h_{i-1} in the order of the direction (step = -1: h_{i+1}); zero where there is none."""
-    axis = 3 if _ALONG_WIDTH[code] else 2
-    length = h.shape[axis]
-    if length == 0:
-        return h
-    zero = torch.zeros_like(h.narrow(axis, 0, 1))
-    if (step == 1) != _FROM_END[code]:
-        return torch.cat([zero, h.narrow(axis, 0, length - 1)], axis)
-    return torch.cat([h.narrow(axis, 1, length - 1), zero], axis)
-
-
-def _blocks(weight: Tensor) -> Tensor:
-    """(C, K) -> (G, K, K)."""
-    c, k = weight.shape
-    return weight.reshape(c // k, k, k)
-
-
-def _product(weight: Tensor, h: Tensor) -> Tensor:
-    """w h: weight (C, K) applied to the channels of h (N, C, H, W)."""
-    n, c, height, width = h.shape
-    k = weight.shape[1]
-    u = torch.einsum("gck,ngkhw->ngchw", _blocks(weight), h.reshape(n, c // k, k, height, width))
-    return u.reshape(h.shape)
-
-
-def _transposed(weight: Tensor) -> Tensor:
-    return _blocks(weight).transpose(1, 2).reshape(weight.shape)
-
-
-def _outer(e: Tensor, h: Tensor, k: int) -> Tensor:
-    """sum over images and pixels of e h^T within each block: (C, K)."""
-    n, c, height, width = e.shape
-    shape = (n, c // k, k, height, width)
-    return torch.einsum("ngchw,ngkhw->gck", e.reshape(shape), h.reshape(shape)).reshape(c, k)
-
-
-def _slope(nonlinearity: str, h: Tensor) -> Tensor | None:
-    """theta'(a) from h = theta(a); None where it is 1."""
-    match nonlinearity:
-        case "tanh":
-            return 1 - h * h
-        case "relu":
-            return (h > 0).to(h.dtype)
-        case "sigmoid":
-            return h * (1 - h)
-    return None
-
-
-def _times(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    if a is None or b is None:
-        return b if a is None else a
-    return a * b
-
-
-def _normed(g: Tensor | None, gate_norm: str) -> Tensor | None:
-    if g is None or gate_norm == "none":
-        return g
-    return {"clamp": lambda t: t.clamp(-1, 1), "tanh": torch.tanh, "sigmoid": torch.sigmoid}[
-        gate_norm
-    ](g)
-
-
-def _shares(mask: Tensor, options: Options, dtype: torch.dtype) -> Tensor:
-    """Each direction's share of a merged value: (D, N, C, H, W), or (D, 1, 1, 1, 1)."""
-    count = len(options.directions)
-    if options.merge == "max":
-        bits = 1 << torch.arange(count, device=mask.device).view(-1, 1, 1, 1, 1)
-        won = ((mask & bits) != 0).to(dtype)
-        return won / won.sum(0)
-    share = 1 / count if options.merge == "mean" else 1.0
-    return torch.full((count, 1, 1, 1, 1), share, dtype=dtype, device=mask.device)
-
-
-def _to_state(tensor: Tensor | None, weight: Tensor) -> Tensor | None:
-    return None if tensor is None else tensor.to(weight.dtype)
-
-
-def _adjoint(grad, x, g, weight, bias, mask, options: Options):
-    """dx, dg, dweight, dbias of a scan, by differentiable operations alone.
-
-    e_i = g_i theta'_i xi_i + g_i theta'_i (w^T e_{i+1}): Eq. (3) against the direction.
-    """
-    dtype = x.dtype
-    grad, x, g = (_to_state(t, weight) for t in (grad, x, g))
-    k = weight.shape[2]
-    if options.merge != "none":
-        shares = _shares(mask, options, weight.dtype)
-    dx, dweight, dbias, dgates = 0, [], [], []
-    with_norm = _normed(g, options.gate_norm)
-    for d, code in enumerate(options.directions):
-        xi = grad[:, d] if options.merge == "none" else grad * shares[d]
-        gate = _per_direction(with_norm, d)
-        h = _single(
-            x, gate, weight[d], None if bias is None else bias[d], code, options.nonlinearity
-        )
-        slope = _slope(options.nonlinearity, h)
-        e_gate = _times(gate, slope)
-        transposed = _transposed(weight[d])
-        e = _single(_times(e_gate, xi), e_gate, transposed, None, _REVERSED[code])
-        delta = xi + _product(transposed, _before(e, code, -1))
-        delta = _times(slope, delta)
-        dx = dx + delta
-        h_before = _before(h, code)
-        dweight.append(_outer(e, h_before, k))
-        dbias.append(e.sum((0, 2, 3)))
-        if g is not None:
-            u = _product(weight[d], h_before)
-            if bias is not None:
-                u = u + bias[d][:, None, None]
-            dgates.append(delta * u)
-    dg = None
-    if g is not None:
-        dg = torch.stack(dgates, 1)
-        dg = dg if g.dim() == 5 else dg.sum(1)
-        channel = dg.dim() - 3
-        if g.shape[channel] == 1:
-            dg = dg.sum(channel, keepdim=True)
-        dg = dg * _norm_slope(g, options.gate_norm)
-        dg = dg.to(dtype)
-    return dx.to(dtype), dg, torch.stack(dweight), torch.stack(dbias)
-
-
-def _norm_slope(g: Tensor, gate_norm: str) -> Tensor | float:
-    match gate_norm:
-        case "clamp":
-            return ((g >= -1) & (g <= 1)).to(g.dtype)
-        case "tanh":
-            return 1 - torch.tanh(g) ** 2
-        case "sigmoid":
-            y = torch.sigmoid(g)
-            return y * (1 - y)
-    return 1.0
-
-
-def _tangent(primals, tangents, mask, options: Options):
-    """The tangent of a scan: x' = dx + dg * (w h + b) + g * (dw h + db), scanned without a bias."""
-    x, g, weight, bias = primals
-    dtype = x.dtype
-    x, g, x_t, g_t = (_to_state(t, weight) for t in (x, g, *tangents[:2]))
-    weight_t, bias_t = tangents[2:]
-    gates = _normed(g, options.gate_norm)
-    if g_t is not None:
-        g_t = g_t * _norm_slope(g, options.gate_norm)
-    maps = []
-    for d, code in enumerate(options.directions):
-        gate = _per_direction(gates, d)
-        b = None if bias is None else bias[d]
-        h = _single(x, gate, weight[d], b, code, options.nonlinearity)
-        h_before = _before(h, code)
-        drive = torch.zeros_like(h) if x_t is None else x_t
-        if g_t is not None:
-            u = _product(weight[d], h_before)
-            u = u if b is None else u + b[:, None, None]
-            drive = drive + _per_direction(g_t, d) * u
-        u_t = None if weight_t is None else _product(weight_t[d], h_before)
-        if bias_t is not None:
-            db = bias_t[d][:, None, None]
-            u_t = db.expand_as(h) if u_t is None else u_t + db
-        if u_t is not None:
-            drive = drive + _times(gate, u_t)
-        slope = _slope(options.nonlinearity, h)
-        maps.append(_single(_times(slope, drive), _times(slope, gate), weight[d], None, code))
-    if options.merge == "none":
-        return torch.stack(maps, 1).to(dtype)
-    shares = _shares(mask, options, weight.dtype)
-    return sum(share * h for share, h in zip(shares, maps, strict=True)).to(dtype)
-
-
-# ---- vmap: a batch of scans is one scan with more groups ------------------------------------------
-
-
-def _fold(tensor, bdim, size, channel):
-    """Moves the batch into the channel dimension: (..., B * C, ...)."""
-    if tensor is None:
-        return None
-    if bdim is None:
-        tensor = tensor.unsqueeze(channel).expand(
-            *tensor.shape[:channel], size, *tensor.shape[channel:]
-        )
-    else:
-        tensor = tensor.movedim(bdim, channel)
-    return tensor.flatten(channel, channel + 1)
-
-
-def _fold_gate(g, bdim, size, channels):
-    if g is None:
-        return None
-    rank = g.dim() - (bdim is not None)
-    channel = rank - 3
-    logical = [s for i, s in enumerate(g.shape) if i != bdim]
-    if logical[channel] == 1 and bdim is None:
-        return g
-    shape = list(logical)
-    shape[channel] = channels
-    if bdim is None:
-        return _fold(g.expand(shape), None, size, channel)
-    g = g.movedim(bdim, 0).expand(size, *shape)
-    return _fold(g, 0, size, channel)
-
-
-def _unfold(tensor, size, channel):
-    """(..., B * C, ...) -> (B, ..., C, ...)."""
-    return tensor.unflatten(channel, (size, -1)).movedim(channel, 0)
-
-
 # ---- the differentiable scan ---------------------------------------------------------------------
 
 
@@ -372,38 +131,42 @@ class _Scan(torch.autograd.Function):
         needs = ctx.needs_input_grad[1:4]
         tensors = (grad, x, g, weight, bias, mask, ctx.options)
         if forward_ad._current_level >= 0:  # a tangent of this derivative may be asked for
-            grads = _adjoint(*tensors)
+            grads = adjoint(*tensors)
         else:
             grads = _ScanBackward.apply(*tensors, *needs)
-        return (grads[0], *(t if need else None for t, need in zip(grads[1:], needs, strict=True)),
-                None, None)
+        return (
+            grads[0],
+            *(t if need else None for t, need in zip(grads[1:], needs, strict=True)),
+            None,
+            None,
+        )
 
     @staticmethod
     def jvp(ctx, x_t, g_t, weight_t, bias_t, *_):
         *primals, mask = ctx.saved_tensors
-        tangent = _tangent(primals, (x_t, g_t, weight_t, bias_t), mask, ctx.options)
-        return tangent, None
+        y_t = tangent(primals, (x_t, g_t, weight_t, bias_t), mask, ctx.options)
+        return y_t, None
 
     @staticmethod
     def vmap(info, in_dims, x, g, weight, bias, options, keep_mask):
         size = info.batch_size
         channels = weight.shape[2 if in_dims[2] is not None and in_dims[2] <= 1 else 1]
         y, mask = _Scan.apply(
-            _fold(x, in_dims[0], size, 1),
-            _fold_gate(g, in_dims[1], size, channels),
-            _fold(weight, in_dims[2], size, 1),
-            _fold(bias, in_dims[3], size, 1),
+            fold(x, in_dims[0], size, 1),
+            fold_gate(g, in_dims[1], size, channels),
+            fold(weight, in_dims[2], size, 1),
+            fold(bias, in_dims[3], size, 1),
             options,
             keep_mask,
         )
-        y = _unfold(y, size, 2 if options.merge == "none" else 1)
+        y = unfold(y, size, 2 if options.merge == "none" else 1)
         if mask.dim() == 1:
             return (y, mask), (0, None)
-        return (y, _unfold(mask, size, 1)), (0, 0)
+        return (y, unfold(mask, size, 1)), (0, 0)
 
 
 class _ScanBackward(torch.autograd.Function):
-    """dx, dg, dweight, dbias by the fused kernel; its own gradients by those of `_adjoint`."""
+    """dx, dg, dweight, dbias by the fused kernel; its own gradients by those of `adjoint`."""
 
     @staticmethod
     def forward(grad, x, g, weight, bias, mask, options, needs_g, needs_weight, needs_bias):
@@ -427,7 +190,7 @@ class _ScanBackward(torch.autograd.Function):
             full = [None] * 5
             for i, t in zip(present, given, strict=True):
                 full[i] = t
-            results = _adjoint(*full, mask, ctx.options)
+            results = adjoint(*full, mask, ctx.options)
             return tuple(r for r, need in zip(results, ctx.needs, strict=True) if need)
 
         results, vjp = torch.func.vjp(function, *(tensors[i] for i in present))
@@ -445,34 +208,36 @@ class _ScanBackward(torch.autograd.Function):
         size = info.batch_size
         channels = weight.shape[2 if in_dims[3] is not None and in_dims[3] <= 1 else 1]
         channel = 2 if options.merge == "none" else 1
-        gate = _fold_gate(g, in_dims[2], size, channels)
+        gate = fold_gate(g, in_dims[2], size, channels)
         if g is not None and gate is g:  # each sample wants a gradient of its own
             shape = list(g.shape)
             shape[-3] = channels
-            gate = _fold(g.expand(shape), None, size, g.dim() - 3)
-        folded_mask = mask if mask.dim() - (in_dims[5] is not None) == 1 else _fold(
-            mask, in_dims[5], size, 1
+            gate = fold(g.expand(shape), None, size, g.dim() - 3)
+        folded_mask = (
+            mask if mask.dim() - (in_dims[5] is not None) == 1 else fold(mask, in_dims[5], size, 1)
         )
         if folded_mask is mask and in_dims[5] is not None:
             folded_mask = mask.select(in_dims[5], 0)
         dx, dg, dweight, dbias = _ScanBackward.apply(
-            _fold(grad, in_dims[0], size, channel),
-            _fold(x, in_dims[1], size, 1),
+            fold(grad, in_dims[0], size, channel),
+            fold(x, in_dims[1], size, 1),
             gate,
-            _fold(weight, in_dims[3], size, 1),
-            _fold(bias, in_dims[4], size, 1),
+            fold(weight, in_dims[3], size, 1),
+            fold(bias, in_dims[4], size, 1),
             folded_mask,
             options,
             *needs,
         )
         if needs[0]:
-            dg = _unfold(dg, size, g.dim() - (in_dims[2] is not None) - 3)
+            dg = unfold(dg, size, g.dim() - (in_dims[2] is not None) - 3)
             logical = [s for i, s in enumerate(g.shape) if i != in_dims[2]]
             if logical[-3] == 1:
                 dg = dg.sum(-3, keepdim=True)
-        results = [_unfold(dx, size, 1), dg]
-        results += [_unfold(t, size, 1) if need else t
-                    for t, need in zip((dweight, dbias), needs[1:], strict=True)]
+        results = [unfold(dx, size, 1), dg]
+        results += [
+            unfold(t, size, 1) if need else t
+            for t, need in zip((dweight, dbias), needs[1:], strict=True)
+        ]
         dims = [0] + [0 if need else None for need in needs]
         return tuple(results), tuple(dims)
 
@@ -501,7 +266,9 @@ def scan(x, g, weight, bias, options: Options) -> Tensor:
 
 
 def is_plain(*tensors: Tensor | None) -> bool:
-    """Whether no derivative can be asked for: no gradients, no tangents, no function transforms."""
+    """Whether no derivative can be asked for: no gradients, tangents, transforms or tracing."""
+    if torch.compiler.is_compiling():
+        return False
     if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
         return False
     return not torch.is_grad_enabled() or not any(

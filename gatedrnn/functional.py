@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from . import reference
-from ._ops import Options, direction_code, scan
+from ._ops import scan
+from ._options import Options, direction_code
 from .reference import DIRECTIONS
 
 INTEGRATIONS = ("parallel", "cascade")

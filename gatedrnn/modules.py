@@ -77,9 +77,7 @@ class SpatialGatedRNN(nn.Module):
         self.gate_norm = gate_norm
         d = len(self.directions)
         size = channels // groups
-        self.raw_weight = nn.Parameter(
-            torch.empty(d, channels, size, device=device, dtype=dtype)
-        )
+        self.raw_weight = nn.Parameter(torch.empty(d, channels, size, device=device, dtype=dtype))
         self.bias = (
             nn.Parameter(torch.empty(d, channels, device=device, dtype=dtype)) if bias else None
         )
@@ -102,7 +100,7 @@ class SpatialGatedRNN(nn.Module):
         A weight rounded to 16 bits after the clamp could have a norm of 1.002, which over a line of
         4096 pixels is a factor of thousands.
         """
-        raw = self.raw_weight
+        raw: Tensor = self.raw_weight
         if raw.dtype in (torch.bfloat16, torch.float16):
             raw = raw.float()
         return clamp_norm(raw, self.weight_norm)
@@ -115,7 +113,7 @@ class SpatialGatedRNN(nn.Module):
 
     def forward(self, x: Tensor, g: Tensor | None = None) -> Tensor:
         """x (N, C, H, W), g as in `spatial_gated_rnn` or None for Eq. (1); the merged maps."""
-        bias = self.bias
+        bias: Tensor | None = self.bias
         if bias is not None and bias.dtype in (torch.bfloat16, torch.float16):
             bias = bias.float()
         return spatial_gated_rnn(

@@ -30,15 +30,16 @@ def clamp_norm(weight: Tensor, norm: str | None) -> Tensor:
         ValueError: `norm` is not known.
     """
     if norm not in NORMS:
-        raise ValueError(f"weight_norm must be one of 'spectral', 'frobenius' or None, got {norm!r}")
+        raise ValueError(
+            f"weight_norm must be one of 'spectral', 'frobenius' or None, got {norm!r}"
+        )
     k = weight.shape[-1]
     if norm is None:
         return weight
     if k == 1:
         return weight.clamp(-1, 1)
     if norm == "spectral" and k <= SMALL and weight.device.type == "cpu" and is_plain(weight):
-        if not torch.compiler.is_compiling():
-            return torch.ops.gatedrnn.clamp_spectral(weight.contiguous())
+        return torch.ops.gatedrnn.clamp_spectral(weight.contiguous())
     blocks = weight.reshape(-1, k, k).double()  # squares of float32 could overflow
     if norm == "frobenius":
         # The clamp inside keeps every derivative finite where the norm is small, zero included.
@@ -118,8 +119,8 @@ def _pseudo_solve(w, sigma, u, v, top, bottom):
     j = torch.cat([torch.cat([zero, w], 2), torch.cat([w.mT, zero], 2)], 1)
     eye = torch.eye(2 * k, dtype=w.dtype, device=w.device)
     matrix = sigma[:, None, None] * (eye + _outer(z, z)) - j
-    # Of a repeated largest value the matrix is singular: the first derivative, which asks nothing of
-    # it, must not answer NaN.
+    # Of a repeated largest value the matrix is singular: the first derivative, which asks nothing
+    # of it, must not answer NaN.
     asked = (right != 0).any(1)[:, None, None]
     matrix = torch.where(asked, matrix, eye)
     solution = torch.linalg.solve_ex(matrix, right[:, :, None])[0][:, :, 0]

@@ -1,4 +1,4 @@
-"""The spatially variant RNN as a plain PyTorch loop: slow, readable, the truth that tests compare with.
+"""The spatially variant RNN as a plain PyTorch loop: slow, readable, the truth of the tests.
 
 Imports torch alone. Every derivative comes from autograd through the loop.
 """

@@ -1,4 +1,4 @@
-"""Set-up of every test run: poisoned memory, hypothesis profiles, the instruction set in the header.
+"""Set-up of every test run: poisoned memory, hypothesis profiles, facts of the build in the header.
 
 Uninitialised memory reads as NaN: in tensors through PyTorch's deterministic mode, in the kernels'
 scratch memory through a variable that they read once, hence before the package is imported.

@@ -252,7 +252,8 @@ def test_source_folder_without_native_module_says_so(tmp_path):
         (package / file.name).write_text(file.read_text())
     # The finder of an editable install would find the native module for this copy too.
     code = (
-        "import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]; "
+        "import sys; "
+        "sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]; "
         "import gatedrnn"
     )
     result = subprocess.run(

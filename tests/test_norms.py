@@ -1,4 +1,4 @@
-"""The clamp of the weight's norm: its bound for adversarial weights, identity below, derivatives."""
+"""The clamp of the weight's norm: its bound for awkward weights, identity below, derivatives."""
 
 import pytest
 import torch
@@ -136,13 +136,15 @@ def repeated_below_top():
     return (u * torch.tensor([1.7, 0.4, 0.4, 0.4], dtype=F64) @ v).requires_grad_()
 
 
+ROW = torch.tensor([[1.0], [0.7], [-1.3]], dtype=F64)
+
 SMOOTH = {
     "below": lambda: separated(0.9),
     "above": lambda: separated(1.8),
     "scaled_identity_below": lambda: (torch.eye(3, dtype=F64) * 0.9).expand(2, 3, 3).clone(),
     "zero": lambda: torch.zeros(1, 3, 3, dtype=F64),
     "repeated_below_top": repeated_below_top,
-    "rank_one_above": lambda: torch.outer(*torch.randn(2, 4, dtype=F64, generator=torch.Generator().manual_seed(1)))[None] * 3,
+    "rank_one_above": lambda: torch.tensor([[1.0], [-2.0], [0.5]], dtype=F64).mT[:, None] * ROW,
     "diagonal": lambda: torch.tensor([0.3, -0.9, 1.7, -2.5], dtype=F64).view(1, 4, 1),
 }  # fmt: skip
 

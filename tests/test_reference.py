@@ -33,8 +33,8 @@ def one(value):
 
 X, G, B = line(1, 2, 3), line(0.5, 0.5, 2), torch.ones(1, 1, dtype=F64)
 
-# w = 0.5, b = 1: h_1 = 1 + 0.5 * 1, h_2 = 2 + 0.5 * (0.75 + 1), h_3 = 3 + 2 * (1.4375 + 1); from the
-# right 3 + 2 * 1, 2 + 0.5 * (2.5 + 1), 1 + 0.5 * (1.875 + 1); a column of one pixel has x + g b.
+# w = 0.5, b = 1: h_1 = 1 + 0.5 * 1, h_2 = 2 + 0.5 * (0.75 + 1), h_3 = 3 + 2 * (1.4375 + 1); from
+# the right 3 + 2 * 1, 2 + 0.5 * (2.5 + 1), 1 + 0.5 * (1.875 + 1); a column of one pixel: x + g b.
 MAPS = {
     LEFT: [1.5, 2.875, 7.875],
     RIGHT: [2.4375, 3.75, 5],

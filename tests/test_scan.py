@@ -1,4 +1,4 @@
-"""The scan against the float64 reference: output and every gradient, over all shapes and options."""
+"""The scan against the float64 reference: output and every gradient, over shapes and options."""
 
 import pytest
 import torch

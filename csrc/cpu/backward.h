@@ -118,7 +118,8 @@ void backward_block(const BackwardArgs& a, const A* transposed, const BackwardMa
         f.u = keep ? s.u + place : nullptr;
         if (enter) block.read(at<S>(a.x, a.x_strides, n, 0), a.x_strides, t0, onward, s.x + place);
         if (a.g && (enter || gates_differ))
-          block.read_gate(d, t0, onward, s.gate + gate_place, s.derivative ? s.derivative + gate_place : nullptr);
+          block.read_gate(d, t0, onward, s.gate + gate_place,
+                          s.derivative ? s.derivative + gate_place : nullptr);
         steps.forward(f);
       };
       std::fill(s.state, s.state + pixel, A{});
@@ -134,8 +135,8 @@ void backward_block(const BackwardArgs& a, const A* transposed, const BackwardMa
         std::fill(s.dbias, s.dbias + block.shape.c * kLanes<A>, A{});
       }
       // One map of gates sums over directions, one channel of them over the channels' tiles too.
-      const bool dg_before = (!gates_differ && (maps.merged || i > 0)) ||
-                             (!a.gate_channels && block.c0 > 0);
+      const bool dg_before =
+          (!gates_differ && (maps.merged || i > 0)) || (!a.gate_channels && block.c0 > 0);
       const LineStrides dg_strides = line_strides(a.dg_strides, along_width);
       A* const dg_map = a.dg ? at<A>(maps.dg, a.dg_strides, n, gates_differ ? d : 0) : nullptr;
       for (int64_t j = chunks.count - 1; j >= 0; --j) {
@@ -152,7 +153,8 @@ void backward_block(const BackwardArgs& a, const A* transposed, const BackwardMa
         A* const xi = s.xi + place;
         uint8_t* const winners = s.mask ? s.mask + place : nullptr;
         if (enter || separate)
-          block.read(at<S>(a.grad, a.grad_strides, n, separate ? d : 0), a.grad_strides, t0, !f.reverse, xi);
+          block.read(at<S>(a.grad, a.grad_strides, n, separate ? d : 0), a.grad_strides, t0,
+                     !f.reverse, xi);
         if (enter && winners) {
           block.read(at<uint8_t>(a.mask, a.y_strides, n, 0), a.y_strides, t0, !f.reverse, winners);
           share_ties(xi, winners, r.length * pixel);
@@ -180,10 +182,11 @@ void backward_block(const BackwardArgs& a, const A* transposed, const BackwardMa
 
         steps.backward(r);
         if (sums)
-          weight_gradient<A, B>({r.length, r.reverse, r.channels, r.block, s.e, r.h, before,
-                                 s.dweight, s.dbias});
+          weight_gradient<A, B>(
+              {r.length, r.reverse, r.channels, r.block, s.e, r.h, before, s.dweight, s.dbias});
 
-        if (leave) block.write(r.dx, at<A>(maps.dx, a.dx_strides, n, 0), a.dx_strides, t0, !f.reverse);
+        if (leave)
+          block.write(r.dx, at<A>(maps.dx, a.dx_strides, n, 0), a.dx_strides, t0, !f.reverse);
         if (r.dg && (leave || gates_differ))
           unpack(r.dg, block.corner(dg_map, dg_strides, t0), dg_strides, block.gate_shape(),
                  block.ahead(dg_strides, t0, !f.reverse));
@@ -191,8 +194,7 @@ void backward_block(const BackwardArgs& a, const A* transposed, const BackwardMa
 
       if (sums) {
         const int64_t blocks = ceil_div(lines.count, row);
-        A* slot = maps.partials +
-                  ((n * blocks + line / row) * directions.count + i) * slot_size;
+        A* slot = maps.partials + ((n * blocks + line / row) * directions.count + i) * slot_size;
         for (int64_t c = 0; c < block.shape.c; ++c) {
           for (int64_t k = 0; k < a.block; ++k)
             slot[(block.c0 + c) * a.block + k] =

@@ -73,7 +73,7 @@ struct LineBlock {
   const ScanArgs& a;
   int64_t n;
   bool along_width;
-  int64_t line;  // first line
+  int64_t line;    // first line
   int64_t c0 = 0;  // first channel of the tile
   TileShape shape{0, 0, 0, kLanesPerRow};
 
@@ -145,7 +145,8 @@ struct LineBlock {
     const int64_t size = s.t * s.c * row();
     for (int64_t i = 0; i < size; i += kLanes<A>) {
       const Wide<A> raw = load<Wide<A>>(gate + i);
-      if (derivative) store(derivative + i, gate_norm_derivative<VectorMath<Wide<A>>>(a.gate_norm, raw));
+      if (derivative)
+        store(derivative + i, gate_norm_derivative<VectorMath<Wide<A>>>(a.gate_norm, raw));
       store(gate + i, gate_norm_of<VectorMath<Wide<A>>>(a.gate_norm, raw));
     }
     if (s.l < row())

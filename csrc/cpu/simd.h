@@ -95,8 +95,7 @@ GATEDRNN_INLINE Vector<A, N> load_as(const BFloat16* p) {
 }
 template <class A, int N>
 GATEDRNN_INLINE Vector<A, N> load_as(const Float16* p) {
-  return widen_half<N>(
-      __builtin_convertvector(load<Vector<uint16_t, N>>(p), Vector<uint32_t, N>));
+  return widen_half<N>(__builtin_convertvector(load<Vector<uint16_t, N>>(p), Vector<uint32_t, N>));
 }
 
 template <int N>
@@ -159,10 +158,19 @@ GATEDRNN_INLINE ScaledExp<V> scaled_exp(V x) {
   const I k = (I)shifted - (I)splat<V>(magic);
   const V kf = shifted - magic;
   const V r = (bounded - kf * ln2_high) - kf * ln2_low;
-  constexpr double inverse_factorial[] = {
-      1.0,           1.0 / 2,      1.0 / 6,       1.0 / 24,       1.0 / 120,
-      1.0 / 720,     1.0 / 5040,   1.0 / 40320,   1.0 / 362880,   1.0 / 3628800,
-      1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800};
+  constexpr double inverse_factorial[] = {1.0,
+                                          1.0 / 2,
+                                          1.0 / 6,
+                                          1.0 / 24,
+                                          1.0 / 120,
+                                          1.0 / 720,
+                                          1.0 / 5040,
+                                          1.0 / 40320,
+                                          1.0 / 362880,
+                                          1.0 / 3628800,
+                                          1.0 / 39916800,
+                                          1.0 / 479001600,
+                                          1.0 / 6227020800};
   constexpr int terms = is_double ? 13 : 7;
   V p = splat<V>(T(inverse_factorial[terms - 1]));
 #pragma GCC unroll 16

@@ -11,10 +11,12 @@ namespace gatedrnn::GATEDRNN_ISA {
 
 // Channels of the register block: R * B accumulators, B states and a weight must fit.
 template <class A, int B>
-constexpr int kRows = GATEDRNN_VECTOR_BYTES == 64 ? (B == 4 ? 4 : 8) : B == 4 ? 2 : 4;
+constexpr int kRows = GATEDRNN_VECTOR_BYTES == 64 ? (B == 4 ? 4 : 8)
+                      : B == 4                    ? 2
+                                                  : 4;
 
-// A map under a block of lines: the value of pixel t, channel c, lane i is data[t * t + c * c + i]. A
-// packed tile, or the caller's memory itself where the lines of the block lie side by side in it.
+// A map under a block of lines: the value of pixel t, channel c, lane i is data[t * t + c * c + i].
+// A packed tile, or the caller's memory itself where the lines of the block lie side by side in it.
 template <class T>
 struct Map {
   T* data;
@@ -190,10 +192,10 @@ void forward_chunk(const ForwardChunk<A>& chunk) {
   for (int64_t i = 0; i < f.length; ++i) {
     const int64_t t = f.reverse ? f.length - 1 - i : i;
     A* const after = f.h ? f.h + t * size : before == f.state ? f.state + size : f.state;
-    for_each_rows<kRows<A, B>, K>(
-        f.channels, f.block, [&]<int R>(int64_t c) __attribute__((always_inline)) {
-          forward_rows<R, B, K>(f, t, c, before, after);
-        });
+    for_each_rows<kRows<A, B>, K>(f.channels, f.block,
+                                  [&]<int R>(int64_t c) __attribute__((always_inline)) {
+                                    forward_rows<R, B, K>(f, t, c, before, after);
+                                  });
     if (f.m) merge_row<B>(f, t, after);
     before = after;
   }
@@ -207,7 +209,7 @@ struct BackwardChunk : Chunk<A> {
   const uint8_t* mask;    // [t][c][lane] or null
   uint8_t bit;
   A scale;
-  const A* h;     // [t][c][lane], kept by forward_chunk
+  const A* h;  // [t][c][lane], kept by forward_chunk
   const A* u;
   const A* norm_derivative;  // of the gate, laid out as g, or null
   A* e;                      // [t][c][lane], written: e_i = g_i * delta_i
@@ -287,10 +289,10 @@ void backward_chunk(const BackwardChunk<A>& chunk) {
   const A* next = f.state;
   for (int64_t i = f.length - 1; i >= 0; --i) {
     const int64_t t = f.reverse ? f.length - 1 - i : i;
-    for_each_rows<kRows<A, B>, K>(
-        f.channels, f.block, [&]<int R>(int64_t c) __attribute__((always_inline)) {
-          backward_rows<R, B, K>(f, t, c, next);
-        });
+    for_each_rows<kRows<A, B>, K>(f.channels, f.block,
+                                  [&]<int R>(int64_t c) __attribute__((always_inline)) {
+                                    backward_rows<R, B, K>(f, t, c, next);
+                                  });
     gradient_row(f, t, size, row);
     next = f.e + t * size;
   }

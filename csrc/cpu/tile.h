@@ -129,8 +129,7 @@ void pack(const S* source, const LineStrides& s, const TileShape& shape, A* tile
 }
 
 template <class A>
-void unpack(const A* tile, A* target, const LineStrides& s, const TileShape& shape,
-            int64_t ahead) {
+void unpack(const A* tile, A* target, const LineStrides& s, const TileShape& shape, int64_t ahead) {
   const int64_t lanes = shape.lanes, step = shape.c * lanes;
   if (s.l == 1) {
     for (int64_t c = 0; c < shape.c; ++c)
@@ -165,7 +164,8 @@ void unpack(const A* tile, A* target, const LineStrides& s, const TileShape& sha
         move_block<A>(corner + side * walk.along_tile, walk.along_tile, line + side, s.l);
       }
       for (int64_t l = whole; l < shape.l; ++l)
-        for (int j = 0; j < 2 * side; ++j) to[l * s.l + i + j] = from[(i + j) * walk.along_tile + l];
+        for (int j = 0; j < 2 * side; ++j)
+          to[l * s.l + i + j] = from[(i + j) * walk.along_tile + l];
     }
     for (; i + side <= walk.along; i += side) {
       for (int64_t l = 0; l < whole; l += side)

@@ -1,0 +1,192 @@
+"""Adjoint and tangent of a scan, written with scans: what derivatives of any order are made of.
+
+The formulas are derived in csrc/README.md. Everything here is differentiable in both modes.
+"""
+
+import torch
+from torch import Tensor
+
+from . import _ops
+from ._options import ALONG_WIDTH, FROM_END, REVERSED, Options
+
+
+def _per_direction(g: Tensor | None, d: int) -> Tensor | None:
+    """The gate map (N, 1|C, H, W) of the d-th direction."""
+    return g[:, d] if g is not None and g.dim() == 5 else g
+
+
+def _single(x, g, weight, bias, code, nonlinearity="identity"):
+    """One direction's map h (N, C, H, W); gates as they are."""
+    bias = None if bias is None else bias[None]
+    return _ops.scan(x, g, weight[None], bias, Options((code,), "none", nonlinearity))[:, 0]
+
+
+def _before(h: Tensor, code: int, step: int = 1) -> Tensor:
+    """h_{i-1} in the order of the direction (step = -1: h_{i+1}); zero where there is none."""
+    axis = 3 if ALONG_WIDTH[code] else 2
+    length = h.shape[axis]
+    if length == 0:
+        return h
+    zero = torch.zeros_like(h.narrow(axis, 0, 1))
+    if (step == 1) != FROM_END[code]:
+        return torch.cat([zero, h.narrow(axis, 0, length - 1)], axis)
+    return torch.cat([h.narrow(axis, 1, length - 1), zero], axis)
+
+
+def _blocks(weight: Tensor) -> Tensor:
+    """(C, K) -> (G, K, K)."""
+    c, k = weight.shape
+    return weight.reshape(c // k, k, k)
+
+
+def _product(weight: Tensor, h: Tensor) -> Tensor:
+    """w h: weight (C, K) applied to the channels of h (N, C, H, W)."""
+    n, c, height, width = h.shape
+    k = weight.shape[1]
+    u = torch.einsum("gck,ngkhw->ngchw", _blocks(weight), h.reshape(n, c // k, k, height, width))
+    return u.reshape(h.shape)
+
+
+def _transposed(weight: Tensor) -> Tensor:
+    return _blocks(weight).transpose(1, 2).reshape(weight.shape)
+
+
+def _outer(e: Tensor, h: Tensor, k: int) -> Tensor:
+    """sum over images and pixels of e h^T within each block: (C, K)."""
+    n, c, height, width = e.shape
+    shape = (n, c // k, k, height, width)
+    return torch.einsum("ngchw,ngkhw->gck", e.reshape(shape), h.reshape(shape)).reshape(c, k)
+
+
+def _slope(nonlinearity: str, h: Tensor) -> Tensor | None:
+    """theta'(a) from h = theta(a); None where it is 1."""
+    match nonlinearity:
+        case "tanh":
+            return 1 - h * h
+        case "relu":
+            return (h > 0).to(h.dtype)
+        case "sigmoid":
+            return h * (1 - h)
+    return None
+
+
+def _times(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    if a is None or b is None:
+        return b if a is None else a
+    return a * b
+
+
+def _normed(g: Tensor | None, gate_norm: str) -> Tensor | None:
+    if g is None or gate_norm == "none":
+        return g
+    return {"clamp": lambda t: t.clamp(-1, 1), "tanh": torch.tanh, "sigmoid": torch.sigmoid}[
+        gate_norm
+    ](g)
+
+
+def _shares(mask: Tensor, options: Options, dtype: torch.dtype) -> Tensor:
+    """Each direction's share of a merged value: (D, N, C, H, W), or (D, 1, 1, 1, 1)."""
+    count = len(options.directions)
+    if options.merge == "max":
+        bits = 1 << torch.arange(count, device=mask.device).view(-1, 1, 1, 1, 1)
+        won = ((mask & bits) != 0).to(dtype)
+        return won / won.sum(0)
+    share = 1 / count if options.merge == "mean" else 1.0
+    return torch.full((count, 1, 1, 1, 1), share, dtype=dtype, device=mask.device)
+
+
+def _to_state(tensor: Tensor | None, weight: Tensor) -> Tensor | None:
+    return None if tensor is None else tensor.to(weight.dtype)
+
+
+def adjoint(grad, x, g, weight, bias, mask, options: Options):
+    """dx, dg, dweight, dbias of a scan, by differentiable operations alone.
+
+    e_i = g_i theta'_i xi_i + g_i theta'_i (w^T e_{i+1}): Eq. (3) against the direction.
+    """
+    dtype = x.dtype
+    grad, x, g = (_to_state(t, weight) for t in (grad, x, g))
+    k = weight.shape[2]
+    if options.merge != "none":
+        shares = _shares(mask, options, weight.dtype)
+    deltas, dweight, dbias, dgates = [], [], [], []
+    with_norm = _normed(g, options.gate_norm)
+    for d, code in enumerate(options.directions):
+        xi = grad[:, d] if options.merge == "none" else grad * shares[d]
+        gate = _per_direction(with_norm, d)
+        h = _single(
+            x, gate, weight[d], None if bias is None else bias[d], code, options.nonlinearity
+        )
+        slope = _slope(options.nonlinearity, h)
+        e_gate = _times(gate, slope)
+        transposed = _transposed(weight[d])
+        drive = xi if e_gate is None else e_gate * xi
+        e = _single(drive, e_gate, transposed, None, REVERSED[code])
+        delta = xi + _product(transposed, _before(e, code, -1))
+        delta = delta if slope is None else slope * delta
+        deltas.append(delta)
+        h_before = _before(h, code)
+        dweight.append(_outer(e, h_before, k))
+        dbias.append(e.sum((0, 2, 3)))
+        if g is not None:
+            u = _product(weight[d], h_before)
+            if bias is not None:
+                u = u + bias[d][:, None, None]
+            dgates.append(delta * u)
+    dg = None
+    if g is not None:
+        dg = torch.stack(dgates, 1)
+        dg = dg if g.dim() == 5 else dg.sum(1)
+        channel = dg.dim() - 3
+        if g.shape[channel] == 1:
+            dg = dg.sum(channel, keepdim=True)
+        dg = dg * _norm_slope(g, options.gate_norm)
+        dg = dg.to(dtype)
+    return sum(deltas).to(dtype), dg, torch.stack(dweight), torch.stack(dbias)
+
+
+def _norm_slope(g: Tensor, gate_norm: str) -> Tensor | float:
+    match gate_norm:
+        case "clamp":
+            return ((g >= -1) & (g <= 1)).to(g.dtype)
+        case "tanh":
+            return 1 - torch.tanh(g) ** 2
+        case "sigmoid":
+            y = torch.sigmoid(g)
+            return y * (1 - y)
+    return 1.0
+
+
+def tangent(primals, tangents, mask, options: Options):
+    """The tangent of a scan: x' = dx + dg * (w h + b) + g * (dw h + db), scanned without a bias."""
+    x, g, weight, bias = primals
+    dtype = x.dtype
+    x, g, x_t, g_t = (_to_state(t, weight) for t in (x, g, *tangents[:2]))
+    weight_t, bias_t = tangents[2:]
+    gates = _normed(g, options.gate_norm)
+    if g_t is not None:
+        assert g is not None  # a tangent has its primal
+        g_t = g_t * _norm_slope(g, options.gate_norm)
+    maps = []
+    for d, code in enumerate(options.directions):
+        gate = _per_direction(gates, d)
+        b = None if bias is None else bias[d]
+        h = _single(x, gate, weight[d], b, code, options.nonlinearity)
+        h_before = _before(h, code)
+        drive = torch.zeros_like(h) if x_t is None else x_t
+        if g_t is not None:
+            u = _product(weight[d], h_before)
+            u = u if b is None else u + b[:, None, None]
+            drive = drive + _per_direction(g_t, d) * u
+        u_t = None if weight_t is None else _product(weight_t[d], h_before)
+        if bias_t is not None:
+            db = bias_t[d][:, None, None]
+            u_t = db.expand_as(h) if u_t is None else u_t + db
+        if u_t is not None:
+            drive = drive + _times(gate, u_t)
+        slope = _slope(options.nonlinearity, h)
+        maps.append(_single(_times(slope, drive), _times(slope, gate), weight[d], None, code))
+    if options.merge == "none":
+        return torch.stack(maps, 1).to(dtype)
+    shares = _shares(mask, options, weight.dtype)
+    return sum(share * h for share, h in zip(shares, maps, strict=True)).to(dtype)
