@@ -1,6 +1,7 @@
 """Four-directional spatially variant RNN for PyTorch, on the CPU.
 
-"Face Parsing via Recurrent Propagation" (BMVC 2017), Eq. (3): h_i = theta(x_i + g_i * (w h_{i-1} + b)).
+"Face Parsing via Recurrent Propagation" (BMVC 2017), Eq. (3):
+h_i = theta(x_i + g_i * (w h_{i-1} + b)).
 """
 
 from .functional import spatial_gated_rnn

@@ -177,13 +177,13 @@ def tangent(primals, tangents, mask, options: Options):
         if g_t is not None:
             u = _product(weight[d], h_before)
             u = u if b is None else u + b[:, None, None]
-            drive = drive + _per_direction(g_t, d) * u
+            drive = drive + (g_t[:, d] if g_t.dim() == 5 else g_t) * u
         u_t = None if weight_t is None else _product(weight_t[d], h_before)
         if bias_t is not None:
             db = bias_t[d][:, None, None]
             u_t = db.expand_as(h) if u_t is None else u_t + db
         if u_t is not None:
-            drive = drive + _times(gate, u_t)
+            drive = drive + (u_t if gate is None else gate * u_t)
         slope = _slope(options.nonlinearity, h)
         maps.append(_single(_times(slope, drive), _times(slope, gate), weight[d], None, code))
     if options.merge == "none":

@@ -41,7 +41,7 @@ def spatial_gated_rnn(
     The weight is used as given: `SpatialGatedRNN` is the form that holds its norm within one.
 
     Args:
-        x: (N, C, H, W), float64, float32, bfloat16 or float16, any strides; any size may be 0 but C.
+        x: (N, C, H, W), float64, float32, bfloat16 or float16, any strides; all but C may be 0.
         g: gates, of x's dtype: (N, C, H, W); (N, 1, H, W), one for all channels; (N, D, C, H, W) or
             (N, D, 1, H, W), a map for each direction; or None for g = 1, Eq. (1).
         weight: (D, C, C // groups), in x's dtype, or float32 beside a 16-bit x. `weight[d, c, k]`
@@ -93,8 +93,7 @@ def spatial_gated_rnn(
         options = Options(codes, merge or "none", nonlinearity, gate_norm)
         if len(codes) == 1 and merge is not None:
             # One map: nothing to merge, and no mask to keep.
-            alone = scan(x, g, weight, bias, options._replace(merge="sum"))
-            return alone
+            return scan(x, g, weight, bias, options._replace(merge="sum"))
         return scan(x, g, weight, bias, options)
     for d, code in enumerate(codes):
         g_d = g[:, d] if g is not None and g.dim() == 5 else g

@@ -26,7 +26,7 @@ class SpatialGatedRNN(nn.Module):
         merge: "max", "mean", "sum", or None for the stacked maps (N, D, C, H, W).
         nonlinearity: "identity", "tanh", "relu" or "sigmoid".
         bias: whether to learn b (D, C).
-        weight_norm: "spectral" or "frobenius", the norm of each block that is held at <= 1; or None.
+        weight_norm: "spectral" or "frobenius", the norm of each block, held at <= 1; or None.
         gate_norm: "clamp", "tanh" or "sigmoid", which holds |g| <= 1 inside the scan; or None.
         device, dtype: of the parameters.
 
