@@ -21,10 +21,15 @@ _COMMON = dict(deadline=None, suppress_health_check=list(hypothesis.HealthCheck)
 # The same examples on every run, so that a change is judged by what it changed.
 hypothesis.settings.register_profile("default", max_examples=100, derandomize=True, **_COMMON)
 # Sanitizers, and the other instruction sets: every path, few examples.
-hypothesis.settings.register_profile("sanitize", max_examples=12, derandomize=True, **_COMMON)
+hypothesis.settings.register_profile("sanitize", max_examples=20, derandomize=True, **_COMMON)
 # New examples on every run, for a long look after the kernels have changed.
 hypothesis.settings.register_profile("thorough", max_examples=1000, **_COMMON)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+def pytest_configure(config):
+    # PyTorch's own: the decompositions of forward-mode AD, and torch.export.
+    config.addinivalue_line("filterwarnings", "ignore:`torch.jit.*is deprecated:DeprecationWarning")
 
 
 def pytest_report_header():

@@ -50,7 +50,8 @@ void backward_block(const BackwardArgs& a, const A* transposed, const BackwardMa
   const Lines lines = lines_of(a.h, a.w, along_width);
   const int64_t row = block.row(), most = channels_per_tile(a);
   const bool gates_differ = a.g && a.gate_directions, separate = a.merge == Merge::kNone;
-  const auto steps = steps_for<A, B>(a.block);
+  const auto forward = forward_step<A, B>(a.block);
+  const auto backward = backward_step<A, B>(a.block);
   const int64_t tile_pixel = row * most, gate_pixel = a.g ? tile_pixel : 0;
   const Chunks chunks(lines.length, tile_pixel * 8 * sizeof(A));
   const int64_t tile = chunks.capacity() * tile_pixel,
@@ -120,7 +121,7 @@ void backward_block(const BackwardArgs& a, const A* transposed, const BackwardMa
         if (a.g && (enter || gates_differ))
           block.read_gate(d, t0, onward, s.gate + gate_place,
                           s.derivative ? s.derivative + gate_place : nullptr);
-        steps.forward(f);
+        forward(f);
       };
       std::fill(s.state, s.state + pixel, A{});
       for (int64_t j = 0; j < chunks.count; ++j) {
@@ -180,7 +181,7 @@ void backward_block(const BackwardArgs& a, const A* transposed, const BackwardMa
             std::fill(r.dg, r.dg + r.length * block.gate_pixel(), A{});
         }
 
-        steps.backward(r);
+        backward(r);
         if (sums)
           weight_gradient<A, B>(
               {r.length, r.reverse, r.channels, r.block, s.e, r.h, before, s.dweight, s.dbias});
@@ -273,10 +274,7 @@ void backward(const BackwardArgs& a) {
       maps.dx = dx_sums.get(), maps.dg = dg_sums.get();
     }
     double* const into = sums ? totals.data() : nullptr;
-    if (std::max(a.h, a.w) >= kWideLines)
-      backward_batch<A, S, 4>(batch, transposed.get(), maps, into);
-    else
-      backward_batch<A, S, 2>(batch, transposed.get(), maps, into);
+    backward_batch<A, S, 2>(batch, transposed.get(), maps, into);
     if constexpr (!in_place) {
       round_to_storage(maps.dx, dx, batch.n * image);
       if (dg) round_to_storage(maps.dg, dg, batch.n * gates);

@@ -21,7 +21,7 @@ void forward_block(const ScanArgs& a, const ForwardMaps<A>& maps, bool along_wid
   const int64_t row = block.row(), length = lines_of(a.h, a.w, along_width).length;
   const int64_t most = channels_per_tile(a);
   const bool gates_differ = a.g && a.gate_directions, separate = a.merge == Merge::kNone;
-  const auto forward = steps_for<A, B>(a.block).forward;
+  const auto forward = forward_step<A, B>(a.block);
   // x and g that lie right for the lanes are read where they are; the rest goes through tiles. So
   // does y, always: written in place, its rows would throw those of x and g out of the L1 cache,
   // for channel planes are often a power of two apart.

@@ -15,8 +15,9 @@ constexpr int64_t kResidentBytes = 2 << 20;
 // Images taken through one axis before the other: enough to feed the threads, few enough that a
 // thread finds its maps in its cache.
 constexpr int64_t kBatchBytes = 1 << 20;
-// From this many lines on a block takes four registers of them instead of two: every visit to a row
-// of a large image costs a page of the TLB, so that it should bring more than two cache lines.
+// From this many lines on, a block of the forward pass takes four registers of them instead of two:
+// every visit to a row of a large image costs a page of the TLB and should bring more than two
+// cache lines. The backward pass has eight tiles instead of three, and stays with two.
 constexpr int64_t kWideLines = 128;
 // Channels that go through a tile together, where the weight's blocks are smaller.
 constexpr int64_t kTileChannels = 16;
@@ -154,20 +155,27 @@ struct LineBlock {
   }
 };
 
-// The kernels for a block size, with the common sizes known to the compiler.
+// The kernels for a block size; float32 knows the common sizes when it is compiled.
+template <class A>
+constexpr bool kKnowsSizes = sizeof(A) == 4 && GATEDRNN_VECTOR_BYTES > 16;
+
 template <class A, int B>
-struct Steps {
-  void (*forward)(const ForwardChunk<A>&);
-  void (*backward)(const BackwardChunk<A>&);
-};
-template <class A, int B>
-Steps<A, B> steps_for(int64_t block) {
-  if (block == 1) return {forward_chunk<A, B, 1>, backward_chunk<A, B, 1>};
-  if constexpr (sizeof(A) == 4 && GATEDRNN_VECTOR_BYTES > 16) {
-    if (block == 8) return {forward_chunk<A, B, 8>, backward_chunk<A, B, 8>};
-    if (block == 16) return {forward_chunk<A, B, 16>, backward_chunk<A, B, 16>};
+auto forward_step(int64_t block) -> void (*)(const ForwardChunk<A>&) {
+  if (block == 1) return forward_chunk<A, B, 1>;
+  if constexpr (kKnowsSizes<A>) {
+    if (block == 8) return forward_chunk<A, B, 8>;
+    if (block == 16) return forward_chunk<A, B, 16>;
   }
-  return {forward_chunk<A, B, 0>, backward_chunk<A, B, 0>};
+  return forward_chunk<A, B, 0>;
+}
+template <class A, int B>
+auto backward_step(int64_t block) -> void (*)(const BackwardChunk<A>&) {
+  if (block == 1) return backward_chunk<A, B, 1>;
+  if constexpr (kKnowsSizes<A>) {
+    if (block == 8) return backward_chunk<A, B, 8>;
+    if (block == 16) return backward_chunk<A, B, 16>;
+  }
+  return backward_chunk<A, B, 0>;
 }
 
 // Runs body(image, first line) for every block of lines of one axis of a batch of images.
