@@ -17,6 +17,10 @@ from gatedrnn import _C
 torch.use_deterministic_algorithms(True)
 torch.utils.deterministic.fill_uninitialized_memory = True
 
+# The tensors are small: threads would wait for each other longer than they work. What depends on
+# threads sets their number itself.
+torch.set_num_threads(1)
+
 _COMMON = dict(deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
 # The same examples on every run, so that a change is judged by what it changed.
 hypothesis.settings.register_profile("default", max_examples=100, derandomize=True, **_COMMON)
