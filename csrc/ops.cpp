@@ -90,6 +90,14 @@ Strides strides_of(const Tensor& t) {
   return s;
 }
 
+// A tensor's memory; a storage that was given back (as sharding does) has none.
+const void* data_of(const char* name, const Tensor& t) {
+  const void* data = t.const_data_ptr();
+  STD_TORCH_CHECK(data != nullptr || t.numel() == 0, name,
+                  " has no memory: its storage was resized to 0");
+  return data;
+}
+
 struct Options {
   std::vector<int64_t> directions;
   std::string merge, nonlinearity, gate_norm;
@@ -125,15 +133,15 @@ void fill_inputs(ScanArgs& a, const Tensor& x, const std::optional<Tensor>& g, c
   STD_TORCH_CHECK(weight.scalar_type() == state && weight.is_contiguous(),
                   "weight must be contiguous and of the state's type");
   a.block = weight.size(2);
-  a.weight = weight.const_data_ptr();
+  a.weight = data_of("weight", weight);
   if (bias) {
     STD_TORCH_CHECK(bias->dim() == 2 && bias->size(0) == a.directions && bias->size(1) == a.c,
                     "bias must be (D, C)");
     STD_TORCH_CHECK(bias->scalar_type() == state && bias->is_contiguous(),
                     "bias must be contiguous and of the state's type");
-    a.bias = bias->const_data_ptr();
+    a.bias = data_of("bias", *bias);
   }
-  a.x = x.const_data_ptr();
+  a.x = data_of("x", x);
   a.x_strides = strides_of(x);
   if (g) {
     const bool five = g->dim() == 5;
@@ -144,7 +152,7 @@ void fill_inputs(ScanArgs& a, const Tensor& x, const std::optional<Tensor>& g, c
                         (g->size(c) == 1 || g->size(c) == a.c) && g->size(c + 1) == a.h &&
                         g->size(c + 2) == a.w,
                     "g must be (N, 1|C, H, W) or (N, D, 1|C, H, W)");
-    a.g = g->const_data_ptr();
+    a.g = data_of("g", *g);
     a.g_strides = strides_of(*g);
     a.gate_directions = five && a.directions > 1;
     a.gate_channels = g->size(c) > 1;
@@ -220,10 +228,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> scan_backward(
                     "mask must be bytes");
     for (int i = 0; i < 4; ++i)
       STD_TORCH_CHECK(mask.size(i) == x.size(i), "mask must have x's shape");
-    a.mask = static_cast<uint8_t*>(const_cast<void*>(mask.const_data_ptr()));
+    a.mask = static_cast<uint8_t*>(const_cast<void*>(data_of("mask", mask)));
     a.y_strides = strides_of(mask);
   }
-  a.grad = grad.const_data_ptr();
+  a.grad = data_of("grad", grad);
   a.grad_strides = strides_of(grad);
   a.dx = dx.mutable_data_ptr();
   a.dx_strides = strides_of(dx);
@@ -239,7 +247,7 @@ Tensor clamp_spectral_op(Tensor weight) {
   const int64_t k = weight.size(2), blocks = weight.numel() / (k * k);
   Tensor clamped = empty({weight.size(0), weight.size(1), k}, weight.scalar_type(), weight,
                          MemoryFormat::Contiguous);
-  const void* from = weight.const_data_ptr();
+  const void* from = data_of("weight", weight);
   void* to = clamped.mutable_data_ptr();
   if (weight.scalar_type() == ScalarType::Double) {
     clamp_spectral(static_cast<const double*>(from), static_cast<double*>(to), blocks, k);

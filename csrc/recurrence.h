@@ -76,7 +76,7 @@ template <class M, class T>
 GATEDRNN_INLINE T gate_norm_derivative(GateNorm kind, T g) {
   const T one = M::constant(1);
   switch (kind) {
-    case GateNorm::kClamp:  // 1 at |g| = 1 exactly, 0 at NaN: as torch.clamp
+    case GateNorm::kClamp:  // 1 at |g| = 1 exactly, 0 at NaN
       return M::select((g <= one) & (g >= -one), one, T{});
     case GateNorm::kTanh: {
       const T y = M::tanh(g);

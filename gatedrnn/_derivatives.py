@@ -76,12 +76,22 @@ def _times(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return a * b
 
 
+def unit_clamp(t: Tensor) -> Tensor:
+    """t.clamp(-1, 1), with derivative 1 at the bounds: PyTorch's own is 1 up to 2.13 and then 0."""
+    return torch.where((t >= -1) & (t <= 1), t, t.detach().clamp(-1, 1))
+
+
 def _normed(g: Tensor | None, gate_norm: str) -> Tensor | None:
-    if g is None or gate_norm == "none":
-        return g
-    return {"clamp": lambda t: t.clamp(-1, 1), "tanh": torch.tanh, "sigmoid": torch.sigmoid}[
-        gate_norm
-    ](g)
+    if g is None:
+        return None
+    match gate_norm:
+        case "clamp":
+            return unit_clamp(g)
+        case "tanh":
+            return torch.tanh(g)
+        case "sigmoid":
+            return torch.sigmoid(g)
+    return g
 
 
 def _shares(mask: Tensor, options: Options, dtype: torch.dtype) -> Tensor:

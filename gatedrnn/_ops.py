@@ -44,8 +44,16 @@ def _format_like(model: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
+def _check_devices(x: Tensor, *others: Tensor | None) -> None:
+    """A single meta tensor brings a call here: nobody must take memory for a result then."""
+    for other in others:
+        if other is not None and other.device != x.device:
+            raise RuntimeError(f"all tensors must be on x's device {x.device}, got {other.device}")
+
+
 @torch.library.register_fake("gatedrnn::scan")
 def _scan_fake(x, g, weight, bias, directions, merge, nonlinearity, gate_norm, keep_mask):
+    _check_devices(x, g, weight, bias)
     n, c, h, w = x.shape
     if merge == "none":
         y = x.new_empty((n, len(directions), c, h, w))
@@ -60,6 +68,7 @@ def _scan_fake(x, g, weight, bias, directions, merge, nonlinearity, gate_norm, k
 def _scan_backward_fake(
     grad, x, g, weight, bias, mask, directions, merge, nonlinearity, gate_norm, *needs
 ):
+    _check_devices(x, grad, g, weight, bias, mask)
     needs_g, needs_weight, needs_bias = needs
     nothing = weight.new_empty((0,))
     return (

@@ -104,8 +104,8 @@ def spatial_gated_rnn(
 
 def check_options(directions, integration, merge, nonlinearity, gate_norm) -> tuple[str, ...]:
     """Raises ValueError unless all options are known and fit; returns the directions' names."""
-    if isinstance(directions, str):
-        raise ValueError(f"directions must be a sequence of names, got the string {directions!r}")
+    if not isinstance(directions, (list, tuple)):  # a set would have an order of its own
+        raise ValueError(f"directions must be a list or tuple of names, got {directions!r}")
     directions = tuple(directions)
     if not directions:
         raise ValueError("directions must name at least one direction, got none")

@@ -1,11 +1,12 @@
 """`SpatialGatedRNN`: the layer, whose weight is held within a norm of one on every call."""
 
+import operator
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from .functional import check_options, spatial_gated_rnn
+from .functional import DTYPES, check_options, spatial_gated_rnn
 from .norms import NORMS, clamp_norm
 from .reference import DIRECTIONS
 
@@ -32,6 +33,7 @@ class SpatialGatedRNN(nn.Module):
 
     Raises:
         ValueError: an option is not known, or `groups` does not divide `channels`.
+        TypeError: `dtype` is not supported.
 
     Example:
         >>> layer = SpatialGatedRNN(8)
@@ -58,9 +60,12 @@ class SpatialGatedRNN(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        for argument, given in (("channels", channels), ("groups", groups)):
-            if isinstance(given, bool) or not isinstance(given, int) or given < 1:
-                raise ValueError(f"{argument} must be a positive integer, got {given!r}")
+        channels = _positive("channels", channels)
+        groups = _positive("groups", groups)
+        if not isinstance(bias, bool):
+            raise ValueError(f"bias must be True or False, got {bias!r}")
+        if (dtype or torch.get_default_dtype()) not in DTYPES:
+            raise TypeError(f"dtype must be float64, float32, bfloat16 or float16, got {dtype}")
         if channels % groups:
             raise ValueError(f"groups must divide channels ({channels}), got {groups}")
         if weight_norm not in NORMS:
@@ -113,6 +118,11 @@ class SpatialGatedRNN(nn.Module):
 
     def forward(self, x: Tensor, g: Tensor | None = None) -> Tensor:
         """x (N, C, H, W), g as in `spatial_gated_rnn` or None for Eq. (1); the merged maps."""
+        if isinstance(x, Tensor) and x.dim() == 4 and x.shape[1] != self.channels:
+            raise RuntimeError(
+                f"SpatialGatedRNN: x must have the layer's {self.channels} channels, "
+                f"got {tuple(x.shape)}"
+            )
         bias: Tensor | None = self.bias
         if bias is not None and bias.dtype in (torch.bfloat16, torch.float16):
             bias = bias.float()
@@ -133,3 +143,14 @@ class SpatialGatedRNN(nn.Module):
         for name in ("integration", "merge", "nonlinearity", "weight_norm", "gate_norm"):
             options += f", {name}={getattr(self, name)!r}"
         return options + f", bias={self.bias is not None}"
+
+
+def _positive(argument: str, given) -> int:
+    """`given` as an int of at least 1; a bool is none."""
+    try:
+        value = 0 if isinstance(given, bool) else operator.index(given)
+    except TypeError:
+        value = 0
+    if value < 1:
+        raise ValueError(f"{argument} must be a positive integer, got {given!r}")
+    return value

@@ -7,6 +7,7 @@ left as it is, bit for bit; a larger one is divided by its norm.
 import torch
 from torch import Tensor
 
+from ._derivatives import unit_clamp
 from ._ops import is_plain
 
 NORMS = ("spectral", "frobenius", None)
@@ -37,7 +38,7 @@ def clamp_norm(weight: Tensor, norm: str | None) -> Tensor:
     if norm is None:
         return weight
     if k == 1:
-        return weight.clamp(-1, 1)
+        return unit_clamp(weight)
     if norm == "spectral" and k <= SMALL and weight.device.type == "cpu" and is_plain(weight):
         return torch.ops.gatedrnn.clamp_spectral(weight.contiguous())
     blocks = weight.reshape(-1, k, k).double()  # squares of float32 could overflow
@@ -57,17 +58,22 @@ def spectral_norm(blocks: Tensor) -> Tensor:
         blocks: (B, K, K).
 
     Returns:
-        (B,). Where the norm is at most one its derivatives are zero: there the clamp is the
-        identity, and the norm's own derivatives need not be finite.
+        (B,), NaN for a block that is not finite. Where the norm is at most one its derivatives are
+        zero: there the clamp is the identity, and the norm's own derivatives need not be finite.
     """
-    # Dynamo refuses a Function that has a jvp; and without derivatives no vectors are wanted.
-    if torch.compiler.is_compiling() or is_plain(blocks):
-        return torch.linalg.svdvals(blocks)[:, 0]
     with torch.no_grad():
-        large = torch.linalg.svdvals(blocks)[:, 0] > 1
         harmless = torch.zeros_like(blocks)
         harmless[:, 0, 0] = 0.5  # its largest singular value is simple
-    return _TopSingular.apply(torch.where(large[:, None, None], blocks, harmless))[0]
+        finite = torch.isfinite(blocks).all(2).all(1)
+    blocks = torch.where(finite[:, None, None], blocks, harmless)
+    # Dynamo refuses a Function that has a jvp; and without derivatives no vectors are wanted.
+    if torch.compiler.is_compiling() or is_plain(blocks):
+        sigma = torch.linalg.svdvals(blocks)[:, 0]
+    else:
+        with torch.no_grad():
+            large = torch.linalg.svdvals(blocks)[:, 0] > 1
+        sigma = _TopSingular.apply(torch.where(large[:, None, None], blocks, harmless))[0]
+    return torch.where(finite, sigma, float("nan"))
 
 
 class _TopSingular(torch.autograd.Function):

@@ -21,9 +21,15 @@ _THETA = {
     "sigmoid": torch.sigmoid,
 }
 
+
+def _clamp(g):
+    """g.clamp(-1, 1) with a derivative of 1 at |g| = 1 exactly, whatever PyTorch's own is there."""
+    return torch.where((g >= -1) & (g <= 1), g, g.detach().clamp(-1, 1))
+
+
 _GATE_NORM = {
     None: lambda g: g,
-    "clamp": lambda g: g.clamp(-1, 1),
+    "clamp": _clamp,
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
 }

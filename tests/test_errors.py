@@ -23,8 +23,12 @@ def says(kind, message):
 
 OPTIONS = [
     (
+        dict(directions={"left_to_right"}),
+        "directions must be a list or tuple of names, got {'left_to_right'}",
+    ),
+    (
         dict(directions="left_to_right"),
-        "directions must be a sequence of names, got the string 'left_to_right'",
+        "directions must be a list or tuple of names, got 'left_to_right'",
     ),
     (dict(directions=[]), "directions must name at least one direction, got none"),
     (
@@ -85,11 +89,24 @@ LAYER = [
     (dict(channels=True), "channels must be a positive integer, got True"),
     (dict(channels=6, groups=0), "groups must be a positive integer, got 0"),
     (dict(channels=6, groups=4), "groups must divide channels (6), got 4"),
+    (dict(channels=6, bias="no"), "bias must be True or False, got 'no'"),
     (
         dict(channels=6, weight_norm="l1"),
         "weight_norm must be one of 'spectral', 'frobenius' or None, got 'l1'",
     ),
 ]
+
+
+def test_layer_of_unsupported_dtype_is_refused():
+    message = "dtype must be float64, float32, bfloat16 or float16, got torch.complex64"
+    with says(TypeError, message):
+        SpatialGatedRNN(6, dtype=torch.complex64)
+
+
+def test_layer_names_x_when_its_channels_are_wrong():
+    message = "SpatialGatedRNN: x must have the layer's 8 channels, got (1, 4, 2, 2)"
+    with says(RuntimeError, message):
+        SpatialGatedRNN(8)(torch.zeros(1, 4, 2, 2))
 
 
 @pytest.mark.parametrize(("options", "message"), LAYER)

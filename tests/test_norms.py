@@ -213,3 +213,14 @@ def test_tangent_is_that_of_finite_differences_and_vmap_is_a_loop():
 def test_spectral_norm_is_the_largest_singular_value(k):
     made = torch.randn(5, k, k, dtype=F64, generator=torch.Generator().manual_seed(k))
     torch.testing.assert_close(spectral_norm(made), norms(made), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("k", [2, 33])  # without LAPACK and with it
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("gradients", [False, True])
+def test_block_that_is_not_finite_is_nan_and_alone(k, bad, gradients):
+    weight = torch.eye(k).repeat(1, 2, 1) * 3
+    weight[0, 0, 1] = bad
+    clamped = clamp_norm(weight.requires_grad_(gradients), "spectral").detach()
+    assert clamped[0, :k].isnan().all()
+    torch.testing.assert_close(clamped[0, k:], torch.eye(k))

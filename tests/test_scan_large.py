@@ -65,11 +65,12 @@ def available_bytes():
     available_bytes() < 20 * 2**30, reason="needs 20 GB of free memory for a map of 2^31 elements"
 )
 @pytest.mark.parametrize("images", [2**11 + 1, 1])
-def test_map_of_more_than_2_to_31_elements_is_right(images, monkeypatch):
+def test_map_of_more_than_2_to_31_elements_is_right(images, monkeypatch, threads):
     if images == 1 and os.environ.get("HYPOTHESIS_PROFILE") != "thorough":
         pytest.skip("takes a minute: HYPOTHESIS_PROFILE=thorough")
     # To fill some gigabytes with NaN first takes longer than to scan them.
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
+    threads(os.cpu_count())
     # One strip of 2^20 pixels, repeated over channels (in one image) or over images.
     generator = torch.Generator().manual_seed(6)
     copies = 2**11 + 1
