@@ -41,14 +41,16 @@ def clamp_norm(weight: Tensor, norm: str | None) -> Tensor:
         return unit_clamp(weight)
     if norm == "spectral" and k <= SMALL and weight.device.type == "cpu" and is_plain(weight):
         return torch.ops.gatedrnn.clamp_spectral(weight.contiguous())
-    blocks = weight.reshape(-1, k, k).double()  # squares of float32 could overflow
+    blocks = weight.reshape(-1, k, k).double()
     if norm == "frobenius":
-        # The clamp inside keeps every derivative finite where the norm is small, zero included.
-        scale = (blocks * blocks).sum((1, 2)).clamp(min=1).rsqrt()
+        # In units of the largest element, whose square could overflow. The clamp inside keeps every
+        # derivative finite where the norm is small, zero included.
+        unit = blocks.detach().abs().amax((1, 2)).clamp(min=1)
+        squares = (blocks / unit[:, None, None]).square().sum((1, 2))
+        scale = squares.clamp(min=unit**-2).rsqrt() / unit
     else:
         scale = spectral_norm(blocks).clamp(min=1).reciprocal()
-    scale = scale.to(weight.dtype)[:, None, None]
-    return (weight.reshape(-1, k, k) * scale).reshape(weight.shape)
+    return (blocks * scale[:, None, None]).to(weight.dtype).reshape(weight.shape)
 
 
 def spectral_norm(blocks: Tensor) -> Tensor:

@@ -79,8 +79,8 @@ void clamp_blocks(const T* weight, T* clamped, int64_t blocks, int64_t k) {
       const T* from = weight + i * k * k;
       const double sigma = largest_singular_value(from, k, scratch.data(), scratch.data() + k * k,
                                                   scratch.data() + 2 * k * k);
-      const T factor = static_cast<T>(1 / (sigma > 1 || std::isnan(sigma) ? sigma : 1));
-      for (int64_t j = 0; j < k * k; ++j) clamped[i * k * k + j] = from[j] * factor;
+      const double factor = 1 / (sigma > 1 || std::isnan(sigma) ? sigma : 1);
+      for (int64_t j = 0; j < k * k; ++j) clamped[i * k * k + j] = static_cast<T>(from[j] * factor);
     }
   });
 }

@@ -172,7 +172,7 @@ def parse_arguments():
     parser.add_argument("--model", choices=MODELS, help="default: rnn-g")
     parser.add_argument("--epochs", type=number(int, 1), help=f"default: {EPOCHS}")
     parser.add_argument("--seed", type=number(int, 0, 2**63 - 1), help="default: 0")
-    parser.add_argument("--batch-size", type=number(int, 1), help="default: 10")
+    parser.add_argument("--batch-size", type=number(int, 1, 2**20), help="default: 10")
     parser.add_argument("--lr", type=number(float, 1e-9, 1e3), help="of Adam; default: 4e-3")
     parser.add_argument("--out", type=Path, help="default: the next free runs/DATASET-MODEL")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")

@@ -98,7 +98,7 @@ def _read_list(path):
         if not line.strip():
             continue
         fields = line.rsplit(maxsplit=1)
-        if len(fields) != 2 or not fields[1].isdecimal():
+        if len(fields) != 2 or not fields[1].isdecimal() or len(fields[1]) > 9:
             raise DataError(f"lfw-pl: {path} line {i}: expected '<Name> <number>', got {line!r}")
         rows.append((fields[0].strip(), int(fields[1])))
     return rows
