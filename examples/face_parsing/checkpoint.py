@@ -22,6 +22,18 @@ ENTRIES = {
     "global_generator": torch.Tensor,
 }
 
+SETTINGS = {
+    "dataset": str,
+    "model": str,
+    "limit": int | None,
+    "seed": int,
+    "batch_size": int,
+    "lr": float,
+    "epochs": int,
+    "faces": int,
+    "classes": list,
+}
+
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message is one line and names the file."""
@@ -77,4 +89,7 @@ def load(path):
     for name, kind in ENTRIES.items():
         if not isinstance(state.get(name), kind):
             raise CheckpointError(f"checkpoint {path} has no usable entry '{name}'")
+    for name, kind in SETTINGS.items():
+        if name not in state["settings"] or not isinstance(state["settings"][name], kind):
+            raise CheckpointError(f"checkpoint {path} has no usable setting '{name}'")
     return state

@@ -67,17 +67,24 @@ def train(state, train_faces, validation_faces, *, epochs, device, save):
         save: called with the state after every epoch.
 
     Raises:
+        CheckpointError: the state does not fit its own settings.
         FloatingPointError: the loss of an epoch is not finite; the epoch is not saved.
     """
     settings = state["settings"]
     model = build_model(settings["model"], len(settings["classes"])).to(device)
-    model.load_state_dict(state["model"])
     average = build_model(settings["model"], len(settings["classes"])).to(device)
-    average.load_state_dict(state["average"])
     optimizer = torch.optim.Adam(model.parameters())
-    optimizer.load_state_dict(state["optimizer"])
     generator = torch.Generator()
-    generator.set_state(state["generator"])
+    try:
+        model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
+        optimizer.load_state_dict(state["optimizer"])
+        generator.set_state(state["generator"])
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        words = " ".join(str(error).split())
+        raise CheckpointError(
+            f"the checkpoint's state does not fit its settings: {words}"
+        ) from None
     torch.set_rng_state(state["global_generator"])
 
     for epoch in range(state["epoch"] + 1, epochs + 1):

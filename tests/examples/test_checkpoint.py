@@ -8,7 +8,17 @@ import torch
 from checkpoint import CheckpointError, write_atomically
 
 STATE = {
-    "settings": {"model": "rnn", "limit": None},
+    "settings": {
+        "dataset": "synthetic",
+        "model": "rnn",
+        "limit": None,
+        "seed": 0,
+        "batch_size": 10,
+        "lr": 4e-3,
+        "epochs": 2,
+        "faces": 8,
+        "classes": ["background", "skin", "hair"],
+    },
     "epoch": 2,
     "step": 10,
     "seconds": 1.5,
@@ -33,6 +43,14 @@ def test_checkpoint_round_trip(path):
     assert torch.equal(state["model"]["w"], STATE["model"]["w"])
     assert state["settings"] == STATE["settings"]
     assert [p.name for p in path.parent.iterdir()] == ["checkpoint.pt"]  # no temporary left
+
+
+@pytest.mark.parametrize("name", STATE["settings"])
+def test_checkpoint_without_a_setting_is_refused_by_name(tmp_path, name):
+    settings = {key: value for key, value in STATE["settings"].items() if key != name}
+    checkpoint.save(tmp_path / "checkpoint.pt", STATE | {"settings": settings})
+    with pytest.raises(CheckpointError, match=f"no usable setting '{name}'"):
+        checkpoint.load(tmp_path / "checkpoint.pt")
 
 
 def test_write_atomically_keeps_the_old_file_when_it_fails(tmp_path, monkeypatch):
