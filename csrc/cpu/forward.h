@@ -23,8 +23,8 @@ void forward_block(const ScanArgs& a, const ForwardMaps<A>& maps, bool along_wid
   const bool gates_differ = a.g && a.gate_directions, separate = a.merge == Merge::kNone;
   const auto forward = forward_step<A, B>(a.block);
   // x and g that lie right for the lanes are read where they are; the rest goes through tiles. So
-  // does y, always: written in place, its rows would throw those of x and g out of the L1 cache,
-  // for channel planes are often a power of two apart.
+  // does y, always: written in place it cost twice the cycles, as if its rows threw those of x and
+  // g out of the L1, for channel planes are often a power of two apart.
   const bool x_in_place = block.template in_place<S>(a.x_strides);
   const bool g_in_place = a.g && block.template in_place<S>(a.g_strides) &&
                           (a.gate_norm == GateNorm::kNone || a.gate_norm == GateNorm::kClamp);

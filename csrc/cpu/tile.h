@@ -1,8 +1,8 @@
 // Tiles: a block of lines laid out [t][c][lane], lanes contiguous, in the state's type.
 //
-// Everything about dtype, memory format and stride ends here: the scans see tiles alone. A tile is
-// read along whichever of the map's axes is contiguous; where that is not the lane axis, square
-// blocks go through registers and are transposed.
+// Everything about dtype, memory format and stride ends here; what is not packed is scanned in
+// place (forward.h). A tile is read along whichever of the map's axes is contiguous; where that is
+// not the lane axis, square blocks go through registers and are transposed.
 #pragma once
 
 #include "cpu/simd.h"
