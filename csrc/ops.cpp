@@ -15,6 +15,17 @@
 
 #include "scan.h"
 
+#if GATEDRNN_WITH_CUDA && !defined(GATEDRNN_EMULATION)
+#include "cuda/torch_device.h"
+#endif
+
+// The tests run the CUDA kernels on the CPU: as a library beside this one.
+#ifdef GATEDRNN_EMULATION
+#define GATEDRNN_LIBRARY gatedrnn_emulation
+#else
+#define GATEDRNN_LIBRARY gatedrnn
+#endif
+
 namespace gatedrnn {
 
 void parallel_for(int64_t count, const std::function<void(int64_t, int64_t)>& body) {
@@ -96,6 +107,45 @@ const void* data_of(const char* name, const Tensor& t) {
   STD_TORCH_CHECK(data != nullptr || t.numel() == 0, name,
                   " has no memory: its storage was resized to 0");
   return data;
+}
+
+#if GATEDRNN_WITH_CUDA
+#ifdef GATEDRNN_EMULATION
+bool on_gpu(const Tensor&) { return true; }
+struct DeviceScope {
+  explicit DeviceScope(const Tensor&) {}
+  void* stream() const { return nullptr; }
+};
+#else
+bool on_gpu(const Tensor& t) { return t.is_cuda(); }
+using cuda::DeviceScope;
+#endif
+
+// Runs a pass on x's device and on the caller's current stream there, with the temporary memory
+// that it asks for.
+template <class Args>
+void run_on_gpu(int64_t (*pass)(const Args&, void*, void*), const Args& a, const Tensor& x) {
+  const DeviceScope scope(x);
+  const int64_t bytes = pass(a, nullptr, scope.stream());
+  Tensor workspace = empty({bytes}, ScalarType::Byte, x, MemoryFormat::Contiguous);
+  pass(a, workspace.mutable_data_ptr(), scope.stream());
+}
+#endif
+
+void forward(const ScanArgs& a, const Tensor& x) {
+#if GATEDRNN_WITH_CUDA
+  if (on_gpu(x)) return run_on_gpu(cuda::forward, a, x);
+#endif
+  (void)x;
+  cpu_kernels().forward(a);
+}
+
+void backward(const BackwardArgs& a, const Tensor& x) {
+#if GATEDRNN_WITH_CUDA
+  if (on_gpu(x)) return run_on_gpu(cuda::backward, a, x);
+#endif
+  (void)x;
+  cpu_kernels().backward(a);
 }
 
 struct Options {
@@ -181,7 +231,7 @@ std::tuple<Tensor, Tensor> scan(Tensor x, std::optional<Tensor> g, Tensor weight
   a.y = y.mutable_data_ptr();
   a.y_strides = strides_of(y);
   if (masked) a.mask = static_cast<uint8_t*>(mask.mutable_data_ptr());
-  cpu_kernels().forward(a);
+  forward(a, x);
   return {y, mask};
 }
 
@@ -235,7 +285,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> scan_backward(
   a.grad_strides = strides_of(grad);
   a.dx = dx.mutable_data_ptr();
   a.dx_strides = strides_of(dx);
-  cpu_kernels().backward(a);
+  backward(a, x);
   return {dx, dg, dweight, dbias};
 }
 
@@ -260,7 +310,7 @@ Tensor clamp_spectral_op(Tensor weight) {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY(gatedrnn, m) {
+STABLE_TORCH_LIBRARY(GATEDRNN_LIBRARY, m) {
   m.def(
       "scan(Tensor x, Tensor? g, Tensor weight, Tensor? bias, int[] directions, str merge, "
       "str nonlinearity, str gate_norm, bool keep_mask) -> (Tensor, Tensor)");
@@ -271,10 +321,17 @@ STABLE_TORCH_LIBRARY(gatedrnn, m) {
   m.def("clamp_spectral(Tensor weight) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(gatedrnn, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(GATEDRNN_LIBRARY, CPU, m) {
   m.impl("scan", TORCH_BOX(&scan));
   m.impl("scan_backward", TORCH_BOX(&scan_backward));
   m.impl("clamp_spectral", TORCH_BOX(&clamp_spectral_op));
 }
+
+#if GATEDRNN_WITH_CUDA && !defined(GATEDRNN_EMULATION)
+STABLE_TORCH_LIBRARY_IMPL(gatedrnn, CUDA, m) {
+  m.impl("scan", TORCH_BOX(&scan));
+  m.impl("scan_backward", TORCH_BOX(&scan_backward));
+}
+#endif
 
 }  // namespace gatedrnn
