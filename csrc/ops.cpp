@@ -111,15 +111,21 @@ const void* data_of(const char* name, const Tensor& t) {
 
 #if GATEDRNN_WITH_CUDA
 #ifdef GATEDRNN_EMULATION
-bool on_gpu(const Tensor&) { return true; }
 struct DeviceScope {
   explicit DeviceScope(const Tensor&) {}
   void* stream() const { return nullptr; }
 };
 #else
-bool on_gpu(const Tensor& t) { return t.is_cuda(); }
 using cuda::DeviceScope;
 #endif
+
+bool on_gpu([[maybe_unused]] const Tensor& x) {
+#ifdef GATEDRNN_EMULATION
+  return true;
+#else
+  return x.is_cuda();
+#endif
+}
 
 // Runs a pass on x's device and on the caller's current stream there, with the temporary memory
 // that it asks for.
@@ -132,20 +138,22 @@ void run_on_gpu(int64_t (*pass)(const Args&, void*, void*), const Args& a, const
 }
 #endif
 
-void forward(const ScanArgs& a, const Tensor& x) {
+void forward(const ScanArgs& a, [[maybe_unused]] const Tensor& x) {
 #if GATEDRNN_WITH_CUDA
   if (on_gpu(x)) return run_on_gpu(cuda::forward, a, x);
 #endif
-  (void)x;
+#ifndef GATEDRNN_EMULATION
   cpu_kernels().forward(a);
+#endif
 }
 
-void backward(const BackwardArgs& a, const Tensor& x) {
+void backward(const BackwardArgs& a, [[maybe_unused]] const Tensor& x) {
 #if GATEDRNN_WITH_CUDA
   if (on_gpu(x)) return run_on_gpu(cuda::backward, a, x);
 #endif
-  (void)x;
+#ifndef GATEDRNN_EMULATION
   cpu_kernels().backward(a);
+#endif
 }
 
 struct Options {

@@ -19,7 +19,6 @@ namespace gatedrnn::cuda {
 #define GATEDRNN_DEVICE __device__ __forceinline__
 
 #ifdef GATEDRNN_EMULATION
-#define __grid_constant__
 template <class T>
 T load_shared_by_blocks(const T* p) {
   return *p;
@@ -71,8 +70,7 @@ inline int device_attribute(cudaDeviceAttr attribute) {
 // As many blocks as the device holds at once, but no more than there are tasks.
 template <class... P>
 int resident_blocks(void (*kernel)(P...), int threads, size_t shared_bytes, int64_t tasks) {
-  check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                             cudaFuncAttributeMaxDynamicSharedMemorySize,
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              static_cast<int>(shared_bytes)),
         "cudaFuncSetAttribute");
   int blocks = 0;
