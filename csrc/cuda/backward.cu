@@ -17,45 +17,46 @@ struct BackwardParams {
   bool add_gates;               // dg is summed over channel tiles afterwards, from dg_share
 };
 
+// Tiles in shared memory, in elements of A.
 template <class A, class T>
-struct Planes {
-  int tile, gate, slopes, gradients, mask;  // elements of A
-  GATEDRNN_INLINE explicit Planes(const BackwardArgs& a) {
-    tile = T::channels(a.block) * T::kPlane;
-    gate = a.gate_channels ? tile : T::kPlane;
-    slopes = a.dg ? tile : 0;
-    gradients = a.merge == Merge::kNone ? tile : 0;
-    mask = a.mask ? static_cast<int>(ceil_div(tile, sizeof(A))) : 0;
-  }
-  GATEDRNN_INLINE int64_t total(const BackwardArgs& a) const {
-    return int64_t{5} * tile + (T::kSeparateAdjoint ? 2 * tile : 0) + gradients +
-           (a.gate_directions ? 2 : 1) * gate + 2 * slopes + mask;
+struct Tiles {
+  int tile, gate, total;
+  GATEDRNN_INLINE explicit Tiles(const BackwardArgs& a)
+      : tile(T::channels(a.block) * T::kPlane), gate(a.gate_channels ? tile : T::kPlane) {
+    // x and dg of rows, h and dx of both axes; dg of columns; e of both axes; gates.
+    total = 5 * tile + (a.dg ? tile : 0) + (T::kSeparateAdjoint ? 2 * tile : 0) +
+            (a.gate_directions ? 2 * gate : gate);
   }
 };
 
-// Reads dL/dy as each direction's share of it: xi of both axes, or of each where they differ.
+// Reads dL/dy as each direction's share of it.
 template <class A, class T>
-GATEDRNN_DEVICE void load_gradient(const BackwardParams<A>& f, const Task& t, A* const (&xi)[kAxes],
-                                   uint8_t* mask) {
+GATEDRNN_DEVICE void load_gradient(const BackwardParams<A>& f, const Task& t, const Pair<A>& xi) {
   const BackwardArgs& a = f.a;
+  const auto& directions = f.p.direction[t.pass];
+  if (a.merge == Merge::kNone) {
+    for (int axis = 0; axis < kAxes; ++axis)
+      if (directions[axis] >= 0)
+        read_map<T::kSide, A>(f.p, t, a.dtype, a.grad, a.grad_strides, directions[axis], true,
+                              [&](int cell, A v) { xi[axis][cell] = v; });
+    return;
+  }
   const A scale = a.merge == Merge::kMean ? A(1) / static_cast<A>(a.directions) : A(1);
-  const auto scaled = [&](A v) { return v * scale; };
-  for (int axis = 0; axis < kAxes; ++axis) {
-    const int d = f.p.direction[t.pass][axis];
-    if (axis > 0 && xi[0] == xi[1]) break;
-    if (d >= 0 || xi[0] == xi[1])
-      load_map<T::kSide>(f.p, t, a.dtype, a.grad, a.grad_strides,
-                         a.merge == Merge::kNone ? d : 0, true, xi[axis], scaled);
-  }
-  if (mask == nullptr) return;
-  load_tile(box_of<T::kSide>(t, t.channels, a.y_strides),
-            a.mask + tile_corner(f.p, t, a.y_strides, 0, t.c0), mask,
-            [](uint8_t bits) { return bits; });
+  read_map<T::kSide, A>(f.p, t, a.dtype, a.grad, a.grad_strides, 0, true, [&](int cell, A v) {
+    xi[0][cell] = xi[1][cell] = v * scale;
+  });
+  if (a.merge != Merge::kMax) return;
   __syncthreads();
-  for (int i = threadIdx.x; i < t.channels * T::kPlane; i += blockDim.x) {
-    const unsigned m = mask[i];
-    xi[0][i] /= static_cast<A>((m & 1) + (m >> 1 & 1) + (m >> 2 & 1) + (m >> 3 & 1));
-  }
+  read_tile<unsigned>(box_of<T::kSide>(t, t.channels, a.y_strides),
+                      a.mask + tile_corner(f.p, t, a.y_strides, 0, t.c0),
+                      [&](int cell, unsigned m) {
+                        const A share = xi[0][cell] / static_cast<A>((m & 1) + (m >> 1 & 1) +
+                                                                     (m >> 2 & 1) + (m >> 3 & 1));
+                        for (int axis = 0; axis < kAxes; ++axis) {
+                          const int d = directions[axis];
+                          if (d >= 0) xi[axis][cell] = m >> d & 1 ? share : A(0);
+                        }
+                      });
 }
 
 // Writes a share, or the sum of both; `finish` makes of a sum what is stored.
@@ -71,7 +72,7 @@ GATEDRNN_DEVICE void add_share(Visit visit, A value, A* share, S* result, const 
 
 template <class A, class T>
 GATEDRNN_DEVICE void write_input_gradient(const BackwardParams<A>& f, const Task& t, Visit visit,
-                                          const A* const (&dx)[kAxes]) {
+                                          const Pair<A>& dx) {
   const BackwardArgs& a = f.a;
   const auto& directions = f.p.direction[t.pass];
   const int64_t corner = tile_corner(f.p, t, a.dx_strides, 0, t.c0);
@@ -130,33 +131,23 @@ GATEDRNN_DEVICE void write_gate_gradient(const BackwardParams<A>& f, const Task&
 }
 
 // A block owns a tile at a time, as in the forward kernel, whose threads and tiles these are; beside
-// them tiles of dL/dy, of dx and dg for each axis, and the mask. x gives its place to dx once h is
-// there. Weights' sums are kept in registers and added up over a warp (steps.h).
+// them tiles of dx and dg for each axis. dL/dy stands where dx will, and x gives its place to dg of
+// rows once h is there. Weights' sums are kept in registers and added up over a warp (steps.h).
 template <class A, class T>
-__global__ void __launch_bounds__(T::kThreads) backward_kernel(const __grid_constant__ BackwardParams<A> f) {
+__global__ void __launch_bounds__(T::kThreads, T::kAdjointBlocks)
+    backward_kernel(const __grid_constant__ BackwardParams<A> f) {
   const BackwardArgs& a = f.a;
   char* const memory = dynamic_shared_memory();
   int* const slot = reinterpret_cast<int*>(memory);
-  const Planes<A, T> planes(a);
-  A* next = reinterpret_cast<A*>(memory + 16);
-  const auto take = [&](int count) {
-    A* const taken = next;
-    next += count;
-    return taken;
-  };
-  A* const x = take(planes.tile);
-  A* const dx[kAxes] = {x, take(planes.tile)};
-  A* const h[kAxes] = {take(planes.tile), take(planes.tile)};
-  A* const common_xi = take(planes.tile);
-  A* const xi[kAxes] = {common_xi, planes.gradients ? take(planes.gradients) : common_xi};
-  A* const common_gate = take(planes.gate);
-  A* const g[kAxes] = {common_gate, a.gate_directions ? take(planes.gate) : common_gate};
-  A* const dg[kAxes] = {a.dg ? take(planes.slopes) : nullptr, a.dg ? take(planes.slopes) : nullptr};
-  A* const e[kAxes] = {T::kSeparateAdjoint ? take(planes.tile) : nullptr,
-                       T::kSeparateAdjoint ? take(planes.tile) : nullptr};
-  uint8_t* const mask = a.mask ? reinterpret_cast<uint8_t*>(next) : nullptr;
+  const Tiles<A, T> sizes(a);
+  const int tile = sizes.tile, gate_plane = a.gate_channels ? T::kPlane : 0;
+  A* const x = reinterpret_cast<A*>(memory + 16);
+  const Pair<A> dg{a.dg ? x : nullptr, a.dg ? tile : 0};
+  A* const rest = x + (a.dg ? 2 : 1) * tile;
+  const Pair<A> h{rest, tile}, dx{rest + 2 * tile, tile};
+  const Pair<A> g{rest + 4 * tile, a.gate_directions ? sizes.gate : 0};
+  const Pair<A> e{g[1] + sizes.gate, T::kSeparateAdjoint ? tile : 0};
   const int axis = threadIdx.x / (T::kThreads / 2);
-  const int gate_plane = a.gate_channels ? T::kPlane : 0;
 
   for (;;) {
     const int64_t ticket = draw_ticket(f.flags, slot);
@@ -165,11 +156,9 @@ __global__ void __launch_bounds__(T::kThreads) backward_kernel(const __grid_cons
     Task along = t;  // the way of the directions
     along.from_end = !t.from_end;
     const auto& directions = f.p.direction[t.pass];
-    load_map<T::kSide>(f.p, t, a.dtype, a.x, a.x_strides, 0, true, x, [](A v) { return v; });
-    for (int i = 0; i < kAxes; ++i)
-      if (directions[i] >= 0 && (i == 0 || directions[0] < 0 || a.gate_directions))
-        load_gate<T::kSide>(f.p, t, a, directions[i], g[i]);
-    load_gradient<A, T>(f, t, xi, mask);
+    load_input<T::kSide>(f.p, t, a, x);
+    load_gates<T::kSide>(f.p, t, a, g);
+    load_gradient<A, T>(f, t, dx);
     __syncthreads();
 
     const int d = directions[axis];
@@ -190,13 +179,11 @@ __global__ void __launch_bounds__(T::kThreads) backward_kernel(const __grid_cons
                                  T::kSumsPerTile * f.p.channels * (a.block + 1);
     }
     T::adjoint(a, t, d, path,
-               AdjointTiles<A>{g[axis], gate_plane, xi[axis], mask, h[axis], e[axis], dx[axis],
-                               dg[axis], sums},
+               AdjointTiles<A>{g[axis], gate_plane, h[axis], e[axis], dx[axis], dg[axis], sums},
                adjoint);
 
     const Visit visit = finish_states(f.p, t, f.flags, f.p.passes == 2, slot);
-    const A* const input[kAxes] = {dx[0], dx[1]};
-    write_input_gradient<A, T>(f, t, visit, input);
+    write_input_gradient<A, T>(f, t, visit, dx);
     if (a.dg && a.gate_directions) {
       for (int i = 0; i < kAxes; ++i)
         if (directions[i] >= 0)
@@ -213,7 +200,7 @@ template <class A>
 int64_t backward(const BackwardArgs& a, void* memory, cudaStream_t stream) {
   Workspace workspace(memory);
   const auto planes = [&]<class T>() -> int64_t {
-    return ceil_div(Planes<A, T>(a).total(a), T::kPlane);
+    return ceil_div(Tiles<A, T>(a).total, T::kPlane);
   };
   choose_steps<A, true>(a, planes, [&]<class T>() {
     ForwardParams<A> h{};

@@ -12,7 +12,7 @@ GATEDRNN_INLINE bool passes_meet(const ScanArgs& a, const TilePlan& p) {
 // Writes what the directions of one pass say of a tile, and what the other has said before.
 template <class A, class T>
 GATEDRNN_DEVICE void write_merged(const ForwardParams<A>& f, const Task& t, Visit visit,
-                                  const A* const (&h)[kAxes]) {
+                                  const Pair<A>& h) {
   const ScanArgs& a = f.a;
   const bool is_max = a.merge == Merge::kMax;
   const int rows = f.p.direction[t.pass][0], columns = f.p.direction[t.pass][1];
@@ -48,7 +48,7 @@ GATEDRNN_DEVICE void write_merged(const ForwardParams<A>& f, const Task& t, Visi
 
 template <class A, class T>
 GATEDRNN_DEVICE void write_maps(const ForwardParams<A>& f, const Task& t,
-                                const A* const (&h)[kAxes]) {
+                                const Pair<A>& h) {
   const ScanArgs& a = f.a;
   const Box box = box_of<T::kSide>(t, t.channels, a.y_strides);
   with_storage<A>(a.dtype, [&](auto* type) {
@@ -66,44 +66,37 @@ GATEDRNN_DEVICE void write_maps(const ForwardParams<A>& f, const Task& t,
 // Shared memory: tiles of x and g, and of h for rows and for columns, all in the state's type.
 // Rows belong to the first half of the threads, columns to the second (steps.h).
 template <class A, class T>
-__global__ void __launch_bounds__(T::kThreads) forward_kernel(const __grid_constant__ ForwardParams<A> f) {
+__global__ void __launch_bounds__(T::kThreads, T::kScanBlocks)
+    forward_kernel(const __grid_constant__ ForwardParams<A> f) {
   const ScanArgs& a = f.a;
   char* const memory = dynamic_shared_memory();
   int* const slot = reinterpret_cast<int*>(memory);
-  const int channels = f.p.channels, tile = channels * T::kPlane;
+  const int tile = f.p.channels * T::kPlane, gate = a.gate_channels ? tile : T::kPlane;
   A* const x = reinterpret_cast<A*>(memory + 16);
-  A* const h[kAxes] = {x + tile, x + 2 * tile};
-  const int gate_tile = a.gate_channels ? tile : T::kPlane;
-  A* const g[kAxes] = {x + 3 * tile, x + 3 * tile + (a.gate_directions ? gate_tile : 0)};
+  const Pair<A> h{x + tile, tile}, g{x + 3 * tile, a.gate_directions ? gate : 0};
   const int axis = threadIdx.x / (T::kThreads / 2);
 
   for (;;) {
     const int64_t ticket = draw_ticket(f.flags, slot);
     if (ticket >= f.p.tasks) return;
     const Task t = f.p.task(ticket);
-    const auto& directions = f.p.direction[t.pass];
-    load_map<T::kSide>(f.p, t, a.dtype, a.x, a.x_strides, 0, true, x, [](A v) { return v; });
-    for (int i = 0; i < kAxes; ++i)
-      if (directions[i] >= 0 && (i == 0 || directions[0] < 0 || a.gate_directions))
-        load_gate<T::kSide>(f.p, t, a, directions[i], g[a.gate_directions ? i : 0]);
+    load_input<T::kSide>(f.p, t, a, x);
+    load_gates<T::kSide>(f.p, t, a, g);
     wait_upstream(f.p, t, f.flags, t.from_end);
 
-    const int d = directions[axis];
+    const int d = f.p.direction[t.pass][axis];
     const Path path = Path::of<T::kSide>(t, axis);
     Border<A> border{};
     if (d >= 0) border = Border<A>::of(f.p, t, f.borders.states[d], axis, t.from_end);
-    T::scan(a, t, d, path,
-            ScanTiles<A>{x, g[a.gate_directions ? axis : 0], a.gate_channels ? T::kPlane : 0,
-                         h[axis]},
+    T::scan(a, t, d, path, ScanTiles<A>{x, g[axis], a.gate_channels ? T::kPlane : 0, h[axis]},
             border);
     const Visit visit =
         finish_states(f.p, t, f.flags, a.y != nullptr && passes_meet(a, f.p), slot);
     if (a.y == nullptr) continue;
-    const A* const maps[kAxes] = {h[0], h[1]};
     if (a.merge == Merge::kNone)
-      write_maps<A, T>(f, t, maps);
+      write_maps<A, T>(f, t, h);
     else
-      write_merged<A, T>(f, t, visit, maps);
+      write_merged<A, T>(f, t, visit, h);
     finish_visit(f.p, t, f.flags, visit);
   }
 }

@@ -60,18 +60,12 @@ template <class A>
 struct AdjointTiles {
   const A* g;
   int g_plane;
-  const A* xi;          // dL/dy, already divided among a tie's directions
-  const uint8_t* mask;  // or null: every direction has its share
-  A* h;                 // from the scan
-  A* e;                 // where steps keep it apart; else h is overwritten with it
-  A *dx, *dg;           // dg null: not wanted
-  A* sums;              // in global memory: [warp][channel][K + 1], dweight then dbias; or null
+  A* h;     // from the scan
+  A* e;     // where steps keep it apart; else h is overwritten with it
+  A* dx;    // before: the direction's share of dL/dy
+  A* dg;    // null: not wanted
+  A* sums;  // in global memory: [warp][channel][K + 1], dweight then dbias; or null
 };
-
-template <class A>
-GATEDRNN_DEVICE A gradient_at(const AdjointTiles<A>& s, int cell, unsigned bit) {
-  return s.mask == nullptr || (s.mask[cell] & bit) ? s.xi[cell] : A(0);
-}
 
 template <class A>
 GATEDRNN_DEVICE A activated(const ScanArgs& a, A x, A g, A u) {
@@ -91,19 +85,25 @@ struct Steps {
   static constexpr int kOthers = K == 1 ? 0 : K - R;
   static constexpr bool kSeparateAdjoint = false;  // e takes the place of h
   static_assert(Side % kLinesPerWarp == 0);
+  // Blocks of a multiprocessor, as far as their tiles allow it on a Hopper GPU: for the compiler's
+  // choice of registers.
+  static constexpr int kScanBlocks = K < 16 ? 5 : 2, kAdjointBlocks = K < 16 ? 3 : 2;
 
   static GATEDRNN_INLINE int channels(int64_t) { return kChannels; }
 
-  // A thread's line and first channel in its direction, and the other channels of its block: all
-  // of them are computed by threads of the same warp.
+  // A thread's line and first channel in its direction, and the other channels of its block, R by
+  // R: all of them are computed by threads of the same warp.
   struct Lane {
-    int line, channel, others[kOthers + 1];
+    int line, channel, next[kOthers / R + 1];
     GATEDRNN_DEVICE Lane() {
       const int q = threadIdx.x % (kThreads / 2);
       line = q / 32 * kLinesPerWarp + q % kLinesPerWarp;
       channel = q % 32 / kLinesPerWarp * R;
-      for (int m = 0; m < kOthers; ++m) others[m] = channel / K * K + (channel % K + R + m) % K;
+#pragma unroll
+      for (int i = 0; i < kOthers / R; ++i)
+        next[i] = channel / K * K + (channel % K + R * (i + 1)) % K;
     }
+    GATEDRNN_DEVICE int other(int m) const { return next[m / R] + m % R; }
   };
   // Weights of R channels, or of the transposed weight: from the thread's own channels, then from
   // the others.
@@ -127,7 +127,7 @@ struct Steps {
 #pragma unroll
           for (int j = 0; j < R; ++j) own[r][j] = at(c, lane.channel + j);
 #pragma unroll
-          for (int m = 0; m < kOthers; ++m) others[r][m] = at(c, lane.others[m]);
+          for (int m = 0; m < kOthers; ++m) others[r][m] = at(c, lane.other(m));
         }
       }
     }
@@ -146,7 +146,7 @@ struct Steps {
       }
 #pragma unroll
       for (int m = 0; m < kOthers; ++m) {
-        const A other = tile[lane.others[m] * kPlane + cell];
+        const A other = tile[lane.other(m) * kPlane + cell];
 #pragma unroll
         for (int r = 0; r < R; ++r) u[r] += others[r][m] * other;
       }
@@ -207,7 +207,6 @@ struct Steps {
     const Lane lane;
     const Weights w(a, t, d, lane, false), transposed(a, t, d, lane, true);
     const bool valid = lane.line < path.lines;
-    const unsigned bit = 1u << d;
     const int base = lane.channel * kPlane, g_base = lane.channel * s.g_plane;
     constexpr int own = K == 1 ? 1 : R;
     A e[R], weight_own[R][own] = {}, weight_others[R][kOthers + 1] = {}, bias[R] = {};
@@ -232,7 +231,7 @@ struct Steps {
         for (int r = 0; r < R; ++r) {
           const int at = base + r * kPlane + cell;
           const A delta = activation_backward<ScalarMath<A>>(a.nonlinearity, s.h[at],
-                                                             gradient_at(s, at, bit) + back[r]);
+                                                             s.dx[at] + back[r]);
           e[r] = s.g[g_base + r * s.g_plane + cell] * delta;
           s.h[at] = e[r];  // nobody else reads this h: its readers are one step further
           s.dx[at] = delta;
@@ -247,7 +246,7 @@ struct Steps {
         }
 #pragma unroll
         for (int m = 0; m < kOthers; ++m) {
-          const A other = s.h[lane.others[m] * kPlane + before];
+          const A other = s.h[lane.other(m) * kPlane + before];
 #pragma unroll
           for (int r = 0; r < R; ++r) weight_others[r][m] += e[r] * other;
         }
@@ -280,7 +279,7 @@ struct Steps {
 #pragma unroll
         for (int j = 0; j < R; ++j) store(c, (lane.channel + j) % K, weight_own[r][j]);
 #pragma unroll
-        for (int m = 0; m < kOthers; ++m) store(c, lane.others[m] % K, weight_others[r][m]);
+        for (int m = 0; m < kOthers; ++m) store(c, lane.other(m) % K, weight_others[r][m]);
       }
     }
   }
@@ -295,6 +294,7 @@ struct Steps<A, 0, Side, 0> {
   static constexpr int kSumsPerTile = 1;
   static constexpr int kPlane = tile_plane(Side);
   static constexpr bool kSeparateAdjoint = true;
+  static constexpr int kScanBlocks = 2, kAdjointBlocks = 2;
 
   static GATEDRNN_INLINE int channels(int64_t block) { return static_cast<int>(block); }
 
@@ -341,7 +341,6 @@ struct Steps<A, 0, Side, 0> {
                                       const AdjointTiles<A>& s, const Border<A>& border) {
     const A* const w = static_cast<const A*>(a.weight) + (d * a.c + t.c0) * t.channels;
     const A* const b = a.bias ? static_cast<const A*>(a.bias) + d * a.c + t.c0 : nullptr;
-    const unsigned bit = 1u << (d < 0 ? 0 : d);
     for_each_state(t, path, d, [&](int line, int c) {
       s.e[c * kPlane + adjoint_entry_cell<Side>(line)] = border.enter(c, line);
     });
@@ -356,7 +355,7 @@ struct Steps<A, 0, Side, 0> {
         const int at = c * kPlane + cell;
         const A back = product(w + c, t.channels, s.e, after, t.channels, A(0));
         const A delta = activation_backward<ScalarMath<A>>(a.nonlinearity, s.h[at],
-                                                           gradient_at(s, at, bit) + back);
+                                                           s.dx[at] + back);
         const A e = s.g[c * s.g_plane + cell] * delta;
         s.e[at] = e;
         s.dx[at] = delta;

@@ -25,6 +25,14 @@ GATEDRNN_INLINE int adjoint_entry_cell(int line) {
   return Side * tile_stride(Side) + line;
 }
 
+// Two tiles, for rows and for columns; with a step of 0 they are one.
+template <class A>
+struct Pair {
+  A* first;
+  int step;
+  GATEDRNN_DEVICE A* operator[](int axis) const { return first + axis * step; }
+};
+
 // An axis of a box of elements: how many, and the steps from one to the next.
 struct BoxAxis {
   int count;
@@ -65,54 +73,65 @@ GATEDRNN_DEVICE void for_each_element(const Box& box, const Body& body) {
   }
 }
 
-// Copies a tile from global memory, each value changed by `change` on the way. Eight loads are
-// under way before the first is used.
-template <class A, class S, class Change>
-GATEDRNN_DEVICE void load_tile(const Box& box, const S* __restrict__ from, A* to,
-                               const Change& change) {
+// Reads a tile from global memory and calls put(place in the tile, value). Eight loads are under way
+// before the first is used.
+template <class A, class S, class Put>
+GATEDRNN_DEVICE void read_tile(const Box& box, const S* __restrict__ from, const Put& put) {
   constexpr int batch = 8;
   for (int p = threadIdx.x; p < box.inner.count * box.middle.count; p += blockDim.x) {
     const int a = p % box.inner.count, b = p / box.inner.count;
     const S* source = from + a * box.inner.memory + b * box.middle.memory;
-    A* target = to + a * box.inner.tile + b * box.middle.tile;
+    int cell = a * box.inner.tile + b * box.middle.tile;
     for (int first = 0; first < box.outer.count; first += batch) {
       S values[batch];
 #pragma unroll
       for (int k = 0; k < batch; ++k)
         if (first + k < box.outer.count) values[k] = source[k * box.outer.memory];
 #pragma unroll
-      for (int k = 0; k < batch; ++k)
-        if (first + k < box.outer.count)
-          target[k * box.outer.tile] = change(to_state<A>(values[k]));
+      for (int k = 0; k < batch; ++k) {
+        if (first + k < box.outer.count) put(cell, to_state<A>(values[k]));
+        cell += box.outer.tile;
+      }
       source += batch * box.outer.memory;
-      target += batch * box.outer.tile;
     }
   }
 }
 
-// A tile of x, of gates under their norm, or of dL/dy.
-template <int Side, class A, class Change>
-GATEDRNN_DEVICE void load_map(const TilePlan& p, const Task& t, Dtype dtype, const void* map,
-                              const Strides& s, int64_t d, bool has_channels, A* tile,
-                              const Change& change) {
+// The same for a tile of a map of x's dtype: x, gates, dL/dy.
+template <int Side, class A, class Put>
+GATEDRNN_DEVICE void read_map(const TilePlan& p, const Task& t, Dtype dtype, const void* map,
+                              const Strides& s, int64_t d, bool has_channels, const Put& put) {
   const Box box = box_of<Side>(t, has_channels ? t.channels : 1, s);
   const int64_t corner = tile_corner(p, t, s, d, has_channels ? t.c0 : 0);
   with_storage<A>(dtype, [&](auto* type) {
     using S = std::remove_pointer_t<decltype(type)>;
-    load_tile(box, static_cast<const S*>(map) + corner, tile, change);
+    read_tile<A>(box, static_cast<const S*>(map) + corner, put);
   });
 }
 
-// Gates: without g, one plane of ones.
 template <int Side, class A>
-GATEDRNN_DEVICE void load_gate(const TilePlan& p, const Task& t, const ScanArgs& a, int64_t d,
-                               A* tile) {
+GATEDRNN_DEVICE void load_input(const TilePlan& p, const Task& t, const ScanArgs& a, A* tile) {
+  read_map<Side, A>(p, t, a.dtype, a.x, a.x_strides, 0, true,
+                    [&](int cell, A v) { tile[cell] = v; });
+}
+
+// Gates under their norm: of a pass's two directions, into one tile or into one for each. Without g,
+// one plane of ones.
+template <int Side, class A>
+GATEDRNN_DEVICE void load_gates(const TilePlan& p, const Task& t, const ScanArgs& a,
+                                const Pair<A>& tiles) {
   if (a.g == nullptr) {
-    for (int i = threadIdx.x; i < tile_plane(Side); i += blockDim.x) tile[i] = A(1);
+    for (int i = threadIdx.x; i < tile_plane(Side); i += blockDim.x) tiles[0][i] = A(1);
     return;
   }
-  load_map<Side>(p, t, a.dtype, a.g, a.g_strides, a.gate_directions ? d : 0, a.gate_channels, tile,
-                 [&](A v) { return gate_norm_of<ScalarMath<A>>(a.gate_norm, v); });
+  for (int axis = 0; axis < (a.gate_directions ? kAxes : 1); ++axis) {
+    const int d = a.gate_directions ? p.direction[t.pass][axis] : 0;
+    if (d < 0) continue;
+    A* const tile = tiles[axis];
+    read_map<Side, A>(p, t, a.dtype, a.g, a.g_strides, d, a.gate_channels, [&](int cell, A v) {
+      tile[cell] = gate_norm_of<ScalarMath<A>>(a.gate_norm, v);
+    });
+  }
 }
 
 }  // namespace gatedrnn::cuda
