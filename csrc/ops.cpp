@@ -302,18 +302,57 @@ Tensor clamp_spectral_op(Tensor weight) {
   STD_TORCH_CHECK(weight.dim() == 3 && weight.is_contiguous() && weight.size(2) >= 1 &&
                       weight.size(1) % weight.size(2) == 0,
                   "weight must be contiguous, (D, C, C / groups)");
+  const bool is_double = weight.scalar_type() == ScalarType::Double;
+  STD_TORCH_CHECK(is_double || weight.scalar_type() == ScalarType::Float,
+                  "weight must be float32 or float64");
   const int64_t k = weight.size(2), blocks = weight.numel() / (k * k);
   Tensor clamped = empty({weight.size(0), weight.size(1), k}, weight.scalar_type(), weight,
                          MemoryFormat::Contiguous);
   const void* from = data_of("weight", weight);
   void* to = clamped.mutable_data_ptr();
-  if (weight.scalar_type() == ScalarType::Double) {
-    clamp_spectral(static_cast<const double*>(from), static_cast<double*>(to), blocks, k);
-  } else {
-    STD_TORCH_CHECK(weight.scalar_type() == ScalarType::Float, "weight must be float32 or float64");
-    clamp_spectral(static_cast<const float*>(from), static_cast<float*>(to), blocks, k);
+  if (blocks == 0) return clamped;
+#if GATEDRNN_WITH_CUDA
+  if (on_gpu(weight)) {
+    const SingularArgs a{blocks, k, is_double, from, to, nullptr, nullptr, nullptr};
+    run_on_gpu(cuda::top_singular, a, weight);
+    return clamped;
   }
+#endif
+#ifndef GATEDRNN_EMULATION
+  if (is_double)
+    clamp_spectral(static_cast<const double*>(from), static_cast<double*>(to), blocks, k);
+  else
+    clamp_spectral(static_cast<const float*>(from), static_cast<float*>(to), blocks, k);
+#endif
   return clamped;
+}
+
+#if GATEDRNN_WITH_CUDA
+// sigma (B), u (B, K), v (B, K) of blocks (B, K, K), float64.
+std::tuple<Tensor, Tensor, Tensor> top_singular_op(Tensor blocks) {
+  STD_TORCH_CHECK(blocks.dim() == 3 && blocks.is_contiguous() && blocks.size(1) >= 1 &&
+                      blocks.size(1) == blocks.size(2) &&
+                      blocks.scalar_type() == ScalarType::Double,
+                  "blocks must be contiguous, (B, K, K), float64");
+  const int64_t count = blocks.size(0), k = blocks.size(1);
+  const auto result = [&](std::vector<int64_t> size) {
+    return empty(size, ScalarType::Double, blocks, MemoryFormat::Contiguous);
+  };
+  Tensor sigma = result({count}), u = result({count, k}), v = result({count, k});
+  if (count == 0) return {sigma, u, v};
+  const auto data = [](Tensor& t) { return static_cast<double*>(t.mutable_data_ptr()); };
+  const SingularArgs a{count,   k,           true,    data_of("blocks", blocks),
+                       nullptr, data(sigma), data(u), data(v)};
+  run_on_gpu(cuda::top_singular, a, blocks);
+  return {sigma, u, v};
+}
+#endif
+
+template <class Library>
+void implement(Library& m) {
+  m.impl("scan", TORCH_BOX(&scan));
+  m.impl("scan_backward", TORCH_BOX(&scan_backward));
+  m.impl("clamp_spectral", TORCH_BOX(&clamp_spectral_op));
 }
 
 }  // namespace
@@ -327,18 +366,21 @@ STABLE_TORCH_LIBRARY(GATEDRNN_LIBRARY, m) {
       "int[] directions, str merge, str nonlinearity, str gate_norm, bool needs_g, "
       "bool needs_weight, bool needs_bias) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("clamp_spectral(Tensor weight) -> Tensor");
+  m.def("top_singular(Tensor blocks) -> (Tensor, Tensor, Tensor)");  // CUDA only
 }
 
+#if !defined(GATEDRNN_EMULATION)
+STABLE_TORCH_LIBRARY_IMPL(GATEDRNN_LIBRARY, CPU, m) { implement(m); }
+#endif
+
+#if GATEDRNN_WITH_CUDA
+#ifdef GATEDRNN_EMULATION
 STABLE_TORCH_LIBRARY_IMPL(GATEDRNN_LIBRARY, CPU, m) {
-  m.impl("scan", TORCH_BOX(&scan));
-  m.impl("scan_backward", TORCH_BOX(&scan_backward));
-  m.impl("clamp_spectral", TORCH_BOX(&clamp_spectral_op));
-}
-
-#if GATEDRNN_WITH_CUDA && !defined(GATEDRNN_EMULATION)
-STABLE_TORCH_LIBRARY_IMPL(gatedrnn, CUDA, m) {
-  m.impl("scan", TORCH_BOX(&scan));
-  m.impl("scan_backward", TORCH_BOX(&scan_backward));
+#else
+STABLE_TORCH_LIBRARY_IMPL(GATEDRNN_LIBRARY, CUDA, m) {
+#endif
+  implement(m);
+  m.impl("top_singular", TORCH_BOX(&top_singular_op));
 }
 #endif
 

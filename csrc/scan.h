@@ -65,17 +65,30 @@ struct CpuKernels {
 };
 const CpuKernels& cpu_kernels();
 
-// clamped = weight / max(1, its spectral norm) for each of `blocks` dense k x k matrices.
+// clamped = weight / max(1, its spectral norm) for each of `blocks` dense k x k matrices. See
+// cpu/norms.cpp, also for how often the Gram matrix is squared.
+constexpr int kSquarings = 26;
 void clamp_spectral(const float* weight, float* clamped, int64_t blocks, int64_t k);
 void clamp_spectral(const double* weight, double* clamped, int64_t blocks, int64_t k);
 
 const char* cpu_capability();
+
+// The largest singular value of each of `blocks` dense k x k matrices: either the clamped matrices
+// or, where `clamped` is null, sigma with w v = sigma u and w^T u = sigma v.
+struct SingularArgs {
+  int64_t blocks, k;
+  bool is_double;
+  const void* weight;
+  void* clamped;
+  double *sigma, *u, *v;  // (blocks), (blocks, k) twice
+};
 
 // CUDA kernels, on the current device. With a null workspace nothing runs and the bytes of device
 // memory that the call needs are returned; `stream` is a cudaStream_t.
 namespace cuda {
 int64_t forward(const ScanArgs&, void* workspace, void* stream);
 int64_t backward(const BackwardArgs&, void* workspace, void* stream);
+int64_t top_singular(const SingularArgs&, void* workspace, void* stream);
 }  // namespace cuda
 
 }  // namespace gatedrnn
