@@ -67,9 +67,19 @@ struct AdjointTiles {
   A* sums;  // in global memory: [warp][channel][K + 1], dweight then dbias; or null
 };
 
+// Calls body with a function that names theta: a constant where theta is the identity, as is the
+// rule, so that no branch stands in the loop over pixels.
+template <class Body>
+GATEDRNN_DEVICE void with_nonlinearity(Nonlinearity kind, const Body& body) {
+  if (kind == Nonlinearity::kIdentity)
+    body([] { return Nonlinearity::kIdentity; });
+  else
+    body([kind] { return kind; });
+}
+
 template <class A>
-GATEDRNN_DEVICE A activated(const ScanArgs& a, A x, A g, A u) {
-  return activation<ScalarMath<A>>(a.nonlinearity, preactivation(x, g, u));
+GATEDRNN_DEVICE A activated(Nonlinearity kind, A x, A g, A u) {
+  return activation<ScalarMath<A>>(kind, preactivation(x, g, u));
 }
 
 template <class A, int K, int Side, int R, int Channels = (K < 8 ? 8 : K)>
@@ -182,21 +192,23 @@ struct Steps {
     };
     if (valid) fetch(cell);
     __syncwarp();
-    for (int i = 0; i < path.length; ++i) {
-      if (valid) {
-        A u[R];
-        w.product(lane, h, s.h, before, u);
+    with_nonlinearity(a.nonlinearity, [&](auto theta) {
+      for (int i = 0; i < path.length; ++i) {
+        if (valid) {
+          A u[R];
+          w.product(lane, h, s.h, before, u);
 #pragma unroll
-        for (int r = 0; r < R; ++r) {
-          h[r] = activated(a, x[r], g[r], u[r]);
-          s.h[base + r * kPlane + cell] = h[r];
+          for (int r = 0; r < R; ++r) {
+            h[r] = activated(theta(), x[r], g[r], u[r]);
+            s.h[base + r * kPlane + cell] = h[r];
+          }
+          before = cell;
+          cell += path.step;
+          if (i + 1 < path.length) fetch(cell);  // ahead of the recurrence
         }
-        before = cell;
-        cell += path.step;
-        if (i + 1 < path.length) fetch(cell);  // ahead of the recurrence
+        __syncwarp();
       }
-      __syncwarp();
-    }
+    });
     if (valid)
 #pragma unroll
       for (int r = 0; r < R; ++r)
@@ -222,42 +234,44 @@ struct Steps {
       s.h[base + r * kPlane + after] = e[r];
     }
     __syncwarp();
-    for (int i = path.length - 1; i >= 0; --i) {
-      if (valid) {
-        const int before = i > 0 ? cell - path.step : entry_cell<Side>(lane.line);
-        A back[R], u[R], h[R];
-        transposed.product(lane, e, s.h, after, back);
+    with_nonlinearity(a.nonlinearity, [&](auto theta) {
+      for (int i = path.length - 1; i >= 0; --i) {
+        if (valid) {
+          const int before = i > 0 ? cell - path.step : entry_cell<Side>(lane.line);
+          A back[R], u[R], h[R];
+          transposed.product(lane, e, s.h, after, back);
 #pragma unroll
-        for (int r = 0; r < R; ++r) h[r] = s.h[base + r * kPlane + before];
-        w.product(lane, h, s.h, before, u);
+          for (int r = 0; r < R; ++r) h[r] = s.h[base + r * kPlane + before];
+          w.product(lane, h, s.h, before, u);
 #pragma unroll
-        for (int r = 0; r < R; ++r) {
-          const int at = base + r * kPlane + cell;
-          const A delta =
-              activation_backward<ScalarMath<A>>(a.nonlinearity, s.h[at], s.dx[at] + back[r]);
-          e[r] = s.g[g_base + r * s.g_plane + cell] * delta;
-          s.h[at] = e[r];  // nobody else reads this h: its readers are one step further
-          s.dx[at] = delta;
-          if (s.dg) s.dg[at] = delta * u[r];
-          bias[r] += e[r];
-          if constexpr (K == 1) {
-            weight_own[r][0] += e[r] * h[r];
-          } else {
+          for (int r = 0; r < R; ++r) {
+            const int at = base + r * kPlane + cell;
+            const A delta =
+                activation_backward<ScalarMath<A>>(theta(), s.h[at], s.dx[at] + back[r]);
+            e[r] = s.g[g_base + r * s.g_plane + cell] * delta;
+            s.h[at] = e[r];  // nobody else reads this h: its readers are one step further
+            s.dx[at] = delta;
+            if (s.dg) s.dg[at] = delta * u[r];
+            bias[r] += e[r];
+            if constexpr (K == 1) {
+              weight_own[r][0] += e[r] * h[r];
+            } else {
 #pragma unroll
-            for (int j = 0; j < R; ++j) weight_own[r][j] += e[r] * h[j];
+              for (int j = 0; j < R; ++j) weight_own[r][j] += e[r] * h[j];
+            }
           }
-        }
 #pragma unroll
-        for (int m = 0; m < kOthers; ++m) {
-          const A other = s.h[lane.other(m) * kPlane + before];
+          for (int m = 0; m < kOthers; ++m) {
+            const A other = s.h[lane.other(m) * kPlane + before];
 #pragma unroll
-          for (int r = 0; r < R; ++r) weight_others[r][m] += e[r] * other;
+            for (int r = 0; r < R; ++r) weight_others[r][m] += e[r] * other;
+          }
+          after = cell;
+          cell -= path.step;
         }
-        after = cell;
-        cell -= path.step;
+        __syncwarp();
       }
-      __syncwarp();
-    }
+    });
     if (valid)
 #pragma unroll
       for (int r = 0; r < R; ++r)
@@ -335,7 +349,7 @@ struct Steps<A, 0, Side, 0, 0> {
         const int cell = path.template first<Side>(line) + i * path.step;
         const int before = i > 0 ? cell - path.step : entry_cell<Side>(line);
         const A u = product(w + c * t.channels, 1, s.h, before, t.channels, b ? b[c] : A(0));
-        const A h = activated(a, s.x[c * kPlane + cell], s.g[c * s.g_plane + cell], u);
+        const A h = activated(a.nonlinearity, s.x[c * kPlane + cell], s.g[c * s.g_plane + cell], u);
         s.h[c * kPlane + cell] = h;
         if (i == path.length - 1) border.leave(c, line, h);
       });
