@@ -43,10 +43,14 @@ void check_shared_bytes(const void* kernel, size_t shared_bytes);
 
 }  // namespace gatedrnn::emulation
 
+inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute,
+                                        int value) {
+  return gatedrnn::emulation::set_attribute(kernel, attribute, value);
+}
+
 template <class... P>
 cudaError_t cudaFuncSetAttribute(void (*kernel)(P...), cudaFuncAttribute attribute, int value) {
-  return gatedrnn::emulation::set_attribute(reinterpret_cast<const void*>(kernel), attribute,
-                                            value);
+  return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), attribute, value);
 }
 
 template <class... P>

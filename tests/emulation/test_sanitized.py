@@ -62,3 +62,13 @@ def test_overrun_of_one_element_is_reported(toy, report):
         assert done.returncode != 0
         for part in ("AddressSanitizer", report, f"{name}_kernel"):
             assert part in done.stderr
+
+
+def test_kernels_touch_nothing_but_their_tensors():
+    tests = ["match_reference and not nonlinearity and not bias1", "small_shared_memory"]
+    done = sanitized(
+        *("-m", "pytest", "-q", "--capture=sys", "-k", " or ".join(tests)),
+        "tests/emulation/test_cuda_kernels.py",
+        HYPOTHESIS_PROFILE="sanitize",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
