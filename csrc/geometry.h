@@ -4,6 +4,15 @@
 #include <algorithm>
 #include <cstdint>
 
+// For the host and for the device.
+#if defined(__CUDACC__)
+#define GATEDRNN_INLINE __host__ __device__ __forceinline__
+#elif defined(__GNUC__)
+#define GATEDRNN_INLINE inline __attribute__((always_inline))
+#else
+#define GATEDRNN_INLINE inline
+#endif
+
 namespace gatedrnn {
 
 // A direction is a row of this table; its code is its index, in the order of gatedrnn.DIRECTIONS.
@@ -44,6 +53,6 @@ inline Lines lines_of(int64_t height, int64_t width, bool along_width) {
   return along_width ? Lines{width, height} : Lines{height, width};
 }
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+GATEDRNN_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace gatedrnn

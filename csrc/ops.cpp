@@ -15,6 +15,17 @@
 
 #include "scan.h"
 
+#if GATEDRNN_WITH_CUDA && !defined(GATEDRNN_EMULATION)
+#include "cuda/torch_device.h"
+#endif
+
+// The tests run the CUDA kernels on the CPU: as a library beside this one.
+#ifdef GATEDRNN_EMULATION
+#define GATEDRNN_LIBRARY gatedrnn_emulation
+#else
+#define GATEDRNN_LIBRARY gatedrnn
+#endif
+
 namespace gatedrnn {
 
 void parallel_for(int64_t count, const std::function<void(int64_t, int64_t)>& body) {
@@ -96,6 +107,53 @@ const void* data_of(const char* name, const Tensor& t) {
   STD_TORCH_CHECK(data != nullptr || t.numel() == 0, name,
                   " has no memory: its storage was resized to 0");
   return data;
+}
+
+#if GATEDRNN_WITH_CUDA
+#ifdef GATEDRNN_EMULATION
+struct DeviceScope {
+  explicit DeviceScope(const Tensor&) {}
+  void* stream() const { return nullptr; }
+};
+#else
+using cuda::DeviceScope;
+#endif
+
+bool on_gpu([[maybe_unused]] const Tensor& x) {
+#ifdef GATEDRNN_EMULATION
+  return true;
+#else
+  return x.is_cuda();
+#endif
+}
+
+// Runs a pass on x's device and on the caller's current stream there, with the temporary memory
+// that it asks for.
+template <class Args>
+void run_on_gpu(int64_t (*pass)(const Args&, void*, void*), const Args& a, const Tensor& x) {
+  const DeviceScope scope(x);
+  const int64_t bytes = pass(a, nullptr, scope.stream());
+  Tensor workspace = empty({bytes}, ScalarType::Byte, x, MemoryFormat::Contiguous);
+  pass(a, workspace.mutable_data_ptr(), scope.stream());
+}
+#endif
+
+void forward(const ScanArgs& a, [[maybe_unused]] const Tensor& x) {
+#if GATEDRNN_WITH_CUDA
+  if (on_gpu(x)) return run_on_gpu(cuda::forward, a, x);
+#endif
+#ifndef GATEDRNN_EMULATION
+  cpu_kernels().forward(a);
+#endif
+}
+
+void backward(const BackwardArgs& a, [[maybe_unused]] const Tensor& x) {
+#if GATEDRNN_WITH_CUDA
+  if (on_gpu(x)) return run_on_gpu(cuda::backward, a, x);
+#endif
+#ifndef GATEDRNN_EMULATION
+  cpu_kernels().backward(a);
+#endif
 }
 
 struct Options {
@@ -181,7 +239,7 @@ std::tuple<Tensor, Tensor> scan(Tensor x, std::optional<Tensor> g, Tensor weight
   a.y = y.mutable_data_ptr();
   a.y_strides = strides_of(y);
   if (masked) a.mask = static_cast<uint8_t*>(mask.mutable_data_ptr());
-  cpu_kernels().forward(a);
+  forward(a, x);
   return {y, mask};
 }
 
@@ -235,7 +293,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> scan_backward(
   a.grad_strides = strides_of(grad);
   a.dx = dx.mutable_data_ptr();
   a.dx_strides = strides_of(dx);
-  cpu_kernels().backward(a);
+  backward(a, x);
   return {dx, dg, dweight, dbias};
 }
 
@@ -244,23 +302,62 @@ Tensor clamp_spectral_op(Tensor weight) {
   STD_TORCH_CHECK(weight.dim() == 3 && weight.is_contiguous() && weight.size(2) >= 1 &&
                       weight.size(1) % weight.size(2) == 0,
                   "weight must be contiguous, (D, C, C / groups)");
+  const bool is_double = weight.scalar_type() == ScalarType::Double;
+  STD_TORCH_CHECK(is_double || weight.scalar_type() == ScalarType::Float,
+                  "weight must be float32 or float64");
   const int64_t k = weight.size(2), blocks = weight.numel() / (k * k);
   Tensor clamped = empty({weight.size(0), weight.size(1), k}, weight.scalar_type(), weight,
                          MemoryFormat::Contiguous);
   const void* from = data_of("weight", weight);
   void* to = clamped.mutable_data_ptr();
-  if (weight.scalar_type() == ScalarType::Double) {
-    clamp_spectral(static_cast<const double*>(from), static_cast<double*>(to), blocks, k);
-  } else {
-    STD_TORCH_CHECK(weight.scalar_type() == ScalarType::Float, "weight must be float32 or float64");
-    clamp_spectral(static_cast<const float*>(from), static_cast<float*>(to), blocks, k);
+  if (blocks == 0) return clamped;
+#if GATEDRNN_WITH_CUDA
+  if (on_gpu(weight)) {
+    const SingularArgs a{blocks, k, is_double, from, to, nullptr, nullptr, nullptr};
+    run_on_gpu(cuda::top_singular, a, weight);
+    return clamped;
   }
+#endif
+#ifndef GATEDRNN_EMULATION
+  if (is_double)
+    clamp_spectral(static_cast<const double*>(from), static_cast<double*>(to), blocks, k);
+  else
+    clamp_spectral(static_cast<const float*>(from), static_cast<float*>(to), blocks, k);
+#endif
   return clamped;
+}
+
+#if GATEDRNN_WITH_CUDA
+// sigma (B), u (B, K), v (B, K) of blocks (B, K, K), float64.
+std::tuple<Tensor, Tensor, Tensor> top_singular_op(Tensor blocks) {
+  STD_TORCH_CHECK(blocks.dim() == 3 && blocks.is_contiguous() && blocks.size(1) >= 1 &&
+                      blocks.size(1) == blocks.size(2) &&
+                      blocks.scalar_type() == ScalarType::Double,
+                  "blocks must be contiguous, (B, K, K), float64");
+  const int64_t count = blocks.size(0), k = blocks.size(1);
+  const auto result = [&](std::vector<int64_t> size) {
+    return empty(size, ScalarType::Double, blocks, MemoryFormat::Contiguous);
+  };
+  Tensor sigma = result({count}), u = result({count, k}), v = result({count, k});
+  if (count == 0) return {sigma, u, v};
+  const auto data = [](Tensor& t) { return static_cast<double*>(t.mutable_data_ptr()); };
+  const SingularArgs a{count,   k,           true,    data_of("blocks", blocks),
+                       nullptr, data(sigma), data(u), data(v)};
+  run_on_gpu(cuda::top_singular, a, blocks);
+  return {sigma, u, v};
+}
+#endif
+
+template <class Library>
+void implement(Library& m) {
+  m.impl("scan", TORCH_BOX(&scan));
+  m.impl("scan_backward", TORCH_BOX(&scan_backward));
+  m.impl("clamp_spectral", TORCH_BOX(&clamp_spectral_op));
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY(gatedrnn, m) {
+STABLE_TORCH_LIBRARY(GATEDRNN_LIBRARY, m) {
   m.def(
       "scan(Tensor x, Tensor? g, Tensor weight, Tensor? bias, int[] directions, str merge, "
       "str nonlinearity, str gate_norm, bool keep_mask) -> (Tensor, Tensor)");
@@ -269,12 +366,22 @@ STABLE_TORCH_LIBRARY(gatedrnn, m) {
       "int[] directions, str merge, str nonlinearity, str gate_norm, bool needs_g, "
       "bool needs_weight, bool needs_bias) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("clamp_spectral(Tensor weight) -> Tensor");
+  m.def("top_singular(Tensor blocks) -> (Tensor, Tensor, Tensor)");  // CUDA only
 }
 
-STABLE_TORCH_LIBRARY_IMPL(gatedrnn, CPU, m) {
-  m.impl("scan", TORCH_BOX(&scan));
-  m.impl("scan_backward", TORCH_BOX(&scan_backward));
-  m.impl("clamp_spectral", TORCH_BOX(&clamp_spectral_op));
+#if !defined(GATEDRNN_EMULATION)
+STABLE_TORCH_LIBRARY_IMPL(GATEDRNN_LIBRARY, CPU, m) { implement(m); }
+#endif
+
+#if GATEDRNN_WITH_CUDA
+#ifdef GATEDRNN_EMULATION
+STABLE_TORCH_LIBRARY_IMPL(GATEDRNN_LIBRARY, CPU, m) {
+#else
+STABLE_TORCH_LIBRARY_IMPL(GATEDRNN_LIBRARY, CUDA, m) {
+#endif
+  implement(m);
+  m.impl("top_singular", TORCH_BOX(&top_singular_op));
 }
+#endif
 
 }  // namespace gatedrnn

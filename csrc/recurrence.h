@@ -6,14 +6,6 @@
 
 #include "scan.h"
 
-#if defined(__CUDACC__)
-#define GATEDRNN_INLINE __host__ __device__ __forceinline__
-#elif defined(__GNUC__)
-#define GATEDRNN_INLINE inline __attribute__((always_inline))
-#else
-#define GATEDRNN_INLINE inline
-#endif
-
 namespace gatedrnn {
 
 // a_i = x_i + g_i * (w h_{i-1} + b), Eq. (3); u is the bracket.

@@ -33,7 +33,7 @@ struct ScanArgs {
   const void* weight = nullptr;  // (D, C, block) dense, in the state's type
   const void* bias = nullptr;    // (D, C) dense, in the state's type, or null
 
-  // Forward. y is in the state's type: the caller converts. With max, mask may be null.
+  // Forward. y is of x's dtype. With max, mask may be null.
   void* y = nullptr;  // (N, D|1, C, H, W), d is 0 when merged
   uint8_t* mask =
       nullptr;  // (N, C, H, W), as y: bit d is set where direction d attains the maximum
@@ -43,7 +43,8 @@ struct ScanArgs {
 struct BackwardArgs : ScanArgs {
   const void* grad = nullptr;  // dL/dy (N, D|1, C, H, W), any strides, dtype as x
   Strides grad_strides;
-  // Results, in the state's type. dx is always written; null skips the others.
+  // Results: dx and dg of x's dtype, the others in the state's type. dx is always written; null
+  // skips the others.
   void* dx = nullptr;  // (N, C, H, W)
   Strides dx_strides;
   void* dg = nullptr;  // as g
@@ -64,10 +65,30 @@ struct CpuKernels {
 };
 const CpuKernels& cpu_kernels();
 
-// clamped = weight / max(1, its spectral norm) for each of `blocks` dense k x k matrices.
+// clamped = weight / max(1, its spectral norm) for each of `blocks` dense k x k matrices. See
+// cpu/norms.cpp, also for how often the Gram matrix is squared.
+constexpr int kSquarings = 26;
 void clamp_spectral(const float* weight, float* clamped, int64_t blocks, int64_t k);
 void clamp_spectral(const double* weight, double* clamped, int64_t blocks, int64_t k);
 
 const char* cpu_capability();
+
+// The largest singular value of each of `blocks` dense k x k matrices: either the clamped matrices
+// or, where `clamped` is null, sigma with w v = sigma u and w^T u = sigma v.
+struct SingularArgs {
+  int64_t blocks, k;
+  bool is_double;
+  const void* weight;
+  void* clamped;
+  double *sigma, *u, *v;  // (blocks), (blocks, k) twice
+};
+
+// CUDA kernels, on the current device. With a null workspace nothing runs and the bytes of device
+// memory that the call needs are returned; `stream` is a cudaStream_t.
+namespace cuda {
+int64_t forward(const ScanArgs&, void* workspace, void* stream);
+int64_t backward(const BackwardArgs&, void* workspace, void* stream);
+int64_t top_singular(const SingularArgs&, void* workspace, void* stream);
+}  // namespace cuda
 
 }  // namespace gatedrnn

@@ -27,7 +27,10 @@ if importlib.util.find_spec("gatedrnn._C") is None:
         "or `pip install -e . --no-build-isolation` to work on it, and import it from there",
         name="gatedrnn",
     )
-from . import _C  # noqa: F401  loading it registers torch.ops.gatedrnn
+from . import _C  # loading it registers torch.ops.gatedrnn
+
+# Devices with kernels; on others the reference loop runs.
+DEVICES = ("cpu", "meta", *(("cuda",) if _C.build_info()["cuda_architectures"] else ()))
 
 _JVP = torch._C._functorch.TransformType.Jvp
 
@@ -84,6 +87,12 @@ def _clamp_spectral_fake(weight):
     return torch.empty_like(weight)
 
 
+@torch.library.register_fake("gatedrnn::top_singular")
+def _top_singular_fake(blocks):
+    sizes = blocks.shape[:1], blocks.shape[:2], blocks.shape[:2]
+    return tuple(blocks.new_empty(size) for size in sizes)
+
+
 # ---- the registered ops' autograd, for torch.compile and torch.export ----------------------------
 
 
@@ -111,6 +120,27 @@ def _registered_backward(ctx, grad, _):
 torch.library.register_autograd(
     "gatedrnn::scan", _registered_backward, setup_context=_registered_setup
 )
+
+
+def _top_singular_setup(ctx, inputs, output):
+    ctx.save_for_backward(*output[1:])
+
+
+def _top_singular_backward(ctx, sigma_grad, *_):
+    u, v = ctx.saved_tensors
+    return sigma_grad[:, None, None] * u[:, :, None] * v[:, None, :]
+
+
+torch.library.register_autograd(
+    "gatedrnn::top_singular", _top_singular_backward, setup_context=_top_singular_setup
+)
+
+
+@torch.library.register_vmap("gatedrnn::top_singular")
+def _top_singular_vmap(info, in_dims, blocks):
+    folded = blocks.movedim(in_dims[0], 0).flatten(0, 1).contiguous()
+    results = torch.ops.gatedrnn.top_singular(folded)
+    return tuple(t.unflatten(0, (info.batch_size, -1)) for t in results), (0, 0, 0)
 
 
 # ---- the differentiable scan ---------------------------------------------------------------------

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from ._ops import scan
+from ._ops import DEVICES, scan
 from ._options import Options, direction_code
 from .reference import DIRECTIONS
 
@@ -77,7 +77,7 @@ def spatial_gated_rnn(
     x, g, weight, bias = _autocast(x, g, weight, bias)
     _check_dtypes(x, g, weight, bias)
 
-    if x.device.type not in ("cpu", "meta"):
+    if x.device.type not in DEVICES:
         _warn_once(x.device.type)
         return reference.spatial_gated_rnn(
             x, g, weight, bias, directions=directions, integration=integration, merge=merge,

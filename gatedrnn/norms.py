@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ._derivatives import unit_clamp
-from ._ops import is_plain
+from ._ops import DEVICES, is_plain
 
 NORMS = ("spectral", "frobenius", None)
-SMALL = 32  # blocks up to this size need no LAPACK where no derivative is wanted
+SMALL = 32  # on the CPU, blocks up to this size need no LAPACK where no derivative is wanted
 
 
 def clamp_norm(weight: Tensor, norm: str | None) -> Tensor:
@@ -39,7 +39,8 @@ def clamp_norm(weight: Tensor, norm: str | None) -> Tensor:
         return weight
     if k == 1:
         return unit_clamp(weight)
-    if norm == "spectral" and k <= SMALL and weight.device.type == "cpu" and is_plain(weight):
+    without_lapack = _has_kernel(weight) or (weight.device.type == "cpu" and k <= SMALL)
+    if norm == "spectral" and without_lapack and is_plain(weight):
         return torch.ops.gatedrnn.clamp_spectral(weight.contiguous())
     blocks = weight.reshape(-1, k, k).double()
     if norm == "frobenius":
@@ -70,12 +71,23 @@ def spectral_norm(blocks: Tensor) -> Tensor:
     blocks = torch.where(finite[:, None, None], blocks, harmless)
     # Dynamo refuses a Function that has a jvp; and without derivatives no vectors are wanted.
     if torch.compiler.is_compiling() or is_plain(blocks):
-        sigma = torch.linalg.svdvals(blocks)[:, 0]
+        sigma = _largest(blocks)
     else:
         with torch.no_grad():
-            large = torch.linalg.svdvals(blocks)[:, 0] > 1
+            large = _largest(blocks) > 1
         sigma = _TopSingular.apply(torch.where(large[:, None, None], blocks, harmless))[0]
     return torch.where(finite, sigma, float("nan"))
+
+
+def _has_kernel(t: Tensor) -> bool:
+    return t.device.type == "cuda" and "cuda" in DEVICES
+
+
+def _largest(blocks: Tensor) -> Tensor:
+    # LAPACK's counterparts on a GPU wait for the device; the op does not.
+    if _has_kernel(blocks):
+        return torch.ops.gatedrnn.top_singular(blocks.contiguous())[0]
+    return torch.linalg.svdvals(blocks)[:, 0]
 
 
 class _TopSingular(torch.autograd.Function):
@@ -90,6 +102,8 @@ class _TopSingular(torch.autograd.Function):
 
     @staticmethod
     def forward(w):
+        if _has_kernel(w):
+            return torch.ops.gatedrnn.top_singular(w.contiguous())
         u, sigma, vh = torch.linalg.svd(w)
         return sigma[:, 0].clone(), u[:, :, 0].clone(), vh[:, 0].clone()
 

@@ -13,8 +13,6 @@
 namespace gatedrnn {
 namespace {
 
-constexpr int kSquarings = 26;
-
 // b = a^2 for a symmetric k x k matrix.
 void square(const double* a, double* b, int64_t k) {
   for (int64_t i = 0; i < k; ++i) {

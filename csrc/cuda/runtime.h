@@ -1,0 +1,86 @@
+// The CUDA runtime, or the stand-in for it with which the tests run these sources on a CPU.
+#pragma once
+
+#ifdef GATEDRNN_EMULATION
+#include "cuda_emulation.h"
+#else
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#endif
+
+#include <stdexcept>
+#include <string>
+
+#include "geometry.h"
+
+namespace gatedrnn::cuda {
+
+#define GATEDRNN_DEVICE __device__ __forceinline__
+
+#ifdef GATEDRNN_EMULATION
+template <class T>
+T load_shared_by_blocks(const T* p) {
+  return *p;
+}
+#else
+template <class... P, class... A>
+void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
+            A... args) {
+  kernel<<<grid, block, shared_bytes, stream>>>(args...);
+}
+
+// All shared memory of a kernel is one array, whose size the launch gives.
+GATEDRNN_DEVICE char* dynamic_shared_memory() {
+  extern __shared__ __align__(128) char memory[];
+  return memory;
+}
+
+// A flag between blocks: what was written before it is set is seen by who has read it as set.
+GATEDRNN_DEVICE int load_acquire(const int* p) {
+  int value;
+  asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(p) : "memory");
+  return value;
+}
+GATEDRNN_DEVICE void store_release(int* p, int value) {
+  asm volatile("st.release.gpu.global.s32 [%0], %1;" : : "l"(p), "r"(value) : "memory");
+}
+
+// Past the L1 cache, which may hold what was there before another block wrote.
+template <class T>
+GATEDRNN_DEVICE T load_shared_by_blocks(const T* p) {
+  return __ldcg(p);
+}
+#endif
+
+// ---- host --------------------------------------------------------------------------------------
+
+inline void check(cudaError_t error, const char* what) {
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string("gatedrnn: ") + what + ": " + cudaGetErrorString(error));
+}
+
+inline int device_attribute(cudaDeviceAttr attribute) {
+  int device = 0, value = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  check(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
+  return value;
+}
+
+// As many blocks as the device holds at once, but no more than there are tasks.
+template <class... P>
+int resident_blocks(void (*kernel)(P...), int threads, size_t shared_bytes, int64_t tasks) {
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(shared_bytes)),
+        "cudaFuncSetAttribute");
+  int blocks = 0;
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes),
+        "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
+  const int64_t most =
+      int64_t{blocks < 1 ? 1 : blocks} * device_attribute(cudaDevAttrMultiProcessorCount);
+  return static_cast<int>(tasks < most ? tasks : most);
+}
+
+inline void check_launch(const char* kernel) { check(cudaGetLastError(), kernel); }
+
+}  // namespace gatedrnn::cuda

@@ -1,0 +1,38 @@
+// The device of a tensor made current, and PyTorch's current stream there.
+#pragma once
+
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <dlfcn.h>
+
+namespace gatedrnn::cuda {
+
+class __attribute__((visibility("hidden"))) DeviceScope {
+ public:
+  explicit DeviceScope(const torch::stable::Tensor& x)
+      : guard_(x.get_device_index()), stream_(current_stream(x.get_device_index())) {}
+  void* stream() const { return stream_; }
+
+ private:
+  // Its entry lies in libtorch_cuda, which a CPU-only PyTorch does not have. It is looked up when
+  // the first CUDA tensor has come, so that one binary loads beside either.
+  static void* current_stream(int32_t device) {
+    using Entry = AOTITorchError (*)(int32_t, void**);
+    static const Entry entry = [] {
+      void* const library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+      return reinterpret_cast<Entry>(
+          dlsym(library ? library : RTLD_DEFAULT, "aoti_torch_get_current_cuda_stream"));
+    }();
+    STD_TORCH_CHECK(entry != nullptr, "this PyTorch has no CUDA");
+    void* stream = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(entry(device, &stream));
+    return stream;
+  }
+
+  torch::stable::accelerator::DeviceGuard guard_;
+  void* stream_;
+};
+
+}  // namespace gatedrnn::cuda

@@ -1,0 +1,79 @@
+// Values on the device: storage types to the state's type and back, and the math of one value.
+#pragma once
+
+#include <type_traits>
+
+#include "cuda/runtime.h"
+#include "recurrence.h"
+
+namespace gatedrnn::cuda {
+
+// What recurrence.h needs of a value type.
+template <class T>
+struct ScalarMath {
+  static GATEDRNN_INLINE T constant(int value) { return static_cast<T>(value); }
+  static GATEDRNN_INLINE T select(bool condition, T a, T b) { return condition ? a : b; }
+  static GATEDRNN_INLINE T tanh(T x) {
+    if constexpr (std::is_same_v<T, float>)
+      return ::tanhf(x);
+    else
+      return ::tanh(x);
+  }
+  static GATEDRNN_INLINE T sigmoid(T x) {
+    if constexpr (std::is_same_v<T, float>)
+      return 1 / (1 + ::expf(-x));
+    else
+      return 1 / (1 + ::exp(-x));
+  }
+};
+
+template <class A, class S>
+GATEDRNN_DEVICE A to_state(S v) {
+  if constexpr (std::is_same_v<S, __half>)
+    return __half2float(v);
+  else if constexpr (std::is_same_v<S, __nv_bfloat16>)
+    return __bfloat162float(v);
+  else
+    return static_cast<A>(v);
+}
+
+template <class S, class A>
+GATEDRNN_DEVICE S to_storage(A v) {
+  if constexpr (std::is_same_v<S, __half>)
+    return __float2half_rn(v);
+  else if constexpr (std::is_same_v<S, __nv_bfloat16>)
+    return __float2bfloat16_rn(v);
+  else
+    return v;
+}
+
+// Calls body with a null pointer of the type in which maps of this dtype are stored; A is the
+// state's type. One branch around a loop, so that kernels need not be compiled for each dtype.
+template <class A, class Body>
+GATEDRNN_DEVICE void with_storage(Dtype dtype, const Body& body) {
+  if constexpr (std::is_same_v<A, double>) {
+    body(static_cast<double*>(nullptr));
+  } else {
+    if (dtype == Dtype::kFloat32)
+      body(static_cast<float*>(nullptr));
+    else if (dtype == Dtype::kBFloat16)
+      body(static_cast<__nv_bfloat16*>(nullptr));
+    else
+      body(static_cast<__half*>(nullptr));
+  }
+}
+
+// A maximum that knows who attains it: bit d for direction d. Commutative, NaN included.
+template <class A>
+struct Winner {
+  A value;
+  unsigned bits;
+};
+template <class A>
+GATEDRNN_DEVICE Winner<A> better(Winner<A> a, Winner<A> b) {
+  const bool keep = a.value >= b.value || a.value != a.value;
+  const bool take = b.value >= a.value || b.value != b.value;
+  return {maximum<ScalarMath<A>>(a.value, b.value), (keep ? a.bits : 0) | (take ? b.bits : 0)};
+}
+
+}  // namespace gatedrnn::cuda
