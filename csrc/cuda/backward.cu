@@ -2,6 +2,7 @@
 // visited against its directions, where h is computed once more and the adjoint runs against it.
 #include "cuda/forward.h"
 #include "cuda/sums.h"
+#include "cuda/wavefront.h"
 
 namespace gatedrnn::cuda {
 namespace {
@@ -37,26 +38,25 @@ GATEDRNN_DEVICE void load_gradient(const BackwardParams<A>& f, const Task& t, co
   if (a.merge == Merge::kNone) {
     for (int axis = 0; axis < kAxes; ++axis)
       if (directions[axis] >= 0)
-        read_map<T::kSide, A>(f.p, t, a.dtype, a.grad, a.grad_strides, directions[axis], true,
-                              [&](int cell, A v) { xi[axis][cell] = v; });
+        read_map<T::kSide, A>(Team::block(), f.p, t, a.dtype, a.grad, a.grad_strides,
+                              directions[axis], true, [&](int cell, A v) { xi[axis][cell] = v; });
     return;
   }
   const A scale = a.merge == Merge::kMean ? A(1) / static_cast<A>(a.directions) : A(1);
-  read_map<T::kSide, A>(f.p, t, a.dtype, a.grad, a.grad_strides, 0, true, [&](int cell, A v) {
-    xi[0][cell] = xi[1][cell] = v * scale;
-  });
+  read_map<T::kSide, A>(Team::block(), f.p, t, a.dtype, a.grad, a.grad_strides, 0, true,
+                        [&](int cell, A v) { xi[0][cell] = xi[1][cell] = v * scale; });
   if (a.merge != Merge::kMax) return;
   __syncthreads();
-  read_tile<unsigned>(box_of<T::kSide>(t, t.channels, a.y_strides),
-                      a.mask + tile_corner(f.p, t, a.y_strides, 0, t.c0),
-                      [&](int cell, unsigned m) {
-                        const A share = xi[0][cell] / static_cast<A>((m & 1) + (m >> 1 & 1) +
-                                                                     (m >> 2 & 1) + (m >> 3 & 1));
-                        for (int axis = 0; axis < kAxes; ++axis) {
-                          const int d = directions[axis];
-                          if (d >= 0) xi[axis][cell] = m >> d & 1 ? share : A(0);
-                        }
-                      });
+  read_tile<unsigned>(
+      Team::block(), box_of<T::kSide>(t, t.channels, a.y_strides),
+      a.mask + tile_corner(f.p, t, a.y_strides, 0, t.c0), [&](int cell, unsigned m) {
+        const A share =
+            xi[0][cell] / static_cast<A>((m & 1) + (m >> 1 & 1) + (m >> 2 & 1) + (m >> 3 & 1));
+        for (int axis = 0; axis < kAxes; ++axis) {
+          const int d = directions[axis];
+          if (d >= 0) xi[axis][cell] = m >> d & 1 ? share : A(0);
+        }
+      });
 }
 
 // Writes a share, or the sum of both; `finish` makes of a sum what is stored.
@@ -78,12 +78,13 @@ GATEDRNN_DEVICE void write_input_gradient(const BackwardParams<A>& f, const Task
   const int64_t corner = tile_corner(f.p, t, a.dx_strides, 0, t.c0);
   with_storage<A>(a.dtype, [&](auto* type) {
     using S = std::remove_pointer_t<decltype(type)>;
-    for_each_element(box_of<T::kSide>(t, t.channels, a.dx_strides), [&](int64_t at, int cell) {
-      const A value =
-          (directions[0] >= 0 ? dx[0][cell] : A(0)) + (directions[1] >= 0 ? dx[1][cell] : A(0));
-      add_share(visit, value, f.dx_share + corner + at, static_cast<S*>(a.dx) + corner + at,
-                [](A v) { return v; });
-    });
+    for_each_element(
+        Team::block(), box_of<T::kSide>(t, t.channels, a.dx_strides), [&](int64_t at, int cell) {
+          const A value =
+              (directions[0] >= 0 ? dx[0][cell] : A(0)) + (directions[1] >= 0 ? dx[1][cell] : A(0));
+          add_share(visit, value, f.dx_share + corner + at, static_cast<S*>(a.dx) + corner + at,
+                    [](A v) { return v; });
+        });
   });
 }
 
@@ -107,7 +108,7 @@ GATEDRNN_DEVICE void write_gate_gradient(const BackwardParams<A>& f, const Task&
   if (f.add_gates) {
     const int64_t maps = a.n * (a.gate_directions ? a.directions : 1) * a.h * a.w;
     A* const share = f.dg_share + t.unit % f.p.channel_tiles * maps + corner;
-    for_each_element(box, [&](int64_t at, int cell) {
+    for_each_element(Team::block(), box, [&](int64_t at, int cell) {
       add_share(visit, value_at(cell), share + at, share + at, [](A v) { return v; });
     });
     return;
@@ -116,7 +117,7 @@ GATEDRNN_DEVICE void write_gate_gradient(const BackwardParams<A>& f, const Task&
   with_storage<A>(a.dtype, [&](auto* type) {
     using S = std::remove_pointer_t<decltype(type)>;
     const S* const g = static_cast<const S*>(a.g) + tile_corner(f.p, t, s, d, first);
-    for_each_element(box, [&](int64_t at, int cell) {
+    for_each_element(Team::block(), box, [&](int64_t at, int cell) {
       // The gate as given, for its norm's derivative: the tile holds it under the norm.
       const int plane = cell / T::kPlane, place = cell % T::kPlane;
       const int row = place / tile_stride(T::kSide), column = place % tile_stride(T::kSide);
@@ -130,9 +131,10 @@ GATEDRNN_DEVICE void write_gate_gradient(const BackwardParams<A>& f, const Task&
   });
 }
 
-// A block owns a tile at a time, as in the forward kernel, whose threads and tiles these are; beside
-// them tiles of dx and dg for each axis. dL/dy stands where dx will, and x gives its place to dg of
-// rows once h is there. Weights' sums are kept in registers and added up over a warp (steps.h).
+// A block owns a tile at a time, as in the forward kernel, whose threads and tiles these are;
+// beside them tiles of dx and dg for each axis. dL/dy stands where dx will, and x gives its place
+// to dg of rows once h is there. Weights' sums are kept in registers and added up over a warp
+// (steps.h).
 template <class A, class T>
 __global__ void __launch_bounds__(T::kThreads, T::kAdjointBlocks)
     backward_kernel(const __grid_constant__ BackwardParams<A> f) {
@@ -156,7 +158,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kAdjointBlocks)
     Task along = t;  // the way of the directions
     along.from_end = !t.from_end;
     const auto& directions = f.p.direction[t.pass];
-    load_input<T::kSide>(f.p, t, a, x);
+    load_input<T::kSide>(Team::block(), f.p, t, a, x);
     load_gates<T::kSide>(f.p, t, a, g);
     load_gradient<A, T>(f, t, dx);
     __syncthreads();
@@ -175,8 +177,8 @@ __global__ void __launch_bounds__(T::kThreads, T::kAdjointBlocks)
     if (f.weight_sums && d >= 0) {
       const int64_t tiles = f.p.tiles(), channel_tile = t.unit % f.p.channel_tiles;
       const int64_t group = d * f.p.channel_tiles + channel_tile;
-      sums = f.weight_sums + ((group * a.n + t.n) * tiles + f.p.index(t.cell)) *
-                                 T::kSumsPerTile * f.p.channels * (a.block + 1);
+      sums = f.weight_sums + ((group * a.n + t.n) * tiles + f.p.index(t.cell)) * T::kSumsPerTile *
+                                 f.p.channels * (a.block + 1);
     }
     T::adjoint(a, t, d, path,
                AdjointTiles<A>{g[axis], gate_plane, h[axis], e[axis], dx[axis], dg[axis], sums},
@@ -203,7 +205,7 @@ int64_t backward(const BackwardArgs& a, void* memory, cudaStream_t stream) {
     return ceil_div(Tiles<A, T>(a).total, T::kPlane);
   };
   choose_steps<A, true>(a, planes, [&]<class T>() {
-    ForwardParams<A> h{};
+    WavefrontParams<A> h{};
     h.a = a;
     h.a.y = nullptr, h.a.mask = nullptr;
     h.p = plan_tiles(a, T::kSide, T::channels(a.block));
@@ -221,8 +223,8 @@ int64_t backward(const BackwardArgs& a, void* memory, cudaStream_t stream) {
     const bool meet = f.p.passes == 2;
     f.dx_share = static_cast<A*>(a.dx), f.dg_share = static_cast<A*>(a.dg);
     if (rounds && meet) f.dx_share = workspace.take<A>(a.n * a.c * a.h * a.w);
-    const int64_t gates = a.n * (a.gate_directions ? a.directions : 1) *
-                          (a.gate_channels ? a.c : 1) * a.h * a.w;
+    const int64_t gates =
+        a.n * (a.gate_directions ? a.directions : 1) * (a.gate_channels ? a.c : 1) * a.h * a.w;
     f.add_gates = a.dg && !a.gate_channels && f.p.channel_tiles > 1;
     if (f.add_gates)
       f.dg_share = workspace.take<A>(gates * f.p.channel_tiles);
@@ -237,9 +239,9 @@ int64_t backward(const BackwardArgs& a, void* memory, cudaStream_t stream) {
         wants_sums ? workspace.take<double>(sums.groups * kSumChunks * sums.values) : nullptr;
     if (workspace.counts_only()) return;
 
-    launch_forward<A, T>(h, stream);
+    launch_wavefront<T>(h, stream);
     const auto kernel = backward_kernel<A, T>;
-    const size_t shared = shared_bytes<T, A>(planes.template operator()<T>());
+    const size_t shared = shared_bytes<T>(planes.template operator()<T>());
     const int blocks = resident_blocks(kernel, T::kThreads, shared, f.p.tasks);
     f.p.advance_together(blocks);
     launch(kernel, dim3(blocks), dim3(T::kThreads), shared, stream, f);

@@ -1,25 +1,37 @@
-// The forward kernel's parameters; the backward pass runs it for the states at the tiles' borders.
+// The three ways of a forward pass; forward.cu chooses. Each returns the bytes of its workspace.
 #pragma once
 
 #include "cuda/launch.h"
 
 namespace gatedrnn::cuda {
 
+// Any scan: tiles of two directions at a time, which wait for their neighbours.
 template <class A>
-struct ForwardParams {
+int64_t forward_by_wavefront(const ScanArgs& a, void* workspace, cudaStream_t stream);
+
+// Few lines, or one direction: each strip of lines of each direction walks by itself.
+bool strips_know(const ScanArgs& a);
+int64_t strip_count(const ScanArgs& a);
+int64_t forward_by_strips(const ScanArgs& a, void* workspace, cudaStream_t stream);
+
+// Diagonal weights without a nonlinearity: lines are cut into chunks, which do not wait.
+bool chunks_know(const ScanArgs& a);
+int64_t forward_by_chunks(const ScanArgs& a, void* workspace, cudaStream_t stream);
+
+// The wavefront's kernel; the backward pass runs it for the states at the tiles' borders.
+template <class A>
+struct WavefrontParams {
   ScanArgs a;  // y null: only the states at the borders are wanted
   TilePlan p;
   Flags flags;
   Borders<A> borders;
   A* share;  // what the first pass leaves of y for the second, laid out as y
 };
-
-template <class A, class T>
-int64_t forward_planes(const ScanArgs& a) {
+template <class T>
+int64_t wavefront_planes(const ScanArgs& a) {
   return 3 * T::channels(a.block) + gate_planes<T>(a);
 }
-
-template <class A, class T>
-void launch_forward(ForwardParams<A> params, cudaStream_t stream);
+template <class T>
+void launch_wavefront(WavefrontParams<typename T::Value> params, cudaStream_t stream);
 
 }  // namespace gatedrnn::cuda

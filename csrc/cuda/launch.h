@@ -48,9 +48,9 @@ inline Flags take_flags(Workspace& workspace, const TilePlan& p, cudaStream_t st
 }
 
 // Shared memory: tiles, then one int for all threads to read (16 bytes).
-template <class T, class A>
+template <class T>
 size_t shared_bytes(int64_t planes) {
-  return static_cast<size_t>(planes) * T::kPlane * sizeof(A) + 16;
+  return static_cast<size_t>(planes) * T::kPlane * sizeof(typename T::Value) + 16;
 }
 // Planes of the gate's tiles: one for each channel or for all, and for both axes where they differ.
 template <class T>
@@ -59,21 +59,26 @@ int64_t gate_planes(const ScanArgs& a) {
   return a.gate_directions ? 2 * channels : channels;
 }
 
-// Calls body.operator()<Steps>() with the first kind of steps whose tiles fit into the device's
-// shared memory. The order is that of speed: a block size known when compiled, else the largest
-// tile.
-template <class A, class... Steps, class Planes, class Body>
+// Whether that many planes fit into the device's shared memory.
+template <class T>
+bool fits(int64_t planes) {
+  return shared_bytes<T>(planes) <=
+         static_cast<size_t>(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
+}
+
+// Calls body.operator()<Steps>() with the first kind of steps whose tiles fit; `planes` counts
+// them.
+template <class... Steps, class Planes, class Body>
 bool first_that_fits(const Planes& planes, const Body& body) {
-  const auto limit =
-      static_cast<size_t>(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
   const auto attempt = [&]<class T>() {
-    if (shared_bytes<T, A>(planes.template operator()<T>()) > limit) return false;
+    if (!fits<T>(planes.template operator()<T>())) return false;
     body.template operator()<T>();
     return true;
   };
   return (attempt.template operator()<Steps>() || ...);
 }
 
+// The order is that of speed: a block size known when compiled, else the largest tile.
 template <class A, bool Backward, class Planes, class Body>
 void choose_steps(const ScanArgs& a, const Planes& planes, const Body& body) {
   // With four channels the adjoint's weights and sums would not fit in the registers.
@@ -82,24 +87,25 @@ void choose_steps(const ScanArgs& a, const Planes& planes, const Body& body) {
   if constexpr (std::is_same_v<A, float>) {
     switch (a.block) {
       case 1:
-        found = first_that_fits<A, Steps<A, 1, 16, 2>>(planes, body);
+        found = first_that_fits<Steps<A, 1, 16, 2>>(planes, body);
         break;
       case 2:
-        found = first_that_fits<A, Steps<A, 2, 16, 2>>(planes, body);
+        found = first_that_fits<Steps<A, 2, 16, 2>>(planes, body);
         break;
       case 4:
-        found = first_that_fits<A, Steps<A, 4, 16, 2>>(planes, body);
+        found = first_that_fits<Steps<A, 4, 16, 2>>(planes, body);
         break;
       case 8:
-        found = first_that_fits<A, Steps<A, 8, 16, 2>>(planes, body);
+        found = first_that_fits<Steps<A, 8, 16, 2>>(planes, body);
         break;
       case 16:
-        found = first_that_fits<A, Steps16>(planes, body);
+        found = first_that_fits<Steps16>(planes, body);
         break;
     }
   }
-  found = found ||
-          first_that_fits<A, Steps<A, 0, 16, 0>, Steps<A, 0, 4, 0>, Steps<A, 0, 1, 0>>(planes, body);
+  found =
+      found || first_that_fits<Steps<A, 0, 16, 0, 0>, Steps<A, 0, 4, 0, 0>, Steps<A, 0, 1, 0, 0>>(
+                   planes, body);
   if (!found)
     throw std::runtime_error("gatedrnn: C / groups = " + std::to_string(a.block) +
                              " channels are more than this GPU's shared memory can hold");

@@ -11,8 +11,7 @@ constexpr int kThreads = 512;
 // matrices, in shared memory where they fit, else in global; in shared memory also u, v and a value
 // of each thread.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    singular_kernel(const SingularArgs a, double* scratch) {
+__global__ void __launch_bounds__(kThreads) singular_kernel(const SingularArgs a, double* scratch) {
   const int k = static_cast<int>(a.k), size = k * k;
   double* const largest_of = reinterpret_cast<double*>(dynamic_shared_memory());
   double* const u = largest_of + kThreads;
@@ -94,15 +93,12 @@ __global__ void __launch_bounds__(kThreads)
 int64_t top_singular(const SingularArgs& a, void* workspace, void* stream) {
   const int64_t vectors = (kThreads + 2 * a.k) * int64_t{sizeof(double)};
   const int64_t matrices = 2 * a.k * a.k * int64_t{sizeof(double)};
-  const bool fits =
-      vectors + matrices <= device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  const bool fits = vectors + matrices <= device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
   const int64_t bytes = fits ? 1 : matrices * a.blocks;  // never none: null asks for the number
   if (workspace == nullptr) return bytes;
   const auto kernel = a.is_double ? singular_kernel<double> : singular_kernel<float>;
   const auto shared = static_cast<size_t>(fits ? vectors + matrices : vectors);
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(shared)),
-        "cudaFuncSetAttribute");
+  allow_shared_memory(kernel, shared);
   launch(kernel, dim3(static_cast<unsigned>(a.blocks)), dim3(kThreads), shared,
          static_cast<cudaStream_t>(stream), a, fits ? nullptr : static_cast<double*>(workspace));
   check_launch("singular_kernel");

@@ -44,11 +44,11 @@ GATEDRNN_INLINE Cell diagonal_cell(int64_t order, int64_t rows, int64_t columns)
 
 struct Task {
   int pass;
-  bool from_end;     // of the lines: from the bottom right
-  int64_t unit;      // image and channel tile
-  int64_t n, c0;     // image, first channel
-  int channels;      // in this tile
-  Cell cell;         // of the grid of tiles
+  bool from_end;      // of the lines: from the bottom right
+  int64_t unit;       // image and channel tile
+  int64_t n, c0;      // image, first channel
+  int channels;       // in this tile
+  Cell cell;          // of the grid of tiles
   int rows, columns;  // of pixels in this tile; fewer than `side` at the lower and right edges
 };
 
@@ -58,8 +58,9 @@ struct TilePlan {
   int64_t tile_rows, tile_columns, channel_tiles, units;
   int64_t group;  // units that advance together; the next ones follow when these are through
   int passes;
-  bool from_end[kPasses];           // of each pass
-  int direction[kPasses][kAxes];    // place in the caller's list, or -1
+  bool from_end[kPasses];         // of each pass
+  int direction[kPasses][kAxes];  // place in the caller's list, or -1
+  Direction walks[kDirections];   // of the caller's list
   int64_t tasks;
 
   GATEDRNN_INLINE int64_t tiles() const { return tile_rows * tile_columns; }
@@ -76,14 +77,20 @@ struct TilePlan {
   GATEDRNN_INLINE Task task(int64_t ticket) const {
     const int64_t whole = group * tiles() * passes, first = ticket / whole * group;
     const int64_t members = units - first < group ? units - first : group;
-    int64_t rest = ticket % whole;
-    Task t;
-    t.unit = first + rest % members;
-    rest /= members;
-    t.pass = static_cast<int>(rest % passes);
-    t.cell = diagonal_cell(rest / passes, tile_rows, tile_columns);
-    t.from_end = from_end[t.pass];
-    if (t.from_end) t.cell = {tile_rows - 1 - t.cell.row, tile_columns - 1 - t.cell.column};
+    const int64_t rest = ticket % whole;
+    const int pass = static_cast<int>(rest / members % passes);
+    Cell cell = diagonal_cell(rest / members / passes, tile_rows, tile_columns);
+    if (from_end[pass]) cell = {tile_rows - 1 - cell.row, tile_columns - 1 - cell.column};
+    Task t = task(first + rest % members, cell);
+    t.pass = pass;
+    t.from_end = from_end[pass];
+    return t;
+  }
+  // A tile outside of any pass.
+  GATEDRNN_INLINE Task task(int64_t unit, Cell cell) const {
+    Task t{};
+    t.unit = unit;
+    t.cell = cell;
     t.n = t.unit / channel_tiles;
     t.c0 = t.unit % channel_tiles * channels;
     t.channels = part(all_channels, t.c0, channels);
@@ -109,8 +116,8 @@ struct TilePlan {
     return axis == 0 ? tile_columns * tile_rows * side : tile_rows * tile_columns * side;
   }
   GATEDRNN_INLINE int64_t border(int64_t n, int64_t c, Cell cell, int axis) const {
-    const int64_t place = axis == 0 ? cell.column * tile_rows + cell.row
-                                    : cell.row * tile_columns + cell.column;
+    const int64_t place =
+        axis == 0 ? cell.column * tile_rows + cell.row : cell.row * tile_columns + cell.column;
     return (n * all_channels + c) * border_size(axis) + place * side;
   }
 
@@ -134,6 +141,7 @@ inline TilePlan plan_tiles(const ScanArgs& a, int side, int channels) {
     int found[kAxes] = {-1, -1};
     for (int i = 0; i < a.directions; ++i) {
       const Direction& direction = kDirectionTable[a.direction[i]];
+      p.walks[i] = direction;
       if (direction.reverse == from_end) found[direction.along_width ? 0 : 1] = i;
     }
     if (found[0] < 0 && found[1] < 0) continue;

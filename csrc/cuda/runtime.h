@@ -67,12 +67,17 @@ inline int device_attribute(cudaDeviceAttr attribute) {
   return value;
 }
 
+template <class... P>
+void allow_shared_memory(void (*kernel)(P...), size_t bytes) {
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(bytes)),
+        "cudaFuncSetAttribute");
+}
+
 // As many blocks as the device holds at once, but no more than there are tasks.
 template <class... P>
 int resident_blocks(void (*kernel)(P...), int threads, size_t shared_bytes, int64_t tasks) {
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(shared_bytes)),
-        "cudaFuncSetAttribute");
+  allow_shared_memory(kernel, shared_bytes);
   int blocks = 0;
   check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes),
         "cudaOccupancyMaxActiveBlocksPerMultiprocessor");

@@ -72,11 +72,13 @@ GATEDRNN_DEVICE A activated(const ScanArgs& a, A x, A g, A u) {
   return activation<ScalarMath<A>>(a.nonlinearity, preactivation(x, g, u));
 }
 
-template <class A, int K, int Side, int R>
+template <class A, int K, int Side, int R, int Channels = (K < 8 ? 8 : K)>
 struct Steps {
   static_assert(K == 1 || K % R == 0);
+  using Value = A;
   static constexpr int kSide = Side;
-  static constexpr int kChannels = K < 8 ? 8 : K;
+  static constexpr int kChannels = Channels;  // of a tile
+  static constexpr int kChannelsPerThread = R;
   static constexpr int kSplits = kChannels / R;  // threads that share a line
   static constexpr int kLinesPerWarp = 32 / kSplits;
   static constexpr int kThreads = 2 * Side * kSplits;
@@ -87,7 +89,7 @@ struct Steps {
   static_assert(Side % kLinesPerWarp == 0);
   // Blocks of a multiprocessor, as far as their tiles allow it on a Hopper GPU: for the compiler's
   // choice of registers.
-  static constexpr int kScanBlocks = K < 16 ? 5 : 2, kAdjointBlocks = K < 16 ? 3 : 2;
+  static constexpr int kScanBlocks = K < 16 ? 4 : 2, kAdjointBlocks = K < 16 ? 3 : 2;
 
   static GATEDRNN_INLINE int channels(int64_t) { return kChannels; }
 
@@ -155,8 +157,9 @@ struct Steps {
 
   // h of every pixel, Eq. (3). All threads of a block; those of an axis without a direction
   // (d < 0) have nothing to do.
+  template <class Border>
   static GATEDRNN_DEVICE void scan(const ScanArgs& a, const Task& t, int d, const Path& path,
-                                   const ScanTiles<A>& s, const Border<A>& border) {
+                                   const ScanTiles<A>& s, const Border& border) {
     if (d < 0) return;
     const Lane lane;
     const Weights w(a, t, d, lane, false);
@@ -166,8 +169,8 @@ struct Steps {
     A h[R], x[R], g[R];
 #pragma unroll
     for (int r = 0; r < R; ++r) {
-      h[r] = valid && lane.channel + r < t.channels ? border.enter(lane.channel + r, lane.line)
-                                                     : A(0);
+      h[r] =
+          valid && lane.channel + r < t.channels ? border.enter(lane.channel + r, lane.line) : A(0);
       s.h[base + r * kPlane + before] = h[r];
     }
     const auto fetch = [&](int from) {
@@ -214,8 +217,8 @@ struct Steps {
     int cell = path.template first<Side>(lane.line) + (path.length - 1) * path.step;
 #pragma unroll
     for (int r = 0; r < R; ++r) {
-      e[r] = valid && lane.channel + r < t.channels ? border.enter(lane.channel + r, lane.line)
-                                                     : A(0);
+      e[r] =
+          valid && lane.channel + r < t.channels ? border.enter(lane.channel + r, lane.line) : A(0);
       s.h[base + r * kPlane + after] = e[r];
     }
     __syncwarp();
@@ -230,8 +233,8 @@ struct Steps {
 #pragma unroll
         for (int r = 0; r < R; ++r) {
           const int at = base + r * kPlane + cell;
-          const A delta = activation_backward<ScalarMath<A>>(a.nonlinearity, s.h[at],
-                                                             s.dx[at] + back[r]);
+          const A delta =
+              activation_backward<ScalarMath<A>>(a.nonlinearity, s.h[at], s.dx[at] + back[r]);
           e[r] = s.g[g_base + r * s.g_plane + cell] * delta;
           s.h[at] = e[r];  // nobody else reads this h: its readers are one step further
           s.dx[at] = delta;
@@ -288,7 +291,8 @@ struct Steps {
 // Any block size: a thread computes one channel of one line at a time, weights come from memory
 // (the caches hold them), and the whole block waits after every step.
 template <class A, int Side>
-struct Steps<A, 0, Side, 0> {
+struct Steps<A, 0, Side, 0, 0> {
+  using Value = A;
   static constexpr int kSide = Side;
   static constexpr int kThreads = 256;
   static constexpr int kSumsPerTile = 1;
@@ -316,8 +320,9 @@ struct Steps<A, 0, Side, 0> {
     return t.rows > t.columns ? t.rows : t.columns;
   }
 
+  template <class Border>
   static GATEDRNN_DEVICE void scan(const ScanArgs& a, const Task& t, int d, const Path& path,
-                                   const ScanTiles<A>& s, const Border<A>& border) {
+                                   const ScanTiles<A>& s, const Border& border) {
     const A* const w = static_cast<const A*>(a.weight) + (d * a.c + t.c0) * t.channels;
     const A* const b = a.bias ? static_cast<const A*>(a.bias) + d * a.c + t.c0 : nullptr;
     for_each_state(t, path, d, [&](int line, int c) {
@@ -354,14 +359,14 @@ struct Steps<A, 0, Side, 0> {
         const int after = j > 0 ? cell + path.step : adjoint_entry_cell<Side>(line);
         const int at = c * kPlane + cell;
         const A back = product(w + c, t.channels, s.e, after, t.channels, A(0));
-        const A delta = activation_backward<ScalarMath<A>>(a.nonlinearity, s.h[at],
-                                                           s.dx[at] + back);
+        const A delta =
+            activation_backward<ScalarMath<A>>(a.nonlinearity, s.h[at], s.dx[at] + back);
         const A e = s.g[c * s.g_plane + cell] * delta;
         s.e[at] = e;
         s.dx[at] = delta;
         if (s.dg)
-          s.dg[at] = delta * product(w + c * t.channels, 1, s.h, before, t.channels,
-                                     b ? b[c] : A(0));
+          s.dg[at] =
+              delta * product(w + c * t.channels, 1, s.h, before, t.channels, b ? b[c] : A(0));
         if (i == 0) border.leave(c, line, e);
       });
     }

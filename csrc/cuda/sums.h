@@ -5,8 +5,8 @@
 
 namespace gatedrnn::cuda {
 
-// Partial sums of dweight and dbias: [direction][channel tile][slot][channel][K + 1], where the last
-// of K + 1 is dbias. A slot is what one warp, or one tile, has added.
+// Partial sums of dweight and dbias: [direction][channel tile][slot][channel][K + 1], where the
+// last of K + 1 is dbias. A slot is what one warp, or one tile, has added.
 struct WeightSums {
   int64_t groups, slots, values;  // direction and channel tile; slots of each; sums of a slot
   int64_t channels, k;            // of a tile; of the weight's blocks

@@ -40,6 +40,14 @@ struct BoxAxis {
   int tile;
 };
 
+// The threads that share out a copy.
+struct Team {
+  int rank, size;
+  static GATEDRNN_DEVICE Team block() {
+    return {static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x)};
+  }
+};
+
 // The elements of a tile in the order in which threads should walk them: `inner` is contiguous in
 // memory where any axis is.
 struct Box {
@@ -58,10 +66,10 @@ GATEDRNN_DEVICE int64_t tile_corner(const TilePlan& p, const Task& t, const Stri
   return t.n * s.n + d * s.d + c * s.c + t.cell.row * p.side * s.h + t.cell.column * p.side * s.w;
 }
 
-// Calls body(offset in memory, offset in the tile) for every element, all threads together.
+// Calls body(offset in memory, offset in the tile) for every element.
 template <class Body>
-GATEDRNN_DEVICE void for_each_element(const Box& box, const Body& body) {
-  for (int p = threadIdx.x; p < box.inner.count * box.middle.count; p += blockDim.x) {
+GATEDRNN_DEVICE void for_each_element(const Team& team, const Box& box, const Body& body) {
+  for (int p = team.rank; p < box.inner.count * box.middle.count; p += team.size) {
     const int a = p % box.inner.count, b = p / box.inner.count;
     int64_t memory = a * box.inner.memory + b * box.middle.memory;
     int tile = a * box.inner.tile + b * box.middle.tile;
@@ -73,12 +81,13 @@ GATEDRNN_DEVICE void for_each_element(const Box& box, const Body& body) {
   }
 }
 
-// Reads a tile from global memory and calls put(place in the tile, value). Eight loads are under way
-// before the first is used.
+// Reads a tile from global memory and calls put(place in the tile, value). Eight loads are under
+// way before the first is used.
 template <class A, class S, class Put>
-GATEDRNN_DEVICE void read_tile(const Box& box, const S* __restrict__ from, const Put& put) {
+GATEDRNN_DEVICE void read_tile(const Team& team, const Box& box, const S* __restrict__ from,
+                               const Put& put) {
   constexpr int batch = 8;
-  for (int p = threadIdx.x; p < box.inner.count * box.middle.count; p += blockDim.x) {
+  for (int p = team.rank; p < box.inner.count * box.middle.count; p += team.size) {
     const int a = p % box.inner.count, b = p / box.inner.count;
     const S* source = from + a * box.inner.memory + b * box.middle.memory;
     int cell = a * box.inner.tile + b * box.middle.tile;
@@ -99,38 +108,44 @@ GATEDRNN_DEVICE void read_tile(const Box& box, const S* __restrict__ from, const
 
 // The same for a tile of a map of x's dtype: x, gates, dL/dy.
 template <int Side, class A, class Put>
-GATEDRNN_DEVICE void read_map(const TilePlan& p, const Task& t, Dtype dtype, const void* map,
-                              const Strides& s, int64_t d, bool has_channels, const Put& put) {
+GATEDRNN_DEVICE void read_map(const Team& team, const TilePlan& p, const Task& t, Dtype dtype,
+                              const void* map, const Strides& s, int64_t d, bool has_channels,
+                              const Put& put) {
   const Box box = box_of<Side>(t, has_channels ? t.channels : 1, s);
   const int64_t corner = tile_corner(p, t, s, d, has_channels ? t.c0 : 0);
   with_storage<A>(dtype, [&](auto* type) {
     using S = std::remove_pointer_t<decltype(type)>;
-    read_tile<A>(box, static_cast<const S*>(map) + corner, put);
+    read_tile<A>(team, box, static_cast<const S*>(map) + corner, put);
   });
 }
 
 template <int Side, class A>
-GATEDRNN_DEVICE void load_input(const TilePlan& p, const Task& t, const ScanArgs& a, A* tile) {
-  read_map<Side, A>(p, t, a.dtype, a.x, a.x_strides, 0, true,
+GATEDRNN_DEVICE void load_input(const Team& team, const TilePlan& p, const Task& t,
+                                const ScanArgs& a, A* tile) {
+  read_map<Side, A>(team, p, t, a.dtype, a.x, a.x_strides, 0, true,
                     [&](int cell, A v) { tile[cell] = v; });
 }
 
-// Gates under their norm: of a pass's two directions, into one tile or into one for each. Without g,
-// one plane of ones.
+// Gates under their norm, of direction d. Without g, one plane of ones.
+template <int Side, class A>
+GATEDRNN_DEVICE void load_gate(const Team& team, const TilePlan& p, const Task& t,
+                               const ScanArgs& a, int64_t d, A* tile) {
+  if (a.g == nullptr) {
+    for (int i = team.rank; i < tile_plane(Side); i += team.size) tile[i] = A(1);
+    return;
+  }
+  read_map<Side, A>(
+      team, p, t, a.dtype, a.g, a.g_strides, a.gate_directions ? d : 0, a.gate_channels,
+      [&](int cell, A v) { tile[cell] = gate_norm_of<ScalarMath<A>>(a.gate_norm, v); });
+}
+
+// Those of a pass: into one tile, or into one for each axis where they differ.
 template <int Side, class A>
 GATEDRNN_DEVICE void load_gates(const TilePlan& p, const Task& t, const ScanArgs& a,
                                 const Pair<A>& tiles) {
-  if (a.g == nullptr) {
-    for (int i = threadIdx.x; i < tile_plane(Side); i += blockDim.x) tiles[0][i] = A(1);
-    return;
-  }
   for (int axis = 0; axis < (a.gate_directions ? kAxes : 1); ++axis) {
-    const int d = a.gate_directions ? p.direction[t.pass][axis] : 0;
-    if (d < 0) continue;
-    A* const tile = tiles[axis];
-    read_map<Side, A>(p, t, a.dtype, a.g, a.g_strides, d, a.gate_channels, [&](int cell, A v) {
-      tile[cell] = gate_norm_of<ScalarMath<A>>(a.gate_norm, v);
-    });
+    const int d = p.direction[t.pass][axis];
+    if (!a.gate_directions || d >= 0) load_gate<Side>(Team::block(), p, t, a, d, tiles[axis]);
   }
 }
 

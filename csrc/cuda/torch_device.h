@@ -1,11 +1,10 @@
 // The device of a tensor made current, and PyTorch's current stream there.
 #pragma once
 
+#include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
-
-#include <dlfcn.h>
 
 namespace gatedrnn::cuda {
 

@@ -63,17 +63,4 @@ GATEDRNN_DEVICE void with_storage(Dtype dtype, const Body& body) {
   }
 }
 
-// A maximum that knows who attains it: bit d for direction d. Commutative, NaN included.
-template <class A>
-struct Winner {
-  A value;
-  unsigned bits;
-};
-template <class A>
-GATEDRNN_DEVICE Winner<A> better(Winner<A> a, Winner<A> b) {
-  const bool keep = a.value >= b.value || a.value != a.value;
-  const bool take = b.value >= a.value || b.value != b.value;
-  return {maximum<ScalarMath<A>>(a.value, b.value), (keep ? a.bits : 0) | (take ? b.bits : 0)};
-}
-
 }  // namespace gatedrnn::cuda

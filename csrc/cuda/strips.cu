@@ -1,0 +1,171 @@
+// Forward pass by strips, for few lines: what counts is how long one line takes. All directions run
+// at once, and loads and stores are under way while the recurrence goes on.
+#include "cuda/forward.h"
+#include "cuda/merge.h"
+
+namespace gatedrnn::cuda {
+namespace {
+
+struct StripParams {
+  ScanArgs a;
+  TilePlan p;
+  float* maps;  // of several directions to be merged, each laid out as y; null: y itself
+};
+
+// The state that a strip carries from tile to tile, in shared memory: each is written and read by
+// one thread.
+struct CarriedBorder {
+  float* carried;
+  int side;
+  bool first;
+  GATEDRNN_DEVICE float enter(int channel, int line) const {
+    return first ? 0.f : carried[channel * side + line];
+  }
+  GATEDRNN_DEVICE void leave(int channel, int line, float state) const {
+    carried[channel * side + line] = state;
+  }
+};
+
+GATEDRNN_INLINE int64_t strips_of(const TilePlan& p, bool along_width) {
+  return along_width ? p.tile_rows : p.tile_columns;
+}
+
+// A block owns a strip of lines of one direction and walks along it, tile by tile. The first half
+// of the threads scans a tile, while the second half loads the next one and stores the one before.
+// Shared memory: two tiles each of x, g and h. Copies are coalesced as in the wavefront.
+template <class T>
+__global__ void __launch_bounds__(T::kThreads) strip_kernel(const __grid_constant__ StripParams f) {
+  constexpr int half = T::kThreads / 2, tile = T::kChannels * T::kPlane;
+  const ScanArgs& a = f.a;
+  const int d = blockIdx.y;
+  const Direction direction = f.p.walks[d];
+  const int axis = direction.along_width ? 0 : 1;
+  const int64_t strips = strips_of(f.p, direction.along_width);
+  const int64_t unit = blockIdx.x / strips, strip = blockIdx.x % strips;
+  if (unit >= f.p.units) return;
+  const int64_t count = axis == 0 ? f.p.tile_columns : f.p.tile_rows;
+
+  float* const memory = reinterpret_cast<float*>(dynamic_shared_memory() + 16);
+  const Pair<float> x{memory, tile}, h{memory + 2 * tile, tile};
+  const Pair<float> g{memory + 4 * tile, a.gate_channels ? tile : T::kPlane};
+  float* const carried = g[1] + g.step;
+  const bool scans = threadIdx.x < half;
+  const Team movers{static_cast<int>(threadIdx.x) - half, half};
+  const auto tile_at = [&](int64_t i) {
+    if (direction.reverse) i = count - 1 - i;
+    Task t = f.p.task(unit, axis == 0 ? Cell{strip, i} : Cell{i, strip});
+    t.from_end = direction.reverse;
+    return t;
+  };
+
+  for (int64_t i = 0; i < count + 2; ++i) {
+    const int now = static_cast<int>(i % 2);
+    if (scans && i >= 1 && i <= count) {
+      const Task t = tile_at(i - 1);
+      T::scan(a, t, d, Path::of<T::kSide>(t, axis),
+              ScanTiles<float>{x[1 - now], g[1 - now], a.gate_channels ? T::kPlane : 0, h[1 - now]},
+              CarriedBorder{carried, T::kSide, i == 1});
+    }
+    if (!scans && i < count) {
+      const Task t = tile_at(i);
+      load_input<T::kSide>(movers, f.p, t, a, x[now]);
+      load_gate<T::kSide>(movers, f.p, t, a, d, g[now]);
+    }
+    if (!scans && i >= 2) {
+      const Task t = tile_at(i - 2);
+      if (f.maps) {
+        float* const map =
+            f.maps + d * a.n * a.c * a.h * a.w + tile_corner(f.p, t, a.y_strides, 0, t.c0);
+        for_each_element(movers, box_of<T::kSide>(t, t.channels, a.y_strides),
+                         [&](int64_t at, int cell) { map[at] = h[now][cell]; });
+      } else {
+        write_map<T::kSide>(movers, f.p, t, a, d, h[now]);
+      }
+    }
+    __syncthreads();
+  }
+}
+
+// A thread merges one element of the maps, which are dense and laid out as y and the mask.
+constexpr int kMergeThreads = 256;
+__global__ void __launch_bounds__(kMergeThreads)
+    merge_kernel(const __grid_constant__ ScanArgs a, const float* maps) {
+  const int64_t count = a.n * a.c * a.h * a.w;
+  const int64_t i = int64_t{blockIdx.x} * kMergeThreads + threadIdx.x;
+  if (i >= count) return;
+  const MergeRule<float> merge(a);
+  Winner<float> v{maps[i], 1};
+  for (int d = 1; d < a.directions; ++d) v = merge(v, {maps[d * count + i], 1u << d});
+  with_storage<float>(a.dtype, [&](auto* type) {
+    using S = std::remove_pointer_t<decltype(type)>;
+    static_cast<S*>(a.y)[i] = to_storage<S>(v.value * merge.scale);
+  });
+  if (a.mask) a.mask[i] = static_cast<uint8_t>(v.bits);
+}
+
+template <class T>
+int64_t strip_planes(const ScanArgs& a) {
+  return 4 * T::kChannels + 2 * (a.gate_channels ? T::kChannels : 1) +
+         ceil_div(T::kChannels * T::kSide, T::kPlane);
+}
+
+template <class Body>
+bool choose_strips(const ScanArgs& a, const Body& body) {
+  const auto planes = [&]<class T>() { return strip_planes<T>(a); };
+  if (a.dtype == Dtype::kFloat64) return false;
+  switch (a.block) {
+    case 1:
+      return first_that_fits<Steps<float, 1, 16, 2>>(planes, body);
+    case 2:
+      return first_that_fits<Steps<float, 2, 16, 2>>(planes, body);
+    case 4:
+      return first_that_fits<Steps<float, 4, 16, 2>>(planes, body);
+    case 8:
+      return first_that_fits<Steps<float, 8, 16, 2>>(planes, body);
+    case 16:
+      return first_that_fits<Steps<float, 16, 16, 4>>(planes, body);
+  }
+  return false;
+}
+
+}  // namespace
+
+bool strips_know(const ScanArgs& a) {
+  return choose_strips(a, [&]<class T>() { static_cast<void>(a); });
+}
+
+int64_t strip_count(const ScanArgs& a) {
+  int64_t count = 0;
+  choose_strips(a, [&]<class T>() {
+    const TilePlan p = plan_tiles(a, T::kSide, T::kChannels);
+    for (int d = 0; d < a.directions; ++d)
+      count += p.units * strips_of(p, p.walks[d].along_width);
+  });
+  return count;
+}
+
+int64_t forward_by_strips(const ScanArgs& a, void* memory, cudaStream_t stream) {
+  Workspace workspace(memory);
+  choose_strips(a, [&]<class T>() {
+    const bool merges = a.merge != Merge::kNone && (a.directions > 1 || a.mask);
+    const int64_t count = a.n * a.c * a.h * a.w;
+    StripParams f{a, plan_tiles(a, T::kSide, T::kChannels), nullptr};
+    f.maps = workspace.take<float>(merges ? a.directions * count : 1);
+    if (workspace.counts_only()) return;
+    if (!merges) f.maps = nullptr;
+    const auto kernel = strip_kernel<T>;
+    const size_t shared = shared_bytes<T>(strip_planes<T>(a));
+    allow_shared_memory(kernel, shared);
+    const int64_t strips = f.p.units * std::max(f.p.tile_rows, f.p.tile_columns);
+    launch(kernel, dim3(static_cast<unsigned>(strips), static_cast<unsigned>(a.directions)),
+           dim3(T::kThreads), shared, stream, f);
+    check_launch("strip_kernel");
+    if (!merges) return;
+    launch(merge_kernel, dim3(static_cast<unsigned>(ceil_div(count, kMergeThreads))),
+           dim3(kMergeThreads), 0, stream, a, static_cast<const float*>(f.maps));
+    check_launch("merge_kernel");
+  });
+  return workspace.bytes();
+}
+
+}  // namespace gatedrnn::cuda

@@ -1,0 +1,130 @@
+// Forward pass by a wavefront: every tile of x and g is read once for two directions, which are
+// merged on chip. Two passes cross the image from opposite corners at the same time.
+#include "cuda/forward.h"
+#include "cuda/merge.h"
+#include "cuda/wavefront.h"
+
+namespace gatedrnn::cuda {
+namespace {
+
+// Two passes share y; with merge none every direction has a map of its own.
+GATEDRNN_INLINE bool passes_meet(const ScanArgs& a, const TilePlan& p) {
+  return a.merge != Merge::kNone && p.passes == 2;
+}
+
+// Writes what the directions of one pass say of a tile, and what the other has said before.
+template <class A, class T>
+GATEDRNN_DEVICE void write_merged(const WavefrontParams<A>& f, const Task& t, Visit visit,
+                                  const Pair<A>& h) {
+  const ScanArgs& a = f.a;
+  const MergeRule<A> merge(a);
+  const int64_t corner = tile_corner(f.p, t, a.y_strides, 0, t.c0);
+  A* const share = f.share + corner;
+  uint8_t* const mask = a.mask ? a.mask + corner : nullptr;
+  with_storage<A>(a.dtype, [&](auto* type) {
+    using S = std::remove_pointer_t<decltype(type)>;
+    S* const y = static_cast<S*>(a.y) + corner;
+    const Box box = box_of<T::kSide>(t, t.channels, a.y_strides);
+    for_each_element(Team::block(), box, [&](int64_t at, int cell) {
+      Winner<A> v = merge.pass(f.p.direction[t.pass], h, cell);
+      if (visit == kSecond)
+        v = merge(
+            v, {load_shared_by_blocks(share + at), mask ? load_shared_by_blocks(mask + at) : 0u});
+      if (visit == kFirst)
+        share[at] = v.value;
+      else
+        y[at] = to_storage<S>(v.value * merge.scale);
+      if (mask) mask[at] = static_cast<uint8_t>(v.bits);
+    });
+  });
+}
+
+// A block owns a tile at a time. Loads and stores run along whichever axis of a map is contiguous.
+// Shared memory: tiles of x and g, and of h for rows and for columns, all in the state's type.
+// Rows belong to the first half of the threads, columns to the second (steps.h).
+template <class A, class T>
+__global__ void __launch_bounds__(T::kThreads, T::kScanBlocks)
+    wavefront_kernel(const __grid_constant__ WavefrontParams<A> f) {
+  const ScanArgs& a = f.a;
+  char* const memory = dynamic_shared_memory();
+  int* const slot = reinterpret_cast<int*>(memory);
+  const int tile = f.p.channels * T::kPlane, gate = a.gate_channels ? tile : T::kPlane;
+  A* const x = reinterpret_cast<A*>(memory + 16);
+  const Pair<A> h{x + tile, tile}, g{x + 3 * tile, a.gate_directions ? gate : 0};
+  const int axis = threadIdx.x / (T::kThreads / 2);
+
+  for (;;) {
+    const int64_t ticket = draw_ticket(f.flags, slot);
+    if (ticket >= f.p.tasks) return;
+    const Task t = f.p.task(ticket);
+    load_input<T::kSide>(Team::block(), f.p, t, a, x);
+    load_gates<T::kSide>(f.p, t, a, g);
+    wait_upstream(f.p, t, f.flags, t.from_end);
+
+    const int d = f.p.direction[t.pass][axis];
+    const Path path = Path::of<T::kSide>(t, axis);
+    Border<A> border{};
+    if (d >= 0) border = Border<A>::of(f.p, t, f.borders.states[d], axis, t.from_end);
+    T::scan(a, t, d, path, ScanTiles<A>{x, g[axis], a.gate_channels ? T::kPlane : 0, h[axis]},
+            border);
+    const Visit visit = finish_states(f.p, t, f.flags, a.y != nullptr && passes_meet(a, f.p), slot);
+    if (a.y == nullptr) continue;
+    if (a.merge != Merge::kNone)
+      write_merged<A, T>(f, t, visit, h);
+    else
+      for (int i = 0; i < kAxes; ++i)
+        if (const int one = f.p.direction[t.pass][i]; one >= 0)
+          write_map<T::kSide>(Team::block(), f.p, t, a, one, h[i]);
+    finish_visit(f.p, t, f.flags, visit);
+  }
+}
+
+}  // namespace
+
+template <class T>
+void launch_wavefront(WavefrontParams<typename T::Value> f, cudaStream_t stream) {
+  const auto kernel = wavefront_kernel<typename T::Value, T>;
+  const size_t shared = shared_bytes<T>(wavefront_planes<T>(f.a));
+  const int blocks = resident_blocks(kernel, T::kThreads, shared, f.p.tasks);
+  f.p.advance_together(blocks);
+  launch(kernel, dim3(blocks), dim3(T::kThreads), shared, stream, f);
+  check_launch("wavefront_kernel");
+}
+
+// For the backward pass.
+#define GATEDRNN_INSTANTIATE(...)                                                                \
+  template void launch_wavefront<Steps<__VA_ARGS__>>(WavefrontParams<Steps<__VA_ARGS__>::Value>, \
+                                                     cudaStream_t)
+GATEDRNN_INSTANTIATE(float, 1, 16, 2);
+GATEDRNN_INSTANTIATE(float, 2, 16, 2);
+GATEDRNN_INSTANTIATE(float, 4, 16, 2);
+GATEDRNN_INSTANTIATE(float, 8, 16, 2);
+GATEDRNN_INSTANTIATE(float, 16, 8, 2);
+GATEDRNN_INSTANTIATE(float, 0, 16, 0, 0);
+GATEDRNN_INSTANTIATE(float, 0, 4, 0, 0);
+GATEDRNN_INSTANTIATE(float, 0, 1, 0, 0);
+GATEDRNN_INSTANTIATE(double, 0, 16, 0, 0);
+GATEDRNN_INSTANTIATE(double, 0, 4, 0, 0);
+GATEDRNN_INSTANTIATE(double, 0, 1, 0, 0);
+
+template <class A>
+int64_t forward_by_wavefront(const ScanArgs& a, void* memory, cudaStream_t stream) {
+  Workspace workspace(memory);
+  const auto planes = [&]<class T>() { return wavefront_planes<T>(a); };
+  choose_steps<A, false>(a, planes, [&]<class T>() {
+    WavefrontParams<A> f{};
+    f.a = a;
+    f.p = plan_tiles(a, T::kSide, T::channels(a.block));
+    f.flags = take_flags(workspace, f.p, stream);
+    f.borders = take_borders<A>(workspace, a, f.p);
+    const bool rounds = a.dtype == Dtype::kBFloat16 || a.dtype == Dtype::kFloat16;
+    f.share = static_cast<A*>(a.y);
+    if (rounds && passes_meet(a, f.p)) f.share = workspace.take<A>(a.n * a.c * a.h * a.w);
+    if (!workspace.counts_only()) launch_wavefront<T>(f, stream);
+  });
+  return workspace.bytes();
+}
+template int64_t forward_by_wavefront<float>(const ScanArgs&, void*, cudaStream_t);
+template int64_t forward_by_wavefront<double>(const ScanArgs&, void*, cudaStream_t);
+
+}  // namespace gatedrnn::cuda
