@@ -15,8 +15,8 @@ struct ChunkParams {
 };
 
 GATEDRNN_DEVICE Task tile_of_block(const TilePlan& p) {
-  const int64_t tile = blockIdx.x % p.tiles();
-  return p.task(blockIdx.x / p.tiles(), {tile / p.tile_columns, tile % p.tile_columns});
+  const int block = blockIdx.x, tile = block % p.tiles();
+  return p.task(block / p.tiles(), {tile / p.tile_columns, tile % p.tile_columns});
 }
 
 // Gates of a pass are loaded anew only where directions have their own.
@@ -31,7 +31,7 @@ GATEDRNN_DEVICE void load_pass(const ChunkParams& f, Task& t, int pass, const Pa
 // A block owns a tile; its threads are those of steps.h. Gain and offset of every line, channel and
 // direction. Shared memory: tiles of x and g.
 template <class T>
-__global__ void __launch_bounds__(T::kThreads)
+__global__ void __launch_bounds__(T::kThreads, 2)
     chunk_sums_kernel(const __grid_constant__ ChunkParams f) {
   constexpr int R = T::kChannelsPerThread, plane = T::kPlane, tile = T::kChannels * plane;
   const ScanArgs& a = f.a;
@@ -73,16 +73,16 @@ __global__ void __launch_bounds__(kCarryThreads)
   const int d = blockIdx.y;
   const Direction direction = f.p.walks[d];
   const int axis = direction.along_width ? 0 : 1;
-  const int64_t chunks = axis == 0 ? f.p.tile_columns : f.p.tile_rows;
-  const int64_t lines = f.p.border_size(axis) / chunks;
+  const int chunks = axis == 0 ? f.p.tile_columns : f.p.tile_rows;
+  const int64_t lines = f.p.border_size() / chunks;
   const int64_t i = int64_t{blockIdx.x} * kCarryThreads + threadIdx.x;
   if (i >= f.a.n * f.a.c * lines || i % lines >= (axis == 0 ? f.a.h : f.a.w)) return;
-  const int64_t first = i / lines * f.p.border_size(axis) + i % lines;
+  const int64_t first = i / lines * f.p.border_size() + i % lines;
   const float* const gains = f.gains.states[d] + first;
   float* const states = f.states.states[d] + first;
   float h = 0;
 #pragma unroll 8
-  for (int64_t k = 0; k < chunks; ++k) {
+  for (int k = 0; k < chunks; ++k) {
     const int64_t at = (direction.reverse ? chunks - 1 - k : k) * lines;
     h = h == 0 ? states[at] : states[at] + gains[at] * h;  // a gain may have overflowed
     states[at] = h;
@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(kCarryThreads)
 // A block owns a tile and scans it in all directions. Shared memory: tiles of x and g, of h for
 // rows and for columns, of the merged map so far and of its winners.
 template <class T>
-__global__ void __launch_bounds__(T::kThreads)
+__global__ void __launch_bounds__(T::kThreads, 2)
     chunk_scan_kernel(const __grid_constant__ ChunkParams f) {
   constexpr int tile = T::kChannels * T::kPlane;
   const ScanArgs& a = f.a;

@@ -33,10 +33,8 @@ struct Borders {
 template <class A>
 Borders<A> take_borders(Workspace& workspace, const ScanArgs& a, const TilePlan& p) {
   Borders<A> borders{};
-  for (int d = 0; d < a.directions; ++d) {
-    const int axis = kDirectionTable[a.direction[d]].along_width ? 0 : 1;
-    borders.states[d] = workspace.take<A>(a.n * a.c * p.border_size(axis));
-  }
+  for (int d = 0; d < a.directions; ++d)
+    borders.states[d] = workspace.take<A>(a.n * a.c * p.border_size());
   return borders;
 }
 

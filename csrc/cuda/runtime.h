@@ -67,8 +67,10 @@ inline int device_attribute(cudaDeviceAttr attribute) {
   return value;
 }
 
+// More than 48 KB of shared memory must be asked for.
 template <class... P>
 void allow_shared_memory(void (*kernel)(P...), size_t bytes) {
+  if (bytes <= 48 << 10) return;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              static_cast<int>(bytes)),
         "cudaFuncSetAttribute");

@@ -38,7 +38,7 @@ struct Border {
                                    bool from_end) {
     const Cell before = p.upstream(t.cell, axis, from_end);
     return {p.inside(before) ? states + p.border(t.n, t.c0, before, axis) : nullptr,
-            states + p.border(t.n, t.c0, t.cell, axis), p.border_size(axis)};
+            states + p.border(t.n, t.c0, t.cell, axis), p.border_size()};
   }
   GATEDRNN_DEVICE A enter(int channel_index, int line) const {
     return in ? load_shared_by_blocks(in + channel_index * channel + line) : A(0);

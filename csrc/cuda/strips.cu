@@ -26,7 +26,7 @@ struct CarriedBorder {
   }
 };
 
-GATEDRNN_INLINE int64_t strips_of(const TilePlan& p, bool along_width) {
+GATEDRNN_INLINE int strips_of(const TilePlan& p, bool along_width) {
   return along_width ? p.tile_rows : p.tile_columns;
 }
 
@@ -40,10 +40,10 @@ __global__ void __launch_bounds__(T::kThreads) strip_kernel(const __grid_constan
   const int d = blockIdx.y;
   const Direction direction = f.p.walks[d];
   const int axis = direction.along_width ? 0 : 1;
-  const int64_t strips = strips_of(f.p, direction.along_width);
-  const int64_t unit = blockIdx.x / strips, strip = blockIdx.x % strips;
+  const int strips = strips_of(f.p, direction.along_width), block = blockIdx.x;
+  const int unit = block / strips, strip = block % strips;
   if (unit >= f.p.units) return;
-  const int64_t count = axis == 0 ? f.p.tile_columns : f.p.tile_rows;
+  const int count = axis == 0 ? f.p.tile_columns : f.p.tile_rows;
 
   float* const memory = reinterpret_cast<float*>(dynamic_shared_memory() + 16);
   const Pair<float> x{memory, tile}, h{memory + 2 * tile, tile};
@@ -51,15 +51,15 @@ __global__ void __launch_bounds__(T::kThreads) strip_kernel(const __grid_constan
   float* const carried = g[1] + g.step;
   const bool scans = threadIdx.x < half;
   const Team movers{static_cast<int>(threadIdx.x) - half, half};
-  const auto tile_at = [&](int64_t i) {
+  const auto tile_at = [&](int i) {
     if (direction.reverse) i = count - 1 - i;
     Task t = f.p.task(unit, axis == 0 ? Cell{strip, i} : Cell{i, strip});
     t.from_end = direction.reverse;
     return t;
   };
 
-  for (int64_t i = 0; i < count + 2; ++i) {
-    const int now = static_cast<int>(i % 2);
+  for (int i = 0; i < count + 2; ++i) {
+    const int now = i % 2;
     if (scans && i >= 1 && i <= count) {
       const Task t = tile_at(i - 1);
       T::scan(a, t, d, Path::of<T::kSide>(t, axis),
@@ -139,7 +139,7 @@ int64_t strip_count(const ScanArgs& a) {
   choose_strips(a, [&]<class T>() {
     const TilePlan p = plan_tiles(a, T::kSide, T::kChannels);
     for (int d = 0; d < a.directions; ++d)
-      count += p.units * strips_of(p, p.walks[d].along_width);
+      count += int64_t{p.units} * strips_of(p, p.walks[d].along_width);
   });
   return count;
 }
@@ -156,7 +156,7 @@ int64_t forward_by_strips(const ScanArgs& a, void* memory, cudaStream_t stream) 
     const auto kernel = strip_kernel<T>;
     const size_t shared = shared_bytes<T>(strip_planes<T>(a));
     allow_shared_memory(kernel, shared);
-    const int64_t strips = f.p.units * std::max(f.p.tile_rows, f.p.tile_columns);
+    const int strips = f.p.units * std::max(f.p.tile_rows, f.p.tile_columns);
     launch(kernel, dim3(static_cast<unsigned>(strips), static_cast<unsigned>(a.directions)),
            dim3(T::kThreads), shared, stream, f);
     check_launch("strip_kernel");

@@ -63,7 +63,8 @@ GATEDRNN_DEVICE Box box_of(const Task& t, int channels, const Strides& s) {
 // Elements from the map's start to the tile's; `c` is 0 in maps of one channel.
 GATEDRNN_DEVICE int64_t tile_corner(const TilePlan& p, const Task& t, const Strides& s, int64_t d,
                                     int64_t c) {
-  return t.n * s.n + d * s.d + c * s.c + t.cell.row * p.side * s.h + t.cell.column * p.side * s.w;
+  return t.n * s.n + d * s.d + c * s.c + int64_t{t.cell.row} * p.side * s.h +
+         int64_t{t.cell.column} * p.side * s.w;
 }
 
 // Calls body(offset in memory, offset in the tile) for every element.

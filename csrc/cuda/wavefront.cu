@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kScanBlocks)
   const int axis = threadIdx.x / (T::kThreads / 2);
 
   for (;;) {
-    const int64_t ticket = draw_ticket(f.flags, slot);
+    const int ticket = draw_ticket(f.flags, slot);
     if (ticket >= f.p.tasks) return;
     const Task t = f.p.task(ticket);
     load_input<T::kSide>(Team::block(), f.p, t, a, x);

@@ -15,22 +15,24 @@ struct Flags {
   int* done;  // [pass][unit][tile]: the states that leave the tile are there
   int* meet;  // [unit][tile]: which passes have been here, see Visit
 
-  static int64_t count(const TilePlan& p) { return 1 + (p.passes + 1) * p.units * p.tiles(); }
+  static int64_t count(const TilePlan& p) {
+    return 1 + int64_t{p.passes + 1} * p.units * p.tiles();
+  }
   static Flags at(int* memory, const TilePlan& p) {
-    return {memory, memory + 1, memory + 1 + p.passes * p.units * p.tiles()};
+    return {memory, memory + 1, memory + 1 + int64_t{p.passes} * p.units * p.tiles()};
   }
 
   GATEDRNN_DEVICE int* done_at(const TilePlan& p, const Task& t, Cell cell) const {
-    return done + (t.pass * p.units + t.unit) * p.tiles() + p.index(cell);
+    return done + (int64_t{t.pass} * p.units + t.unit) * p.tiles() + p.index(cell);
   }
   GATEDRNN_DEVICE int* meet_at(const TilePlan& p, const Task& t) const {
-    return meet + t.unit * p.tiles() + p.index(t.cell);
+    return meet + int64_t{t.unit} * p.tiles() + p.index(t.cell);
   }
 };
 
 // For all threads: the next ticket. `slot` is in shared memory; what is there may be overwritten
 // from here on.
-GATEDRNN_DEVICE int64_t draw_ticket(const Flags& flags, int* slot) {
+GATEDRNN_DEVICE int draw_ticket(const Flags& flags, int* slot) {
   __syncthreads();
   if (threadIdx.x == 0) *slot = atomicAdd(flags.ticket, 1);
   __syncthreads();
@@ -43,7 +45,7 @@ GATEDRNN_DEVICE void wait_for(const int* flag, int value) {
 }
 
 // For all threads, once they have left their tiles' states: waits for the tiles upstream of the
-// directions that this pass has. `towards_end`: the way the lines are walked.
+// directions that this pass has.
 GATEDRNN_DEVICE void wait_upstream(const TilePlan& p, const Task& t, const Flags& flags,
                                    bool from_end) {
   if (threadIdx.x == 0)
