@@ -10,7 +10,7 @@ TORCH ?= 2.13.0
 SANITIZERS := address,undefined
 SANITIZED := build/sanitize
 NATIVE := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
-CXX_FILES := $(filter %.cpp %.h %.inc %.cu %.cuh,$(NATIVE))
+CXX_FILES := $(filter %.cpp %.h %.inc %.cu %.cuh,$(NATIVE) $(wildcard tests/emulation/*.*))
 
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet

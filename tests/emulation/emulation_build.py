@@ -1,0 +1,91 @@
+"""Builds CUDA sources as C++ against the emulation, and loads them as torch ops.
+
+With GATEDRNN_EMULATION_SANITIZE set they are built under sanitizers (of addresses, and of the
+alignment that vector accesses need on a GPU), with whose run time the process must have started.
+"""
+
+import functools
+import hashlib
+import os
+import shlex
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch.utils import cpp_extension
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = ROOT / "tests/emulation"
+BUILD = ROOT / "build/emulation"
+SANITIZE = "address,alignment" if "GATEDRNN_EMULATION_SANITIZE" in os.environ else ""
+CXX = os.environ.get("CXX", "g++")
+JOBS = int(os.environ.get("MAX_JOBS", "2"))
+
+FLAGS = [
+    *("-x", "c++", "-std=c++20", "-O1", "-g1", "-fPIC", "-fvisibility=hidden"),
+    *("-Wall", "-Wextra", "-Wno-unknown-pragmas"),
+    *("-DGATEDRNN_EMULATION", "-DGATEDRNN_WITH_CUDA=1"),
+    "-DTORCH_TARGET_VERSION=0x020a000000000000",  # as in setup.py
+    *(f"-I{path}" for path in (HERE, ROOT / "csrc")),
+    *(flag for path in cpp_extension.include_paths() for flag in ("-isystem", path)),
+]
+if SANITIZE:
+    # Checks as calls, and none of the layout of stacks: the compiler takes half the time.
+    FLAGS += [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+    FLAGS += ["--param=asan-instrumentation-with-call-threshold=0", "--param=asan-stack=0"]
+
+EXECUTOR = sorted(HERE.glob("*.cpp"))
+
+
+def load(name: str, sources: list[Path]) -> None:
+    """Builds `sources` and the executor where they have changed, and loads the library."""
+    torch.ops.load_library(str(build(name, sources)))
+
+
+def build(name: str, sources: list[Path]) -> Path:
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(JOBS) as pool:
+        objects = list(pool.map(compiled, [*sources, *EXECUTOR]))
+    library = BUILD / f"{name}-{digest(*(path.name for path in objects))}.so"
+    if not library.exists():
+        link = [CXX, "-shared", *objects, *(f"-L{path}" for path in cpp_extension.library_paths())]
+        link += ["-ltorch_cpu", *([f"-fsanitize={SANITIZE}"] if SANITIZE else []), "-o"]
+        finish(link, library)
+    return library
+
+
+def compiled(source: Path) -> Path:
+    """The object of a source, whose name tells all that it was made from."""
+    made_from = digest(source.read_text(), headers(), compiler(), torch.__version__, *FLAGS)
+    target = BUILD / f"{source.stem}-{made_from}.o"
+    if not target.exists():
+        finish([CXX, *FLAGS, "-c", source, "-o"], target)
+    return target
+
+
+def finish(command: list, target: Path) -> None:
+    """Runs `command target`; only a whole file gets the name, for others may build beside us."""
+    part = target.with_suffix(f".{os.getpid()}{target.suffix}")
+    command = [str(word) for word in (*command, part)]
+    plain = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    done = subprocess.run(command, capture_output=True, text=True, env=plain)
+    if done.returncode != 0:
+        raise RuntimeError(f"{shlex.join(command)}\n{done.stderr}")
+    part.rename(target)
+
+
+def digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def headers() -> str:
+    files = [*(ROOT / "csrc").rglob("*"), *HERE.glob("*")]
+    included = (path for path in sorted(files) if path.suffix in (".h", ".inc", ".cuh"))
+    return "\0".join(path.read_text() for path in included)
+
+
+@functools.cache
+def compiler() -> str:
+    return subprocess.run([CXX, "--version"], capture_output=True, text=True, check=True).stdout

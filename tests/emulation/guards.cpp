@@ -1,0 +1,93 @@
+#include "guards.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <new>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(address, size)
+#define ASAN_UNPOISON_MEMORY_REGION(address, size)
+#endif
+
+namespace gatedrnn::emulation {
+namespace {
+
+constexpr size_t kGuard = 1 << 20;  // wide, for strides are; only addresses, no memory
+const auto kPage = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+constexpr size_t kHandlerStack = 64 << 10;
+constexpr size_t kAlign = 16;
+constexpr char kFill = '\xff';
+
+size_t round_up(size_t value, size_t unit) { return (value + unit - 1) / unit * unit; }
+
+void (*handle_fault)(const void*);
+
+// A stack of its own, for the fault may be that a fiber's is full.
+void on_fault(int signal, siginfo_t* info, void*) {
+  handle_fault(info->si_addr);
+  ::signal(signal, SIG_DFL);
+}
+
+}  // namespace
+
+SharedMemory::SharedMemory(size_t bytes) : bytes_(bytes), pages_(round_up(bytes, kPage)) {
+  void* memory = mmap(nullptr, pages_ + 2 * kGuard, PROT_NONE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) throw std::bad_alloc();
+  memory_ = static_cast<char*>(memory);
+  mprotect(memory_ + kGuard, pages_, PROT_READ | PROT_WRITE);
+  char* end = memory_ + kGuard + pages_;
+  data_ = end - round_up(bytes, kAlign);
+  std::memset(memory_ + kGuard, kFill, pages_);
+  ASAN_POISON_MEMORY_REGION(memory_ + kGuard, static_cast<size_t>(data_ - memory_) - kGuard);
+  ASAN_POISON_MEMORY_REGION(data_ + bytes, static_cast<size_t>(end - data_) - bytes);
+}
+
+SharedMemory::~SharedMemory() {
+  ASAN_UNPOISON_MEMORY_REGION(memory_ + kGuard, pages_);
+  munmap(memory_, pages_ + 2 * kGuard);
+}
+
+const char* SharedMemory::overrun() const {
+  const auto filled = [](char byte) { return byte == kFill; };
+  const char *start = memory_ + kGuard, *end = start + pages_;
+  ASAN_UNPOISON_MEMORY_REGION(start, pages_);
+  if (!std::all_of(start, static_cast<const char*>(data_), filled)) return "before the start";
+  if (!std::all_of(static_cast<const char*>(data_ + bytes_), end, filled)) return "past the end";
+  return nullptr;
+}
+
+std::optional<ptrdiff_t> SharedMemory::offset_in_guards(const void* address) const {
+  const char* at = static_cast<const char*>(address);
+  const char *start = memory_ + kGuard, *end = start + pages_;
+  if ((at >= memory_ && at < start) || (at >= end && at < end + kGuard)) return at - data_;
+  return std::nullopt;
+}
+
+FaultHandler::FaultHandler(void (*handle)(const void*)) {
+  static const auto memory = std::make_unique<char[]>(kHandlerStack);
+  handle_fault = handle;
+  stack_t stack = {};
+  stack.ss_sp = memory.get(), stack.ss_size = kHandlerStack;
+  sigaltstack(&stack, &stack_);
+  struct sigaction action = {};
+  action.sa_sigaction = on_fault;
+  // The handler is left by a switch of stacks, never by a return: the signal must not stay blocked.
+  action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
+  sigaction(SIGSEGV, &action, &segv_);
+  sigaction(SIGBUS, &action, &bus_);
+}
+
+FaultHandler::~FaultHandler() {
+  sigaction(SIGSEGV, &segv_, nullptr);
+  sigaction(SIGBUS, &bus_, nullptr);
+  sigaltstack(&stack_, nullptr);
+}
+
+}  // namespace gatedrnn::emulation

@@ -1,0 +1,165 @@
+// What a thread does that is not its own affair: it meets others, ends or breaks a rule.
+#include <bit>
+#include <map>
+#include <sstream>
+
+#include "scheduler.h"
+
+namespace gatedrnn::emulation {
+namespace {
+
+// A kernel is compiled as one piece, which has each file's name once.
+bool same(Where a, Where b) {
+  return a.line() == b.line() && a.column() == b.column() && a.file_name() == b.file_name();
+}
+
+}  // namespace
+
+void Scheduler::wait(uint32_t Warp::* mask) {
+  const uint32_t self = 1u << lane_;
+  warp_->ready &= ~self;
+  warp_->*mask |= self;
+  polls_ = 0;
+}
+
+const Lane* Scheduler::lane_that_waits_for_this() const {
+  for (uint32_t rest = warp_->meets_warp; rest; rest &= rest - 1) {
+    const Lane& other = warp_->lanes[std::countr_zero(rest)];
+    if (other.mask >> lane_ & 1) return &other;
+  }
+  return nullptr;
+}
+
+void Scheduler::end_thread() {
+  wait(&Warp::ended);
+  Block& block = *warp_->block;
+  ++block.ended;
+  if (block.waiting > 0)
+    fail("ends while " + std::to_string(block.waiting) + " of its block wait in __syncthreads at " +
+         name(block.where));
+  if (const Lane* other = lane_that_waits_for_this())
+    fail("ends while its warp waits for it at " + name(other->where));
+  lane().fiber->finish();
+}
+
+void Scheduler::yield(bool polls, Where where) {
+  lane().where = where;
+  polls_ = polls ? polls_ + 1 : 0;
+  lane().fiber->suspend();
+}
+
+int Scheduler::meet_block(int vote, Where where) {
+  lane().where = where;
+  Block& block = *warp_->block;
+  if (block.ended > 0)
+    fail("waits in __syncthreads, and " + std::to_string(block.ended) + " of its block have ended");
+  if (block.waiting > 0 && !same(block.where, where))
+    fail("waits in __syncthreads, and others of its block in that at " + name(block.where));
+  if (const Lane* other = lane_that_waits_for_this())
+    fail("waits in __syncthreads, and its warp waits for it at " + name(other->where));
+  wait(&Warp::meets_block);
+  block.where = where;
+  block.vote |= vote != 0;
+  if (++block.waiting == threads()) {
+    block.result = block.vote;
+    block.vote = 0, block.waiting = 0;
+    for (Warp& warp : block.warps) {
+      warp.meets_block = 0;
+      make_ready(warp, ~0u);
+    }
+  }
+  lane().fiber->suspend();
+  return block.result;
+}
+
+uint64_t Scheduler::meet_warp(uint32_t mask, Exchange what, uint64_t value, int source,
+                              Where where) {
+  Lane& self = lane();
+  self.where = where;
+  if (!(mask >> lane_ & 1)) fail("is not in the mask that it gives");
+  if (mask & warp_->ended)
+    fail("waits for lane " + std::to_string(std::countr_zero(mask & warp_->ended)) +
+         ", which has ended");
+  if (mask & warp_->meets_block)
+    fail("waits for lane " + std::to_string(std::countr_zero(mask & warp_->meets_block)) +
+         ", which waits in __syncthreads");
+  if (!(mask >> source & 1))
+    fail("asks for the value of lane " + std::to_string(source) + ", which is not in the mask");
+  if (const uint32_t others = mask & warp_->meets_warp) {
+    const Lane& other = warp_->lanes[std::countr_zero(others)];
+    if (other.mask != mask || !same(other.where, where))
+      fail("meets its warp with another mask or at another place than lane " +
+           std::to_string(std::countr_zero(others)) + " at " + name(other.where));
+  }
+  self.mask = mask, self.what = what, self.value = value, self.source = source;
+  wait(&Warp::meets_warp);
+  if ((mask & warp_->meets_warp) == mask) {
+    // The last to come hands out: a lane may come to the next meeting before another has left this.
+    uint32_t votes = 0;
+    for (int i = 0; i < kWarp; ++i)
+      if (mask >> i & 1 && warp_->lanes[i].value != 0) votes |= 1u << i;
+    for (int i = 0; i < kWarp; ++i) {
+      Lane& lane = warp_->lanes[i];
+      if (mask >> i & 1)
+        lane.received = what == Exchange::kVotes ? votes : warp_->lanes[lane.source].value;
+    }
+    warp_->meets_warp &= ~mask;
+    make_ready(*warp_, mask);
+  }
+  self.fiber->suspend();
+  return self.received;
+}
+
+void Scheduler::fail(const std::string& what) {
+  std::ostringstream text;
+  text << "emulated kernel: thread " << place.thread.x << " of block " << name(place.block);
+  if (lane().where.line() != 0) text << " at " << name(lane().where);
+  error_ = text.str() + ": " + what;
+  lane().fiber->finish();
+}
+
+void Scheduler::fault(const void* address) {
+  if (!in_kernel_) return;
+  if (lane().fiber->overflowed_at(address)) fail("its stack is full");
+  std::ostringstream text;
+  if (const auto offset = warp_->block->shared.offset_in_guards(address))
+    text << "touches byte " << *offset << " of " << grid_.shared_bytes << " of shared memory";
+  else
+    text << "touches memory that is not there, at " << address;
+  fail(text.str() + ", after the place named");
+}
+
+std::string Scheduler::deadlock() const {
+  std::map<std::string, int> waiting;
+  for (const auto& block : resident_) {
+    if (!block) continue;
+    for (const Warp& warp : block->warps)
+      for (uint32_t rest = ~warp.ended; rest; rest &= rest - 1) {
+        const int i = std::countr_zero(rest);
+        const char* how = warp.ready >> i & 1         ? " poll at "
+                          : warp.meets_block >> i & 1 ? " wait for their block at "
+                                                      : " wait for their warp at ";
+        ++waiting[" of block " + name(block->index) + how + name(warp.lanes[i].where)];
+      }
+  }
+  std::ostringstream text;
+  text << "emulated kernel: deadlock, every thread waits:";
+  for (const auto& [what, count] : waiting) text << "\n  " << count << what;
+  return text.str();
+}
+
+std::string name(Size at) {
+  std::ostringstream text;
+  text << '(' << at.x << ", " << at.y << ", " << at.z << ')';
+  return text.str();
+}
+
+std::string name(Where where) {
+  const std::string file = where.file_name();
+  std::ostringstream text;
+  text << file.substr(file.rfind('/') + 1) << ':' << where.line() << " in "
+       << where.function_name();
+  return text.str();
+}
+
+}  // namespace gatedrnn::emulation

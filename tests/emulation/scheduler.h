@@ -1,0 +1,108 @@
+// One launch: its resident blocks, who runs, and who waits for whom.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "executor.h"
+#include "fiber.h"
+#include "guards.h"
+
+namespace gatedrnn::emulation {
+
+struct Block;
+
+struct Lane {
+  Fiber* fiber = nullptr;
+  Where where;
+  // Of the warp's meeting that the lane waits in, or has left last.
+  uint32_t mask = 0;
+  Exchange what = Exchange::kNothing;
+  uint64_t value = 0;
+  int source = 0;
+  uint64_t received = 0;
+};
+
+// A lane is in one of the four masks.
+struct Warp {
+  Block* block = nullptr;
+  uint32_t ready = ~0u, meets_warp = 0, meets_block = 0, ended = 0;
+  bool listed = false;
+  Lane lanes[kWarp];
+};
+
+struct Block {
+  Block(Size at, size_t warp_count, size_t shared_bytes) : index(at), shared(shared_bytes) {
+    warps.resize(warp_count);
+    for (Warp& warp : warps) warp.block = this;
+  }
+  Size index;
+  std::vector<Warp> warps;
+  SharedMemory shared;
+  size_t waiting = 0, ended = 0;  // threads
+  Where where;                    // of those who wait
+  int vote = 0, result = 0;
+};
+
+class Random {
+ public:
+  explicit Random(uint64_t seed) : state_((seed * 0x9e3779b97f4a7c15 + 0x632be59bd9b4e019) | 1) {
+    for (int i = 0; i < 4; ++i) bits();
+  }
+  uint32_t bits() {  // xorshift64*
+    state_ ^= state_ >> 12, state_ ^= state_ << 25, state_ ^= state_ >> 27;
+    return static_cast<uint32_t>(state_ * 0x2545f4914f6cdd1d >> 32);
+  }
+  uint32_t below(size_t count) { return static_cast<uint32_t>(uint64_t{bits()} * count >> 32); }
+
+ private:
+  uint64_t state_;
+};
+
+class Scheduler {
+ public:
+  explicit Scheduler(const Grid& grid);
+  void run();
+
+  void yield(bool polls, Where where);
+  int meet_block(int vote, Where where);
+  uint64_t meet_warp(uint32_t mask, Exchange what, uint64_t value, int source, Where where);
+  char* shared_memory() { return warp_->block->shared.data(); }
+  // Ends the launch: kernels have no exceptions.
+  [[noreturn]] void fail(const std::string& what);
+  // An access that the processor refused; returns if no kernel is to blame.
+  void fault(const void* address);
+
+ private:
+  static void enter();
+  size_t threads() const { return size_t{grid_.block.x}; }
+  Lane& lane() { return warp_->lanes[lane_]; }
+  void start_block();
+  void end_block(Block* block);
+  uint32_t random_lanes();
+  void run_turn(Warp* warp, uint32_t lanes);
+  void make_ready(Warp& warp, uint32_t lanes);
+  void wait(uint32_t Warp::* mask);
+  const Lane* lane_that_waits_for_this() const;
+  void end_thread();
+  std::string deadlock() const;
+
+  const Grid grid_;
+  Random random_;
+  size_t most_resident_;
+  uint64_t blocks_, started_ = 0;
+  std::vector<std::unique_ptr<Block>> resident_;
+  std::vector<Warp*> ready_;
+  uint64_t polls_ = 0;  // since anything else happened
+  std::string error_;
+
+  Warp* warp_ = nullptr;  // who runs
+  int lane_ = 0;
+  bool in_kernel_ = false;
+};
+
+std::string name(Size at);
+std::string name(Where where);
+
+}  // namespace gatedrnn::emulation

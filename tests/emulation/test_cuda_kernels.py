@@ -1,0 +1,200 @@
+"""The CUDA kernels, emulated, against the float64 reference: output and every gradient."""
+
+import itertools
+
+import pytest
+import torch
+from comparison import BF16, DTYPES, F16, F32, F64, assert_close, run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scan_cases import GATES, Case, cases
+from test_scan import check
+
+from gatedrnn import DIRECTIONS, SpatialGatedRNN
+from gatedrnn.functional import spatial_gated_rnn
+from gatedrnn.reference import spatial_gated_rnn as reference
+
+pytestmark = pytest.mark.usefixtures("emulated")
+
+FEW = settings(max_examples=max(settings.default.max_examples // 10, 3))
+SIDES = (1, 2, 7, 15, 16, 17, 31, 32, 33, 40, 65)  # around one, two and four tiles
+MERGES = ("max", "mean", "sum", None)
+NONLINEARITIES = ("identity", "tanh", "relu", "sigmoid")
+GATE_NORMS = (None, "clamp", "tanh", "sigmoid")
+
+
+def a_case(**changes):
+    plain = dict(
+        dtype=F32,
+        shape=(2, 8, 17, 33),
+        block=8,
+        directions=DIRECTIONS,
+        integration="parallel",
+        merge="max",
+        nonlinearity="identity",
+        gate="channel",
+        gate_norm="clamp",
+        bias=True,
+        x_layout="contiguous",
+        g_layout="contiguous",
+        grad_layout="contiguous",
+        seed=0,
+    )
+    options = plain | changes
+    return Case(weight_dtype=F64 if options["dtype"] == F64 else F32, **options)
+
+
+# A device of few processors has many lines for each, one of many has few: that chooses the kernel.
+PROCESSORS = ("1", "132")
+
+
+@pytest.fixture
+def check_all(monkeypatch):
+    """Checks a case on devices of every size in PROCESSORS."""
+
+    def checked(**changes):
+        for processors in PROCESSORS:
+            monkeypatch.setenv("GATEDRNN_EMULATION_MULTIPROCESSORS", processors)
+            check(a_case(**changes))
+
+    return checked
+
+
+@pytest.mark.parametrize("processors", PROCESSORS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@FEW
+@given(data=st.data())
+def test_kernels_match_reference(data, dtype, processors, monkeypatch):
+    monkeypatch.setenv("GATEDRNN_EMULATION_MULTIPROCESSORS", processors)
+    check(data.draw(cases(dtype)))
+
+
+@FEW
+@given(data=st.data())
+def test_kernels_of_nothing_match_reference(data):
+    check(data.draw(cases(F64, images=(0, 1, 2), sizes=(0, 0, 3), blocks=(1, 2, 17))))
+
+
+@pytest.mark.parametrize("block", [1, 4])
+@pytest.mark.parametrize("merge", MERGES)
+@pytest.mark.parametrize("gate", GATES)
+def test_every_gate_and_merge_matches_reference(check_all, gate, merge, block):
+    seed = GATES.index(gate) + MERGES.index(merge)
+    dtype = (F32, BF16, F16)[seed % 3]
+    check_all(gate=gate, merge=merge, dtype=dtype, shape=(2, 4, 17, 33), block=block, seed=seed)
+    if block > 1:
+        check(a_case(gate=gate, merge=merge, dtype=F64, shape=(1, 6, 17, 18), block=3))
+
+
+@pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
+@pytest.mark.parametrize("gate_norm", GATE_NORMS)
+def test_every_nonlinearity_and_gate_norm_matches_reference(check_all, gate_norm, nonlinearity):
+    options = dict(gate_norm=gate_norm, nonlinearity=nonlinearity)
+    check_all(**options, shape=(1, 8, 18, 17), merge="sum")
+    check_all(**options, shape=(1, 3, 18, 17), block=1, merge="mean")
+    check(a_case(**options, shape=(1, 6, 9, 17), block=6, dtype=F64, gate="direction_pixel"))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("block", [1, 2, 3, 4, 5, 8, 16, 20, 33, 64])
+def test_every_block_size_matches_reference(check_all, block, bias):
+    for channels in (block, 3 * block) if block < 16 else (block,):
+        for gate in ("channel", "direction_pixel"):
+            check_all(shape=(1, channels, 19, 18), block=block, gate=gate, bias=bias)
+
+
+@pytest.mark.parametrize(("height", "width"), list(zip(SIDES, SIDES[5:] + SIDES[:5], strict=True)))
+def test_sizes_around_tiles_match_reference(check_all, height, width):
+    check_all(shape=(1, 8, height, width))
+    check_all(shape=(1, 5, height, width), block=1, gate="direction_channel")
+    check_all(shape=(1, 16, height, width), block=16, dtype=BF16, gate="pixel")
+    check(a_case(shape=(1, 3, height, width), block=3, gate="direction_channel", merge=None))
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 2, 600), (1, 8, 600, 1), (1, 5, 1, 600)])
+def test_long_thin_maps_match_reference(check_all, shape):
+    for block in (1, shape[1]):
+        check_all(shape=shape, block=block)
+    check(a_case(shape=shape, block=shape[1], gate="pixel", grad_layout="expanded", merge=None))
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+def test_every_set_of_directions_matches_reference(check_all, number):
+    for directions in itertools.combinations(DIRECTIONS, number):
+        for merge, block in (("max", 2), ("mean", 2), ("max", 1), (None, 1)):
+            check_all(directions=directions[::-1], merge=merge, shape=(1, 4, 18, 20), block=block)
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "transposed", "sliced"])
+@pytest.mark.parametrize("dtype", [F32, BF16])
+def test_layouts_match_reference(check_all, dtype, layout):
+    other = "channels_last" if layout == "transposed" else "contiguous"
+    for x_layout, g_layout in ((layout, layout), (layout, other), (other, layout)):
+        layouts = dict(x_layout=x_layout, g_layout=g_layout, grad_layout=layout)
+        for block, gate in ((8, "direction_channel"), (1, "channel")):
+            check_all(dtype=dtype, shape=(2, 8, 17, 20), block=block, gate=gate, **layouts)
+
+
+# Turing has 64 KiB. Less makes tiles of a single pixel, which otherwise take hundreds of channels.
+@pytest.mark.parametrize("kilobytes", [100, 64, 20])
+@pytest.mark.parametrize("dtype", [F64, F32])
+def test_small_shared_memory_matches_reference(check_all, dtype, kilobytes, monkeypatch):
+    monkeypatch.setenv("GATEDRNN_EMULATION_SHARED_BYTES", str(kilobytes << 10))
+    for channels, block in ((8, 1), (16, 16), (40, 40)) if kilobytes > 20 else ((40, 40),):
+        shape = (1, channels, 9, 6)
+        check_all(dtype=dtype, shape=shape, block=block, gate="direction_channel")
+
+
+def test_more_channels_than_shared_memory_holds_are_refused(monkeypatch):
+    monkeypatch.setenv("GATEDRNN_EMULATION_SHARED_BYTES", "1000")
+    x = torch.zeros(1, 64, 4, 4)
+    with pytest.raises(RuntimeError, match="C / groups = 64 channels are more than"):
+        spatial_gated_rnn(x, x, torch.zeros(4, 64, 64))
+
+
+@pytest.mark.parametrize("processors", PROCESSORS)
+@pytest.mark.parametrize("dtype", [F64, F32, BF16])
+@pytest.mark.parametrize(
+    ("shape", "block", "gate_channels", "merge"),
+    [
+        ((3, 16, 33, 40), 8, 16, "max"),
+        ((2, 20, 40, 17), 20, 1, "mean"),
+        ((1, 16, 50, 50), 16, 1, "sum"),
+        ((2, 6, 34, 20), 1, 6, None),
+    ],
+)
+def test_bits_do_not_depend_on_the_order_of_threads(
+    shape, block, gate_channels, merge, dtype, processors, monkeypatch
+):
+    generator = torch.Generator().manual_seed(4)
+    n, c, h, w = shape
+    state = F64 if dtype == F64 else F32
+    x = torch.randn(shape, generator=generator).to(dtype)
+    g = torch.randn((n, gate_channels, h, w), generator=generator).to(dtype)
+    weight = (torch.randn(4, c, block, generator=generator) / (2 * block**0.5)).to(state)
+    bias = torch.randn(4, c, generator=generator).to(state)
+    grad = torch.randn((n, 4, c, h, w), generator=generator).to(dtype)
+    grad = grad if merge is None else grad[:, 0].contiguous()
+    monkeypatch.setenv("GATEDRNN_EMULATION_MULTIPROCESSORS", processors)
+    expected = None
+    for seed, resident in enumerate(("1", "4", "2", "16")):
+        monkeypatch.setenv("GATEDRNN_EMULATION_SEED", str(seed))
+        monkeypatch.setenv("GATEDRNN_EMULATION_RESIDENT_BLOCKS", resident)
+        y, grads = run(
+            spatial_gated_rnn, (x, g, weight, bias), grad, merge=merge, gate_norm="clamp"
+        )
+        bits = [y, *grads]
+        expected = expected or bits
+        assert all(map(torch.equal, bits, expected)), f"seed {seed}"
+
+
+def test_layer_runs_on_the_kernels():
+    torch.manual_seed(0)
+    layer = SpatialGatedRNN(8, groups=2).double()
+    x, g = torch.randn(2, 1, 8, 20, 18, dtype=F64)
+    tensors = (x, g, layer.weight.detach(), layer.bias.detach())
+    y, grads = run(lambda x, g: layer(x, g), (x, g), torch.ones_like)
+    expected, expected_grads = run(reference, tensors, torch.ones_like, gate_norm="clamp")
+    assert_close(y, expected)
+    for ours, theirs in zip(grads, expected_grads, strict=False):
+        assert_close(ours, theirs)

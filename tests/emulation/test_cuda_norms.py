@@ -1,0 +1,73 @@
+"""The CUDA kernel of the spectral norm, emulated: the clamp, and the largest singular value."""
+
+import pytest
+import torch
+from comparison import F32, F64
+from test_norms import BOUND, KINDS, SCALES, blocks, norms
+
+from gatedrnn import norms as package_norms
+from gatedrnn.norms import clamp_norm
+
+pytestmark = pytest.mark.usefixtures("emulated")
+SIZES = (1, 2, 3, 8, 33)
+
+
+@pytest.fixture(autouse=True)
+def kernels_for_cpu_tensors(monkeypatch):
+    monkeypatch.setattr(package_norms, "_has_kernel", lambda t: True)
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize("kind", KINDS)
+def test_norm_is_held_within_one(kind, dtype):
+    for k in SIZES:
+        for scale in SCALES:
+            weight = (blocks(k, kind, torch.Generator().manual_seed(k)) * scale).to(dtype)
+            clamped = torch.ops.gatedrnn.clamp_spectral(weight)
+            true = norms(weight)
+            assert clamped.dtype == dtype
+            assert (norms(clamped) <= BOUND).all()
+            kept = (true < 1 - 1e-5).repeat_interleave(k).view(2, 2 * k)
+            assert torch.equal(clamped[kept], weight[kept])
+            ratio = true.clamp(min=1).repeat_interleave(k).view(2, 2 * k, 1)
+            torch.testing.assert_close(
+                clamped.double() * ratio, weight.double(), rtol=1e-5, atol=1e-6 * scale
+            )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_singular_vectors_belong_to_the_largest_value(kind):
+    for k in SIZES:
+        for scale in (1e-30, 1.0, 1e18):
+            w = blocks(k, kind, torch.Generator().manual_seed(k)).reshape(4, k, k) * scale
+            sigma, u, v = torch.ops.gatedrnn.top_singular(w)
+            largest = torch.linalg.svdvals(w)[:, 0]
+            torch.testing.assert_close(sigma, largest, rtol=1e-8, atol=0)
+            for vector in (u, v):
+                torch.testing.assert_close(vector.norm(dim=1), torch.ones(4, dtype=F64))
+            mapped = (w @ v[:, :, None])[:, :, 0]
+            torch.testing.assert_close(mapped, sigma[:, None] * u, rtol=0, atol=1e-12 * scale)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_blocks_that_are_not_finite_are_nan_and_alone(value):
+    weight = torch.eye(3).repeat(1, 3, 1) * 2
+    weight[0, 4, 1] = value
+    clamped = torch.ops.gatedrnn.clamp_spectral(weight)
+    assert clamped[0, 3:6].isnan().all()
+    assert torch.equal(clamped[0, :3], torch.eye(3))
+    assert torch.equal(clamped[0, 6:], torch.eye(3))
+
+
+def test_matrices_in_global_memory_give_the_same_bits(monkeypatch):
+    w = torch.randn(3, 20, 20, generator=torch.Generator().manual_seed(0), dtype=F64)
+    expected = torch.ops.gatedrnn.top_singular(w)
+    monkeypatch.setenv("GATEDRNN_EMULATION_SHARED_BYTES", "6000")
+    for seed in "123":
+        monkeypatch.setenv("GATEDRNN_EMULATION_SEED", seed)
+        assert all(map(torch.equal, torch.ops.gatedrnn.top_singular(w), expected))
+
+
+def test_derivatives_of_the_clamp_are_right():
+    weight = blocks(3, "normal", torch.Generator().manual_seed(0)).requires_grad_()
+    assert torch.autograd.gradcheck(lambda w: clamp_norm(w, "spectral"), weight)

@@ -1,0 +1,231 @@
+"""The emulation itself: it runs right kernels right, and reports or shows what wrong ones break."""
+
+import pytest
+import torch
+from emulation_build import HERE, load
+
+SEEDS = range(20)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def toys():
+    load("toys", [HERE / "toy_kernels.cu"])
+
+
+@pytest.fixture
+def seeded(monkeypatch):
+    """Runs a toy for one seed."""
+
+    def run(seed, name, data, *numbers):
+        monkeypatch.setenv("GATEDRNN_EMULATION_SEED", str(seed))
+        torch.ops.gatedrnn_toys.run(name, data, list(numbers))
+        return data
+
+    return run
+
+
+def ints(count):
+    return torch.arange(count, dtype=torch.int32)
+
+
+def zeros(count=8):
+    return torch.zeros(count, dtype=torch.int32)
+
+
+def always(outcomes):
+    return all(outcomes)
+
+
+def sometimes_not(outcomes):
+    return not all(outcomes)
+
+
+# ---- barriers order memory, and nothing else does ------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "expectation"), [("reverse", always), ("reverse_without_barrier", sometimes_not)]
+)
+def test_block_barrier_orders_shared_memory(seeded, name, expectation):
+    expected = ints(5 * 128).view(5, 128).flip(1).flatten()
+    runs = (seeded(seed, name, ints(5 * 128), 5) for seed in SEEDS)
+    assert expectation(torch.equal(run, expected) for run in runs)
+
+
+@pytest.mark.parametrize(
+    ("name", "expectation"),
+    [("reverse_warp", always), ("reverse_warp_without_barrier", sometimes_not)],
+)
+def test_warp_barrier_orders_shared_memory(seeded, name, expectation):
+    runs = (seeded(seed, name, ints(32)) for seed in SEEDS)
+    assert expectation(torch.equal(run, ints(32).flip(0)) for run in runs)
+
+
+@pytest.mark.parametrize(
+    ("name", "expectation"), [("pipeline", always), ("pipeline_without_barrier", sometimes_not)]
+)
+def test_warps_keep_in_step_by_block_barriers_alone(seeded, name, expectation):
+    runs = (seeded(seed, name, zeros(32)) for seed in SEEDS)
+    assert expectation((run == 30 * 31 // 2).all() for run in runs)
+
+
+@pytest.mark.parametrize(
+    ("name", "expectation"), [("promise", always), ("promise_without_meeting", sometimes_not)]
+)
+def test_flag_of_one_lane_promises_what_its_warp_wrote(seeded, name, expectation):
+    runs = (seeded(seed, name, zeros(65), 2) for seed in range(60))
+    assert expectation(torch.equal(run[32:64], 32 - ints(32)) for run in runs)
+
+
+@pytest.mark.parametrize("resident", ["1", "2", "3", "9"])
+def test_blocks_wait_for_each_other_in_ticket_order(seeded, monkeypatch, resident):
+    monkeypatch.setenv("GATEDRNN_EMULATION_RESIDENT_BLOCKS", resident)
+    for seed in SEEDS:
+        data = seeded(seed, "ticket", zeros(2 + 7 * 128), 7)
+        assert torch.equal(data[2:].view(7, 128), ints(7)[:, None].expand(7, 128))
+
+
+def test_grid_has_three_dimensions(seeded):
+    assert (seeded(0, "grid", zeros(24)) == 7).all()
+
+
+# ---- warps ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("sum_int", torch.int32),
+        ("sum_int64", torch.int64),
+        ("sum_float", torch.float32),
+        ("sum_double", torch.float64),
+    ],
+)
+def test_warp_sums_by_shuffles(seeded, name, dtype):
+    values = torch.arange(32, dtype=dtype)
+    if dtype == torch.int64:
+        values <<= 40
+    for seed in SEEDS:
+        assert (seeded(seed, name, values.clone()) == values.sum()).all()
+
+
+def test_shuffles_and_votes_give_what_cuda_documents(seeded):
+    lane = ints(32)
+    first, place = lane // 8 * 8, lane % 8
+    thirds = sum(1 << i for i in range(0, 32, 3))
+    expected = torch.stack(
+        [
+            torch.where(place >= 3, lane - 3, lane),
+            torch.where(place < 5, lane + 3, lane),
+            torch.where((lane ^ 12) < first + 8, lane ^ 12, lane),
+            first + 3,
+            torch.full_like(lane, thirds - 2**32 if thirds >= 2**31 else thirds),
+            torch.full_like(lane, 1 + 8),
+            lane ^ 15,
+            torch.ones_like(lane),
+        ]
+    )
+    for seed in SEEDS:
+        assert torch.equal(seeded(seed, "shuffles", zeros(256)).view(8, 32), expected)
+
+
+# ---- rules -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("deadlock", r"every thread waits:\n.*\n  127 of block .* wait for their block at toy_k"),
+        ("deadlock", r"1 of block \(0, 0, 0\) poll at toy_kernels.cu:\d+ in .*deadlock_kernel"),
+        ("ended", "in __syncthreads"),
+        ("two_barriers", "others of its block in that at toy_kernels.cu"),
+        ("barrier_in_warp", "__syncthreads, and its warp waits|which waits in __syncthreads"),
+        ("ended_lane", "ends while its warp waits for it|waits for lane 3, which has ended"),
+        ("outside_mask", "asks for the value of lane 20, which is not in the mask"),
+        ("foreign_mask", "is not in the mask that it gives"),
+        ("two_masks", "meets its warp with another mask"),
+        ("deep", "its stack is full"),
+    ],
+)
+def test_broken_rule_is_reported(seeded, name, message):
+    for seed in SEEDS:
+        with pytest.raises(RuntimeError, match=message):
+            seeded(seed, name, zeros())
+    assert torch.equal(seeded(0, "reverse_warp", ints(32)), ints(32).flip(0))  # all is well again
+
+
+@pytest.mark.parametrize(
+    ("threads", "right"), [(0, False), (40, False), (1024, True), (1056, False)]
+)
+def test_blocks_are_of_whole_warps(seeded, threads, right):
+    if right:
+        assert seeded(0, "threads", zeros(), threads)[0] == 1
+    else:
+        with pytest.raises(RuntimeError, match="32 to 1024 threads in x, in whole warps, got"):
+            seeded(0, "threads", zeros(), threads or 2**32)
+
+
+def test_launch_with_too_much_shared_memory_is_refused(seeded, monkeypatch):
+    seeded(0, "shared_bytes", zeros(), 49152)
+    with pytest.raises(RuntimeError, match="49153 bytes of shared memory, and the kernel may have"):
+        seeded(0, "shared_bytes", zeros(), 49153)
+    seeded(0, "shared_bytes", zeros(), 49153, 232448)
+    with pytest.raises(RuntimeError, match="invalid argument"):
+        seeded(0, "shared_bytes", zeros(), 49153, 232449)
+    monkeypatch.setenv("GATEDRNN_EMULATION_SHARED_BYTES", "1000")
+    with pytest.raises(RuntimeError, match="1001 bytes of shared memory, and the kernel may have"):
+        seeded(0, "shared_bytes", zeros(), 1001)
+
+
+# ---- memory that is not there ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [64, 4096, 100_000])
+def test_shared_memory_ends_where_it_ends(seeded, size):
+    last = size // 4 - 1
+    assert seeded(0, "shared_access", torch.tensor([last, 0, 0], dtype=torch.int32), size)[2] == -1
+    for index in (last + 1, -5000):
+        for writes in (0, 1):
+            data = torch.tensor([index, writes, 0], dtype=torch.int32)
+            with pytest.raises(RuntimeError, match=f"touches byte {4 * index} of {size} of shared"):
+                seeded(0, "shared_access", data, size)
+
+
+def test_write_between_shared_memory_and_its_guards_is_reported(seeded):
+    for index, where in ((15, "past the end"), (-1, "before the start")):
+        data = torch.tensor([index, 1, 0], dtype=torch.int32)
+        with pytest.raises(RuntimeError, match=f"wrote {where} of its 60 bytes of shared memory"):
+            seeded(0, "shared_access", data, 60)
+
+
+def test_pointer_to_nowhere_is_reported(seeded):
+    with pytest.raises(RuntimeError, match="touches memory that is not there"):
+        seeded(0, "device_access", zeros(), 2**40)
+
+
+# ---- 16 bits -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("half", torch.float16), ("bfloat16", torch.bfloat16)])
+def test_conversions_round_as_pytorch_does(seeded, name, dtype):
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype).float()
+    generator = torch.Generator().manual_seed(0)
+    patterns = torch.randint(-(2**31), 2**31 - 1, (200_000,), generator=generator)
+    finite = every[every.isfinite()].sort().values.double()
+    halfway = ((finite[1:] + finite[:-1]) / 2).float()
+    values = torch.cat(
+        [
+            every,
+            patterns.to(torch.int32).view(torch.float32),
+            halfway,
+            halfway.nextafter(torch.tensor(float("inf"))),
+            halfway.nextafter(torch.tensor(-float("inf"))),
+            torch.tensor([65519.99, 65520.0, -65520.0, 3.4028e38, 1e-45, -0.0]),
+        ]
+    )
+    expected = values.to(dtype).float()
+    actual = seeded(0, name, values.clone())
+    numbers = ~expected.isnan()
+    assert torch.equal(actual.isnan(), ~numbers)
+    same = actual.view(torch.int32) == expected.view(torch.int32)  # -0.0 is not 0.0
+    assert same[numbers].all()

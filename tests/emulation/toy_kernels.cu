@@ -1,0 +1,250 @@
+// Kernels that keep or break the rules, one each: what the emulation must run right or report.
+//
+// torch.ops.gatedrnn_toys.run(name, data, numbers) runs one; Python says what must come of it.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <string>
+#include <vector>
+
+#include "cuda_emulation.h"
+
+namespace toys {
+namespace {
+
+using torch::stable::Tensor;
+
+constexpr int kThreads = 128;
+
+// Reverses each block's kThreads values through shared memory; a barrier between is the point.
+template <bool kBarrier>
+__global__ void reverse_kernel(int* data) {
+  int* room = reinterpret_cast<int*>(dynamic_shared_memory());
+  int* own = data + blockIdx.x * kThreads;
+  room[threadIdx.x] = own[threadIdx.x];
+  if (kBarrier) __syncthreads();
+  own[threadIdx.x] = room[kThreads - 1 - threadIdx.x];
+}
+
+// The same within a warp of 32 values.
+template <bool kBarrier>
+__global__ void reverse_warp_kernel(int* data) {
+  int* room = reinterpret_cast<int*>(dynamic_shared_memory());
+  room[threadIdx.x] = data[threadIdx.x];
+  if (kBarrier) __syncwarp();
+  data[threadIdx.x] = room[threadIdx.x ^ 31];
+}
+
+// Two warps in a ring of two slots: the second reads what the first wrote a step ago. A barrier at
+// each step is right; only one warp's own, at each step, keeps neither in step with the other.
+template <bool kBarrier>
+__global__ void pipeline_kernel(int* data, int steps) {
+  int* room = reinterpret_cast<int*>(dynamic_shared_memory());
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  int sum = 0;
+  for (int step = 0; step <= steps; ++step) {
+    if (warp == 0 && step < steps) room[step % 2 * 32 + lane] = step + 1;
+    if (warp == 1 && step > 0) sum += room[(step - 1) % 2 * 32 + (lane ^ 1)];
+    if (kBarrier)
+      __syncthreads();
+    else
+      __syncwarp();
+  }
+  if (warp == 1) data[lane] = sum;
+}
+
+// Sums by shuffles of every kind: each lane of `data` gets its warp's sum.
+template <class T>
+__global__ void warp_sum_kernel(T* data) {
+  T value = data[threadIdx.x];
+  value += __shfl_xor_sync(0xffffffff, value, 16);
+  for (int delta = 8; delta > 2; delta /= 2) value += __shfl_down_sync(0xffffffff, value, delta);
+  T pair = value + __shfl_down_sync(0xffffffff, value, 2);
+  pair += __shfl_down_sync(0xffffffff, pair, 1);
+  data[threadIdx.x] = __shfl_sync(0xffffffff, pair, 0);
+}
+
+// Rows of 32: what up, down, xor and idx give in pieces of 8 lanes, and the votes.
+__global__ void shuffles_kernel(int* data) {
+  const int lane = threadIdx.x;
+  data[lane] = __shfl_up_sync(0xffffffff, lane, 3, 8);
+  data[32 + lane] = __shfl_down_sync(0xffffffff, lane, 3, 8);
+  data[64 + lane] = __shfl_xor_sync(0xffffffff, lane, 12, 8);
+  data[96 + lane] = __shfl_sync(0xffffffff, lane, 11, 8);
+  data[128 + lane] = static_cast<int>(__ballot_sync(0xffffffff, lane % 3 == 0));
+  data[160 + lane] = __any_sync(0xffffffff, lane == 5) + 2 * __all_sync(0xffffffff, lane < 31) +
+                     4 * __any_sync(0xffffffff, 0) + 8 * __all_sync(0xffffffff, lane < 32);
+  const unsigned half = lane < 16 ? 0xffffu : 0xffff0000u;
+  data[192 + lane] = __shfl_xor_sync(half, lane, 15);
+  data[224 + lane] = __syncthreads_or(lane == 9) + 2 * __syncthreads_or(0);
+}
+
+// Blocks in the order of their tickets: data[0] counts tickets, data[1] whose turn it is; each
+// appends its ticket. Plain reads of data[1] would be a race without the acquire.
+__global__ void ticket_kernel(int* data) {
+  int* ticket = reinterpret_cast<int*>(dynamic_shared_memory());
+  if (threadIdx.x == 0) *ticket = atomicAdd(&data[0], 1);
+  __syncthreads();
+  if (threadIdx.x == 0)
+    while (load_acquire(&data[1]) != *ticket) __nanosleep(20);
+  __syncthreads();
+  data[2 + *ticket * static_cast<int>(blockDim.x) + threadIdx.x] = *ticket;
+  __syncthreads();
+  if (threadIdx.x == 0) store_release(&data[1], *ticket + 1);
+}
+
+// One block writes, the next reads what the flag promises. The warp must meet before its flag.
+template <bool kMeet>
+__global__ void promise_kernel(int* data) {
+  int* flag = data + 64;
+  if (blockIdx.x == 0) {
+    data[threadIdx.x] = static_cast<int>(threadIdx.x) + 1;
+    if (kMeet) __syncwarp();
+    if (threadIdx.x == 0) store_release(flag, 1);
+  } else {
+    while (load_acquire(flag) == 0) __nanosleep(20);
+    data[32 + threadIdx.x] = data[threadIdx.x ^ 31];
+  }
+}
+
+__global__ void deadlock_kernel(int* data) {
+  if (threadIdx.x == 0)
+    while (load_acquire(data) == 0) __nanosleep(20);
+  __syncthreads();
+}
+
+__global__ void ended_kernel(int*) {
+  if (threadIdx.x == 7) return;
+  __syncthreads();
+}
+
+__global__ void two_barriers_kernel(int*) {
+  if (threadIdx.x < 64)
+    __syncthreads();
+  else
+    __syncthreads();
+}
+
+__global__ void barrier_in_warp_kernel(int*) {
+  if (threadIdx.x % 32 == 3)
+    __syncthreads();
+  else
+    __syncwarp();
+}
+
+__global__ void ended_lane_kernel(int* data) {
+  if (threadIdx.x == 3) return;
+  data[0] = __shfl_xor_sync(0xffffffff, 1, 1);
+}
+
+__global__ void outside_mask_kernel(int* data) {
+  if (threadIdx.x < 16) data[0] = __shfl_sync(0xffff, 1, 20);
+}
+
+__global__ void foreign_mask_kernel(int*) { __syncwarp(0xffff); }
+
+__global__ void two_masks_kernel(int*) { __syncwarp(threadIdx.x == 1 ? 0xffffu : 0xffffffffu); }
+
+// Shared memory at data[0], an index of ints; reads when data[1] is 0.
+__global__ void shared_access_kernel(int* data) {
+  volatile int* room = reinterpret_cast<int*>(dynamic_shared_memory());
+  if (threadIdx.x != 5) return;
+  if (data[1])
+    room[data[0]] = 1;
+  else
+    data[2] = room[data[0]];
+}
+
+__global__ void device_access_kernel(int* data, int64_t index) {
+  if (threadIdx.x == 5) data[index] = 1;
+}
+
+__global__ void deep_kernel(int* data) {
+  volatile char room[20 << 10];
+  room[0] = 1;
+  if (room[0] && data) deep_kernel(data);
+  room[1] = 1;
+}
+
+__global__ void set_kernel(int* data, int64_t value) {
+  data[(blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x] = static_cast<int>(value);
+}
+
+// Values of all kinds through a 16-bit type: data (count) float32, bits (count) int16.
+template <class T, T (*narrow)(float), float (*widen)(T)>
+__global__ void round_kernel(float* data, int64_t count) {
+  for (int64_t i = threadIdx.x; i < count; i += blockDim.x) data[i] = widen(narrow(data[i]));
+}
+
+void run(std::string name, Tensor tensor, std::vector<int64_t> numbers) {
+  int* data = static_cast<int*>(tensor.mutable_data_ptr());
+  const auto number = [&](size_t i) { return numbers.size() > i ? numbers[i] : 0; };
+  const auto blocks = static_cast<unsigned>(number(0) ? number(0) : 1);
+  const auto one_warp = [&](auto kernel) { launch(kernel, blocks, 32, 4 * 32, nullptr, data); };
+  const auto one_block = [&](auto kernel) {
+    launch(kernel, blocks, kThreads, 4 * kThreads, nullptr, data);
+  };
+  if (name == "reverse") return one_block(reverse_kernel<true>);
+  if (name == "reverse_without_barrier") return one_block(reverse_kernel<false>);
+  if (name == "reverse_warp") return one_warp(reverse_warp_kernel<true>);
+  if (name == "reverse_warp_without_barrier") return one_warp(reverse_warp_kernel<false>);
+  if (name == "pipeline") return launch(pipeline_kernel<true>, 1, 64, 256, nullptr, data, 30);
+  if (name == "pipeline_without_barrier")
+    return launch(pipeline_kernel<false>, 1, 64, 256, nullptr, data, 30);
+  if (name == "sum_int") return one_warp(warp_sum_kernel<int>);
+  if (name == "sum_float")
+    return launch(warp_sum_kernel<float>, 1, 32, 0, nullptr, reinterpret_cast<float*>(data));
+  if (name == "sum_double")
+    return launch(warp_sum_kernel<double>, 1, 32, 0, nullptr, reinterpret_cast<double*>(data));
+  if (name == "sum_int64")
+    return launch(warp_sum_kernel<int64_t>, 1, 32, 0, nullptr, reinterpret_cast<int64_t*>(data));
+  if (name == "shuffles") return one_warp(shuffles_kernel);
+  if (name == "ticket") return one_block(ticket_kernel);
+  if (name == "promise") return one_warp(promise_kernel<true>);
+  if (name == "promise_without_meeting") return one_warp(promise_kernel<false>);
+  if (name == "deadlock") return one_block(deadlock_kernel);
+  if (name == "ended") return one_block(ended_kernel);
+  if (name == "two_barriers") return one_block(two_barriers_kernel);
+  if (name == "barrier_in_warp") return one_block(barrier_in_warp_kernel);
+  if (name == "ended_lane") return one_warp(ended_lane_kernel);
+  if (name == "outside_mask") return one_warp(outside_mask_kernel);
+  if (name == "foreign_mask") return one_warp(foreign_mask_kernel);
+  if (name == "two_masks") return one_warp(two_masks_kernel);
+  if (name == "shared_access") {
+    cudaFuncSetAttribute(shared_access_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                         static_cast<int>(number(0)));
+    return launch(shared_access_kernel, 1, 32, static_cast<size_t>(number(0)), nullptr, data);
+  }
+  if (name == "device_access")
+    return launch(device_access_kernel, 1, 32, 0, nullptr, data, number(0));
+  if (name == "deep") return one_warp(deep_kernel);
+  if (name == "half")
+    return launch(round_kernel<__half, __float2half_rn, __half2float>, 1, 32, 0, nullptr,
+                  reinterpret_cast<float*>(data), tensor.numel());
+  if (name == "bfloat16")
+    return launch(round_kernel<__nv_bfloat16, __float2bfloat16_rn, __bfloat162float>, 1, 32, 0,
+                  nullptr, reinterpret_cast<float*>(data), tensor.numel());
+  if (name == "grid") return launch(set_kernel, dim3(2, 3, 4), 32, 0, nullptr, data, int64_t{7});
+  if (name == "threads")
+    return launch(set_kernel, 1, static_cast<unsigned>(number(0)), 0, nullptr, data, 1);
+  if (name == "shared_bytes") {
+    if (number(1)) {
+      const cudaError_t error = cudaFuncSetAttribute(
+          set_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(number(1)));
+      STD_TORCH_CHECK(error == cudaSuccess, cudaGetErrorString(error));
+    }
+    return launch(set_kernel, 1, 32, static_cast<size_t>(number(0)), nullptr, data, 1);
+  }
+  STD_TORCH_CHECK(false, "no such toy: ", name);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(gatedrnn_toys, m) {
+  m.def("run(str name, Tensor(a!) data, int[] numbers) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(gatedrnn_toys, CPU, m) { m.impl("run", TORCH_BOX(&run)); }
+
+}  // namespace toys
