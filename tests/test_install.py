@@ -132,7 +132,7 @@ def isolated_build(tmp_path):
     shutil.copytree(ROOT / "csrc", sources / "csrc")
     (sources / "gatedrnn").mkdir()
     shutil.copy(ROOT / "gatedrnn" / "py.typed", sources / "gatedrnn")
-    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
+    for name in ("setup.py", "build_cuda.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, sources)
     site_packages = metadata.distribution("torch").locate_file("")
     for package in ("setuptools", "_distutils_hack"):
