@@ -37,10 +37,11 @@ def make_inputs(shape, block, dtype=F32, seed=0, device="cuda"):
 
 
 def forward_and_backward(x, g, weight, bias, grad, rnn=spatial_gated_rnn, **options):
-    """[y, dx, dg, dweight, dbias]."""
-    leaves = [t.detach().requires_grad_() for t in (x, g, weight, bias)]
+    """[y, dx, dg, dweight, dbias]; g and dg may be None."""
+    leaves = [None if t is None else t.detach().requires_grad_() for t in (x, g, weight, bias)]
     y = rnn(*leaves, **(OPTIONS | options))
-    return [y.detach(), *torch.autograd.grad(y, leaves, grad)]
+    grads = iter(torch.autograd.grad(y, [t for t in leaves if t is not None], grad))
+    return [y.detach(), *(None if t is None else next(grads) for t in leaves)]
 
 
 def truth(tensors, **options):
