@@ -183,7 +183,7 @@ def wheel(toolkit, tmp_path_factory):
 
 
 def test_wheel_holds_machine_code_for_the_architectures_asked_for(wheel):
-    (library,) = (wheel[1] / "gatedrnn").glob("_C.*")
+    (library,) = (wheel[1] / "gatedrnn").glob("_C.*.so")
     held = fatbin.architectures(library)
     assert set(held) == {"sm_90"}
     assert len(held) == len(list((ROOT / "csrc" / "cuda").glob("*.cu")))
