@@ -50,7 +50,7 @@ void backward_block(const BackwardArgs& a, const A* transposed, const BackwardMa
   const Lines lines = lines_of(a.h, a.w, along_width);
   const int64_t row = block.row(), most = channels_per_tile(a);
   const bool gates_differ = a.g && a.gate_directions, separate = a.merge == Merge::kNone;
-  const auto forward = forward_step<A, B>(a.block);
+  const auto forward = forward_step<A, B, Also::kKeep>(a.block);
   const auto backward = backward_step<A, B>(a.block);
   const int64_t tile_pixel = row * most, gate_pixel = a.g ? tile_pixel : 0;
   const Chunks chunks(lines.length, tile_pixel * 8 * sizeof(A));
@@ -65,12 +65,12 @@ void backward_block(const BackwardArgs& a, const A* transposed, const BackwardMa
   s.derivative = a.dg && a.gate_norm != GateNorm::kNone ? arena.take<A>(gate_tile) : nullptr;
   s.xi = arena.take<A>(tile);
   s.mask = a.mask ? arena.take<uint8_t>(tile) : nullptr;
-  s.h = arena.take<A>(tile);
+  s.h = arena.take<A>(tile);  // without room for a whole line, one chunk of what is not kept
   s.u = arena.take<A>(tile);
   s.e = arena.take<A>(kChunkPixels * tile_pixel);
   s.dx = arena.take<A>(tile);
   s.dg = a.dg ? arena.take<A>(gate_tile) : nullptr;
-  s.state = arena.take<A>(2 * tile_pixel);
+  s.state = arena.take<A>(tile_pixel);
   s.delta = arena.take<A>(tile_pixel);
   s.e_state = arena.take<A>(tile_pixel);
   s.carries = arena.take<A>(chunks.count * tile_pixel);
@@ -107,16 +107,16 @@ void backward_block(const BackwardArgs& a, const A* transposed, const BackwardMa
 
       const bool enter = !chunks.resident || i == 0;
       const bool leave = !chunks.resident || i == directions.count - 1;
-      // Reads x and g of chunk k and recomputes h, from the state before it; keep: for the adjoint;
-      // onward: which way the next chunk lies.
-      const auto recompute = [&](int64_t k, bool keep, bool onward) {
+      // Reads x and g of chunk k and recomputes h and u, from the state before it; onward: which
+      // way the next chunk lies.
+      const auto recompute = [&](int64_t k, bool onward) {
         const int64_t t0 = chunks.begin(k), place = chunks.place(k) * pixel;
         const int64_t gate_place = chunks.place(k) * block.gate_pixel();
         f.length = block.shape.t = chunks.pixels(k);
         f.x = block.template tile_map<const A>(s.x + place);
         f.g = block.gate_tile(s.gate + gate_place);
-        f.h = keep ? s.h + place : nullptr;
-        f.u = keep ? s.u + place : nullptr;
+        f.h = s.h + place;
+        f.u = s.u + place;
         if (enter) block.read(at<S>(a.x, a.x_strides, n, 0), a.x_strides, t0, onward, s.x + place);
         if (a.g && (enter || gates_differ))
           block.read_gate(d, t0, onward, s.gate + gate_place,
@@ -127,7 +127,7 @@ void backward_block(const BackwardArgs& a, const A* transposed, const BackwardMa
       for (int64_t j = 0; j < chunks.count; ++j) {
         std::copy(s.state, s.state + pixel, s.carries + j * pixel);
         if (chunks.resident || j < chunks.count - 1)
-          recompute(f.reverse ? chunks.count - 1 - j : j, chunks.resident, f.reverse);
+          recompute(f.reverse ? chunks.count - 1 - j : j, f.reverse);
       }
 
       std::fill(s.e_state, s.e_state + pixel, A{});
@@ -147,7 +147,7 @@ void backward_block(const BackwardArgs& a, const A* transposed, const BackwardMa
         const A* const before = s.carries + j * pixel;
         if (!chunks.resident) {
           std::copy(before, before + pixel, s.state);
-          recompute(k, true, !f.reverse);
+          recompute(k, !f.reverse);
         }
         r.length = block.shape.t = chunks.pixels(k);
         r.g = block.gate_tile(s.gate + gate_place);

@@ -2,8 +2,9 @@
 #pragma once
 
 #include "cpu/arena.h"
-#include "cpu/steps.h"
-#include "cpu/tile.h"
+#include "cpu/backward_steps.h"
+#include "cpu/forward_steps.h"
+#include "cpu/merge.h"
 
 namespace gatedrnn::GATEDRNN_ISA {
 
@@ -18,7 +19,7 @@ constexpr int64_t kBatchBytes = 1 << 20;
 // From this many lines on, a block of the forward pass takes four registers of them instead of two:
 // every visit to a row of a large image costs a page of the TLB and should bring more than two
 // cache lines. The backward pass has eight tiles instead of three, and stays with two.
-constexpr int64_t kWideLines = 128;
+constexpr int64_t kWideLines = 12800;
 // Channels that go through a tile together, where the weight's blocks are smaller.
 constexpr int64_t kTileChannels = 16;
 
@@ -106,6 +107,12 @@ struct LineBlock {
     const LineStrides s = line_strides(strides, along_width);
     unpack(tile, corner(map, s, t0), s, shape, ahead(s, t0, reverse));
   }
+  void write(const Leaving<A>& maps, A* y, uint8_t* mask, const Strides& strides, int64_t t0,
+             bool reverse) const {
+    const LineStrides s = line_strides(strides, along_width);
+    leave(maps, corner(y, s, t0), mask ? corner(mask, s, t0) : nullptr, s, shape,
+          ahead(s, t0, reverse));
+  }
 
   // Gates: one row of ones without g; else [t][c|1][lane].
   TileShape gate_shape() const {
@@ -140,8 +147,12 @@ struct LineBlock {
   void read_gate(int64_t d, int64_t t0, bool reverse, A* gate, A* derivative) const {
     const TileShape s = gate_shape();
     const LineStrides strides = line_strides(a.g_strides, along_width);
-    pack(corner(at<S>(a.g, a.g_strides, n, d), strides, t0), strides, s, gate,
-         ahead(strides, t0, reverse));
+    const S* const map = corner(at<S>(a.g, a.g_strides, n, d), strides, t0);
+    const int64_t to_next = ahead(strides, t0, reverse);
+    if (a.gate_norm == GateNorm::kClamp && !derivative)
+      return pack(map, strides, s, gate, to_next,
+                  [](auto value) __attribute__((always_inline)) { return clamp_gate(value); });
+    pack(map, strides, s, gate, to_next);
     if (a.gate_norm == GateNorm::kNone) return;
     const int64_t size = s.t * s.c * row();
     for (int64_t i = 0; i < size; i += kLanes<A>) {
@@ -159,14 +170,14 @@ struct LineBlock {
 template <class A>
 constexpr bool kKnowsSizes = sizeof(A) == 4 && GATEDRNN_VECTOR_BYTES > 16;
 
-template <class A, int B>
+template <class A, int B, Also also>
 auto forward_step(int64_t block) -> void (*)(const ForwardChunk<A>&) {
-  if (block == 1) return forward_chunk<A, B, 1>;
+  if (block == 1) return forward_chunk<A, B, 1, also>;
   if constexpr (kKnowsSizes<A>) {
-    if (block == 8) return forward_chunk<A, B, 8>;
-    if (block == 16) return forward_chunk<A, B, 16>;
+    if (block == 8) return forward_chunk<A, B, 8, also>;
+    if (block == 16) return forward_chunk<A, B, 16, also>;
   }
-  return forward_chunk<A, B, 0>;
+  return forward_chunk<A, B, 0, also>;
 }
 template <class A, int B>
 auto backward_step(int64_t block) -> void (*)(const BackwardChunk<A>&) {
