@@ -1,6 +1,7 @@
 // Backward pass: h is recomputed chunk by chunk, then the adjoint runs against it.
 #pragma once
 
+#include "cpu/huge_pages.h"
 #include "cpu/lines.h"
 
 namespace gatedrnn::GATEDRNN_ISA {
@@ -255,6 +256,8 @@ void backward(const BackwardArgs& a) {
 
   const int64_t step = images_per_batch(a, 5), image = a.c * a.h * a.w;
   const int64_t gates = a.dg_strides.n;  // dense: elements of an image's gates
+  ask_for_huge_pages(a.dx, a.n * image * int64_t{sizeof(S)});
+  if (a.dg) ask_for_huge_pages(a.dg, a.n * gates * int64_t{sizeof(S)});
   constexpr bool in_place = std::is_same_v<A, S>;
   const int64_t most = in_place ? 0 : std::min(step, a.n);
   std::unique_ptr<A[]> dx_sums(new A[most * image]), dg_sums(new A[a.dg ? most * gates : 0]);

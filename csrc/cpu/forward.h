@@ -1,6 +1,7 @@
 // Forward pass: all directions of one axis over a block of lines, merged into y; then the other.
 #pragma once
 
+#include "cpu/huge_pages.h"
 #include "cpu/lines.h"
 
 namespace gatedrnn::GATEDRNN_ISA {
@@ -116,6 +117,7 @@ template <class A, class S>
 void forward(const ScanArgs& a) {
   const int64_t step = images_per_batch(a, 3);
   const int64_t image = (a.merge == Merge::kNone ? a.directions : 1) * a.c * a.h * a.w;
+  ask_for_huge_pages(a.y, a.n * image * int64_t{sizeof(S)});
   constexpr bool in_place = std::is_same_v<A, S>;
   std::unique_ptr<A[]> sums(in_place ? nullptr : new A[std::min(step, a.n) * image]);
   for (int64_t n = 0; n < a.n; n += step) {
