@@ -15,16 +15,27 @@ struct BackwardChunk : Chunk<A> {
   A scale;
   const A* h;  // [t][c][lane], kept by forward_chunk
   const A* u;
-  const A* norm_derivative;  // of the gate, laid out as g, or null
+  const A* norm_derivative;  // of the gate, laid out as g; null also for a clamp, which needs none
   A* e;                      // [t][c][lane], written: e_i = g_i * delta_i
   A* delta;                  // [c][lane], scratch
   A* state;                  // [c][lane]: e of the pixel behind the chunk; afterwards of its first
-  A* dx;                     // [t][c][lane], added to
-  A* dg;                     // as g, added to; or null
+  A* dx;                     // [t][c][lane]
+  A* dg;                     // as g, or null
+  bool fresh_dx, fresh_dg;   // written, not added to
 };
 
+template <bool Clamp, class V>
+GATEDRNN_INLINE V gate_of(V g) {
+  if constexpr (Clamp) return clamp_gate(g);
+  return g;
+}
+template <bool Fresh, class V, class A>
+GATEDRNN_INLINE void put(A* to, V v) {
+  store(to, Fresh ? v : load<V>(to) + v);
+}
+
 // One pixel, R channels, of the adjoint of Eq. (3): delta = theta' (xi + w^T e_{i+1}), e = g delta.
-template <int R, int B, int K, class A>
+template <int R, int B, int K, bool Clamp, class A>
 GATEDRNN_INLINE void backward_rows(const BackwardChunk<A>& f, int64_t t, int64_t c, const A* next) {
   constexpr int lanes = kLanes<A>, row = B * lanes;
   const int64_t block = K ? K : f.block;
@@ -45,59 +56,99 @@ GATEDRNN_INLINE void backward_rows(const BackwardChunk<A>& f, int64_t t, int64_t
         delta = activation_backward<VectorMath<Wide<A>>>(f.nonlinearity, load<Wide<A>>(f.h + at),
                                                          delta);
       store(f.delta + c * row + r * row + b * lanes, delta);
-      store(f.e + at, load<Wide<A>>(g + r * f.g.c + b * lanes) * delta);
+      store(f.e + at, gate_of<Clamp>(load<Wide<A>>(g + r * f.g.c + b * lanes)) * delta);
     }
   }
 }
 
 // What the recurrence does not wait for: dx and dg of one pixel from its row of delta.
-template <class A>
+template <bool Clamp, class A>
 GATEDRNN_INLINE void gradient_row(const BackwardChunk<A>& f, int64_t t, int64_t size, int64_t row) {
   constexpr int lanes = kLanes<A>;
-  A* dx = f.dx + t * size;
-  const A* u = f.u + t * size;
-  if (!f.dg) {
-    for (int64_t i = 0; i < size; i += lanes)
-      store(dx + i, load<Wide<A>>(dx + i) + load<Wide<A>>(f.delta + i));
-    return;
-  }
-  A* dg = f.dg + t * f.g.t;
-  const A* derivative = f.norm_derivative ? f.norm_derivative + t * f.g.t : nullptr;
-  if (f.g.c == 0) {  // one gate for all channels: their shares add up
-    for (int64_t lane = 0; lane < row; lane += lanes) {
-      Wide<A> sum{};
-      for (int64_t i = lane; i < size; i += row) {
-        const Wide<A> delta = load<Wide<A>>(f.delta + i);
-        store(dx + i, load<Wide<A>>(dx + i) + delta);
-        sum += delta * load<Wide<A>>(u + i);
-      }
-      if (derivative) sum *= load<Wide<A>>(derivative + lane);
-      store(dg + lane, load<Wide<A>>(dg + lane) + sum);
-    }
-    return;
-  }
-  for (int64_t i = 0; i < size; i += lanes) {
-    const Wide<A> delta = load<Wide<A>>(f.delta + i);
-    store(dx + i, load<Wide<A>>(dx + i) + delta);
-    Wide<A> share = delta * load<Wide<A>>(u + i);
-    if (derivative) share *= load<Wide<A>>(derivative + i);
-    store(dg + i, load<Wide<A>>(dg + i) + share);
+  typedef Wide<A> V;
+  const auto add = [](A* to, V v, bool fresh)
+                       __attribute__((always_inline)) { store(to, fresh ? v : load<V>(to) + v); };
+  A* const dx = f.dx + t * size;
+  for (int64_t i = 0; i < size; i += lanes) add(dx + i, load<V>(f.delta + i), f.fresh_dx);
+  if (!f.dg) return;
+  const A* const u = f.u + t * size;
+  const A* const g = f.g.data + t * f.g.t;
+  A* const dg = f.dg + t * f.g.t;
+  const A* const derivative = f.norm_derivative ? f.norm_derivative + t * f.g.t : nullptr;
+  // One gate for all channels: their shares add up.
+  const int64_t count = f.g.c ? size : row;
+  for (int64_t i = 0; i < count; i += lanes) {
+    V share{};
+    for (int64_t j = i; j < size; j += f.g.c ? size : row)
+      share += load<V>(f.delta + j) * load<V>(u + j);
+    if (derivative) share *= load<V>(derivative + i);
+    if constexpr (Clamp) share = where_within(load<V>(g + i), share);
+    add(dg + i, share, f.fresh_dg);
   }
 }
 
-template <class A, int B, int K>
+// The whole chunk for one block of the weight and one register of lanes, as forward_in_registers.
+template <int B, int K, bool Clamp, bool Masked, bool Fresh, class A>
+void backward_in_registers(const BackwardChunk<A>& f, int64_t c, int64_t lane) {
+  constexpr int row = B * kLanes<A>;
+  typedef Wide<A> V;
+  A* const state = f.state + c * row + lane;
+  V e[K];
+#pragma GCC unroll 8
+  for (int k = 0; k < K; ++k) e[k] = load<V>(state + k * row);
+  for (int64_t i = f.length - 1; i >= 0; --i) {
+    const int64_t t = f.reverse ? f.length - 1 - i : i;
+    V v[K] = {};
+#pragma GCC unroll 8
+    for (int k = 0; k < K; ++k)
+#pragma GCC unroll 8
+      for (int r = 0; r < K; ++r) v[r] += splat<V>(f.w_transposed[(c + r) * K + k]) * e[k];
+    const int64_t corner = (t * f.channels + c) * row + lane;
+    Walker<const A> g{f.g.data + t * f.g.t + c * f.g.c + lane, f.g.c};
+#pragma GCC unroll 8
+    for (int r = 0; r < K; ++r) {
+      const int64_t at = corner + r * row;
+      V xi = load<V>(f.xi + at);
+      if constexpr (Masked) xi = where_bit(f.mask + at, f.bit, xi);
+      const V delta = xi * f.scale + v[r], gate = load<V>(g.at);
+      e[r] = gate_of<Clamp>(gate) * delta;
+      store(f.e + at, e[r]);
+      put<Fresh>(f.dx + at, delta);
+      V share = delta * load<V>(f.u + at);
+      if constexpr (Clamp) share = where_within(gate, share);
+      put<Fresh>(f.dg + at, share);
+      g.next();
+    }
+  }
+#pragma GCC unroll 8
+  for (int k = 0; k < K; ++k) store(state + k * row, e[k]);
+}
+
+template <class A, int B, int K, bool Clamp>
 void backward_chunk(const BackwardChunk<A>& chunk) {
   const BackwardChunk<A> f = chunk;  // a copy that no store can alias
   constexpr int row = B * kLanes<A>;
+  if constexpr (GATEDRNN_VECTOR_BYTES == 64 && K == 8) {
+    if (f.nonlinearity == Nonlinearity::kIdentity && f.dg && f.g.c && !f.norm_derivative &&
+        f.fresh_dx == f.fresh_dg) {
+      const auto step = f.mask ? f.fresh_dx ? backward_in_registers<B, K, Clamp, true, true, A>
+                                            : backward_in_registers<B, K, Clamp, true, false, A>
+                        : f.fresh_dx ? backward_in_registers<B, K, Clamp, false, true, A>
+                                     : backward_in_registers<B, K, Clamp, false, false, A>;
+      for (int64_t c = 0; c < f.channels; c += K)
+        for (int64_t lane = 0; lane < row; lane += kLanes<A>) step(f, c, lane);
+      return;
+    }
+  }
   const int64_t size = f.channels * row;
   const A* next = f.state;
   for (int64_t i = f.length - 1; i >= 0; --i) {
     const int64_t t = f.reverse ? f.length - 1 - i : i;
     for_each_rows<kRows<A, B>, K>(f.channels, f.block,
                                   [&]<int R>(int64_t c) __attribute__((always_inline)) {
-                                    backward_rows<R, B, K>(f, t, c, next);
+                                    backward_rows<R, B, K, Clamp>(f, t, c, next);
                                   });
-    gradient_row(f, t, size, row);
+    gradient_row<Clamp>(f, t, size, row);
     next = f.e + t * size;
   }
   std::copy(next, next + size, f.state);

@@ -24,11 +24,11 @@ void forward_block(const ScanArgs& a, const ForwardMaps<A>& maps, bool along_wid
   const bool gates_differ = a.g && a.gate_directions, separate = a.merge == Merge::kNone;
   // x and g that lie right for the lanes are read where they are; the rest goes through tiles.
   const bool x_in_place = block.template in_place<S>(a.x_strides);
-  const bool g_in_place = a.g && block.template in_place<S>(a.g_strides) &&
-                          (a.gate_norm == GateNorm::kNone || a.gate_norm == GateNorm::kClamp);
-  const auto scan = g_in_place && a.gate_norm == GateNorm::kClamp
-                        ? forward_step<A, B, Also::kClamp>(a.block)
-                        : forward_step<A, B, Also::kNothing>(a.block);
+  const bool clamp = a.gate_norm == GateNorm::kClamp;
+  const bool g_in_place =
+      a.g && block.template in_place<S>(a.g_strides) && (a.gate_norm == GateNorm::kNone || clamp);
+  const auto scan = g_in_place && clamp ? forward_step<A, B, Also::kClamp>(a.block)
+                                        : forward_step<A, B, Also::kNothing>(a.block);
   const Chunks chunks(length, row * most * 3 * sizeof(A));
 
   Arena arena;
@@ -56,7 +56,6 @@ void forward_block(const ScanArgs& a, const ForwardMaps<A>& maps, bool along_wid
       f.channels = block.shape.c;
       f.block = a.block;
       f.nonlinearity = a.nonlinearity;
-      f.ahead = 0;
       f.w = static_cast<const A*>(a.weight) + at_channel * a.block;
       f.bias = a.bias ? static_cast<const A*>(a.bias) + at_channel : no_bias;
       f.state = state;
@@ -88,7 +87,8 @@ void forward_block(const ScanArgs& a, const ForwardMaps<A>& maps, bool along_wid
         if (!g_in_place) {
           A* const chunk = gate + chunks.place(k) * block.gate_pixel();
           f.g = block.gate_tile(chunk);
-          if (a.g && (enter || gates_differ)) block.read_gate(d, t0, f.reverse, chunk, nullptr);
+          if (a.g && (enter || gates_differ))
+            block.read_gate(d, t0, f.reverse, chunk, nullptr, clamp);
         }
 
         f.h = stays ? waiting + place : leaving;
@@ -131,10 +131,7 @@ void forward(const ScanArgs& a) {
       maps.y = y;
     else
       maps.y = sums.get();
-    if (std::max(a.h, a.w) >= kWideLines)
-      forward_batch<A, S, 4>(batch, maps);
-    else
-      forward_batch<A, S, 2>(batch, maps);
+    forward_batch<A, S, kRegisters>(batch, maps);
     if constexpr (!in_place) round_to_storage(sums.get(), y, batch.n * image);
   }
 }

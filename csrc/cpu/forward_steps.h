@@ -8,7 +8,6 @@ namespace gatedrnn::GATEDRNN_ISA {
 template <class A>
 struct ForwardChunk : Chunk<A> {
   Map<const A> x;
-  int64_t ahead;  // pixels from one that is read in place to the one to ask for; 0: all is packed
   const A* w;     // [c][block]
   const A* bias;  // [c]
   A* state;       // [c][lane]: h before the chunk, and afterwards h behind it
@@ -20,9 +19,12 @@ struct ForwardChunk : Chunk<A> {
 // cost as much as the arithmetic.
 enum class Also {
   kNothing,
-  kClamp,  // gates are read in place and are yet to be clamped to [-1, 1]
+  kClamp,  // gates are yet to be clamped to [-1, 1]
   kKeep,   // u is kept for the backward pass
+  kClampAndKeep,
 };
+constexpr bool clamps(Also also) { return also == Also::kClamp || also == Also::kClampAndKeep; }
+constexpr bool keeps(Also also) { return also == Also::kKeep || also == Also::kClampAndKeep; }
 
 // The end of one pixel for R channels by B registers of lanes, in a tile of Row lanes: v holds
 // u = w h + b and gets a_i of Eq. (3), which goes into h's tile as well.
@@ -30,14 +32,8 @@ template <int R, int B, int Row, Also also, class A>
 GATEDRNN_INLINE void end_pixel(const ForwardChunk<A>& f, int64_t t, int64_t c, int64_t lane,
                                Wide<A> (&v)[R][B]) {
   constexpr int lanes = kLanes<A>;
-  const A* const first_x = f.x.data + t * f.x.t + c * f.x.c + lane;
-  const A* const first_g = f.g.data + t * f.g.t + c * f.g.c + lane;
-  if (f.ahead)
-    for (int r = 0; r < R; ++r) {
-      prefetch<false>(first_x + r * f.x.c, f.ahead * f.x.t);
-      prefetch<false>(first_g + r * f.g.c, f.ahead * f.g.t);
-    }
-  Walker<const A> x{first_x, f.x.c}, g{first_g, f.g.c};
+  Walker<const A> x{f.x.data + t * f.x.t + c * f.x.c + lane, f.x.c};
+  Walker<const A> g{f.g.data + t * f.g.t + c * f.g.c + lane, f.g.c};
   const int64_t corner = (t * f.channels + c) * Row + lane;
   Walker<A> h{f.h + corner, Row}, kept{f.u + corner, Row};
 #pragma GCC unroll 8
@@ -45,8 +41,8 @@ GATEDRNN_INLINE void end_pixel(const ForwardChunk<A>& f, int64_t t, int64_t c, i
 #pragma GCC unroll 8
     for (int b = 0; b < B; ++b) {
       Wide<A> gate = load<Wide<A>>(g.at + b * lanes);
-      if constexpr (also == Also::kClamp) gate = clamp_gate(gate);
-      if constexpr (also == Also::kKeep) store(kept.at + b * lanes, v[r][b]);
+      if constexpr (clamps(also)) gate = clamp_gate(gate);
+      if constexpr (keeps(also)) store(kept.at + b * lanes, v[r][b]);
       v[r][b] = preactivation(load<Wide<A>>(x.at + b * lanes), gate, v[r][b]);
       store(h.at + b * lanes, v[r][b]);
     }

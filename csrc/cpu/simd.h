@@ -234,10 +234,19 @@ GATEDRNN_INLINE V clamp_gate(V g) {
   return gate_norm_of<VectorMath<V>>(GateNorm::kClamp, g);
 }
 
+// v where g is within [-1, 1], else 0: the derivative of the clamp.
+template <class V>
+GATEDRNN_INLINE V where_within(V g, V v) {
+  typedef Mask<V> I;
+  constexpr auto sign = Element<I>(1) << (8 * sizeof(Element<I>) - 1);
+  const V magnitude = (V)((I)g & ~sign);
+  return select(magnitude <= splat<V>(Element<V>(1)), v, V{});
+}
+
 // ---- the mask of winning directions ------------------------------------------------------------
 
 // winners: {bit} where h beats old (NaN beats), held | bit where they tie, else held.
-// where_bit: v where the bit is set, else 0.
+// where_bit: v where the bit is set, else 0. share_of: 1 over the number of bits set, one to four.
 template <class V>
 using Bytes = Vector<uint8_t, kSize<V>>;
 
@@ -276,6 +285,21 @@ GATEDRNN_INLINE V where_bit(const uint8_t* p, uint8_t bit, V v) {
   return select((held & bit) != 0, v, V{});
 }
 #endif
+
+template <class V>
+GATEDRNN_INLINE V share_of(Bytes<V> held) {
+#if GATEDRNN_VECTOR_BYTES == 64
+  if constexpr (std::is_same_v<V, Wide<float>>) {
+    const __m512 shares = _mm512_setr_ps(0, 1, 1, 1.f / 2, 1, 1.f / 2, 1.f / 2, 1.f / 3, 1, 1.f / 2,
+                                         1.f / 2, 1.f / 3, 1.f / 2, 1.f / 3, 1.f / 3, 1.f / 4);
+    const __m512i index = _mm512_maskz_cvtepu8_epi32(0xffff, (__m128i)held);
+    return (V)_mm512_maskz_permutexvar_ps(0xffff, index, shares);
+  }
+#endif
+  const auto bits = __builtin_convertvector(held, Mask<V>);
+  const Mask<V> count = (bits & 1) + ((bits >> 1) & 1) + ((bits >> 2) & 1) + ((bits >> 3) & 1);
+  return 1 / __builtin_convertvector(count, V);
+}
 
 // ---- transposes --------------------------------------------------------------------------------
 

@@ -11,9 +11,7 @@ namespace gatedrnn::GATEDRNN_ISA {
 
 // Channels of the register block: R * B accumulators, B states and a weight must fit.
 template <class A, int B>
-constexpr int kRows = GATEDRNN_VECTOR_BYTES == 64 ? (B == 4 ? 4 : 8)
-                      : B == 4                    ? 2
-                                                  : 4;
+constexpr int kRows = (GATEDRNN_VECTOR_BYTES == 64 ? 16 : 8) / B;
 
 // A map under a block of lines: the value of pixel t, channel c, lane i is data[t * t + c * c + i].
 // A packed tile, or the caller's memory itself where the lines of the block lie side by side in it.

@@ -212,13 +212,20 @@ void unpack(const Source& source, A* target, const LineStrides& s, const TileSha
   }
 }
 
-// One tile as it is.
+// One tile, written or added to what the map holds.
 template <class A>
-void unpack(const A* tile, A* target, const LineStrides& s, const TileShape& shape, int64_t ahead) {
-  unpack<1>([tile](int, int64_t offset, auto width)
-                __attribute__((always_inline)) { return load<Vector<A, width()>>(tile + offset); },
-            target, s, shape, ahead,
-            [](A* to, auto value) __attribute__((always_inline)) { store(to, value); });
+void unpack(const A* tile, A* target, const LineStrides& s, const TileShape& shape, int64_t ahead,
+            bool add) {
+  const auto source = [tile](int, int64_t offset, auto width) __attribute__((always_inline)) {
+    return load<Vector<A, width()>>(tile + offset);
+  };
+  if (add)
+    unpack<1>(source, target, s, shape, ahead, [](A* to, auto v) __attribute__((always_inline)) {
+      store(to, load<decltype(v)>(to) + v);
+    });
+  else
+    unpack<1>(source, target, s, shape, ahead,
+              [](A* to, auto v) __attribute__((always_inline)) { store(to, v); });
 }
 
 }  // namespace gatedrnn::GATEDRNN_ISA
