@@ -18,6 +18,17 @@ namespace gatedrnn::cuda {
 
 #define GATEDRNN_DEVICE __device__ __forceinline__
 
+// Shared memory of a multiprocessor, in bytes.
+#if !defined(__CUDA_ARCH__) || (__CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200)
+constexpr int kSharedMemory = 228 << 10;
+#elif __CUDA_ARCH__ == 800 || __CUDA_ARCH__ == 870
+constexpr int kSharedMemory = 164 << 10;
+#elif __CUDA_ARCH__ >= 860
+constexpr int kSharedMemory = 100 << 10;
+#else
+constexpr int kSharedMemory = 64 << 10;
+#endif
+
 #ifdef GATEDRNN_EMULATION
 template <class T>
 T load_shared_by_blocks(const T* p) {

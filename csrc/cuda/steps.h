@@ -24,9 +24,14 @@ struct Steps {
   static constexpr int kOthers = K == 1 ? 0 : K - R, kGroups = kOthers / R;
   static constexpr bool kSeparateAdjoint = false;  // e takes the place of h
   static_assert(Side % kLinesPerWarp == 0);
-  // Blocks of a multiprocessor, as far as their tiles allow it on a Hopper GPU: for the compiler's
-  // choice of registers.
-  static constexpr int kScanBlocks = K < 16 ? 4 : 2, kAdjointBlocks = K < 16 ? 3 : 2;
+  // Blocks of a multiprocessor for the compiler's choice of registers: what their tiles allow, as
+  // long as nothing spills.
+  static constexpr int blocks(int tiles, int most) {
+    const int fit = kSharedMemory / (tiles * kChannels * kPlane * int{sizeof(A)} + 1024);
+    return fit < 1 ? 1 : fit < most ? fit : most;
+  }
+  static constexpr int kScanBlocks = blocks(4, K < 16 ? 4 : 2);
+  static constexpr int kAdjointBlocks = blocks(7, K < 16 ? 3 : 2);
 
   static GATEDRNN_INLINE int channels(int64_t) { return kChannels; }
 
