@@ -9,25 +9,29 @@ TORCH ?= 2.13.0
 
 SANITIZERS := address,undefined
 SANITIZED := build/sanitize
-NATIVE := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
+NATIVE := setup.py build_cuda.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
 CXX_FILES := $(filter %.cpp %.h %.inc %.cu %.cuh,$(NATIVE) $(wildcard tests/emulation/*.*))
 
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test sanitize bench lint format clean
+.PHONY: help demo test test-gpu sanitize bench bench-gpu lint format clean
 
 help:
 	@echo "make demo      build, check and train a small face parser (results in build/demo)"
 	@echo "make test      build and run the tests"
+	@echo "make test-gpu  run the kernel tests on a GPU; fails without one"
 	@echo "make sanitize  run the kernel tests under the address and undefined-behaviour sanitizers"
 	@echo "make bench     time the scan against its peers and this machine's limits"
+	@echo "make bench-gpu time the scan on a GPU against its targets"
 	@echo "make lint      check style and types"
 	@echo "make format    rewrite Python and C++ in the project's style"
 	@echo "make clean     remove what these targets made"
 	@echo
 	@echo "PYTHON=$(PYTHON) makes the environment VENV=$(VENV) once; TORCH=$(TORCH) goes into it."
+	@echo "GPU_PYTHON=python3 lets the two GPU targets use, offline, an environment that has PyTorch"
+	@echo "with CUDA, numpy, pytest, hypothesis, setuptools and ninja."
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
@@ -65,6 +69,27 @@ sanitize: $(VENV)/.installed-test
 	  GATEDRNN_SANITIZE=$(SANITIZERS) HYPOTHESIS_PROFILE=sanitize PYTHONPATH=$(SANITIZED) \
 	  $(PY) $(VENV)/bin/pytest --capture=sys \
 	  tests/test_install.py::test_library_has_the_sanitizers_asked_for tests/test_scan.py
+
+# The package goes into a folder beside the environment, which may be read-only. Never from this
+# folder, whose sources would hide it.
+GPU_PYTHON ?= $(abspath $(PY))
+GPU_NEEDS := $(if $(filter $(abspath $(PY)),$(GPU_PYTHON)),$(VENV)/.installed-test)
+GPU_LIB := $(abspath build/gpu)
+GPU_TESTS := gpu $(addprefix test_,$(addsuffix .py, \
+  scan scan_exact scan_isolation autograd func module norms growth))
+$(GPU_LIB)/.installed: $(NATIVE) $(wildcard gatedrnn/*) | $(GPU_NEEDS)
+	rm -rf $(GPU_LIB)
+	GATEDRNN_CUDA=1 $(GPU_PYTHON) -m pip install --quiet --no-build-isolation --no-deps \
+	  --target $(GPU_LIB) .
+	@touch $@
+
+test-gpu: $(GPU_LIB)/.installed
+	cd tests && GATEDRNN_TEST_DEVICE=cuda PYTHONPATH=$(GPU_LIB) \
+	  $(GPU_PYTHON) -m pytest $(PYTEST_ARGS) $(GPU_TESTS)
+	cd tests && GATEDRNN_TEST_DEVICE=cuda PYTHONPATH=$(GPU_LIB) $(GPU_PYTHON) gpu/sanitize.py
+
+bench-gpu: $(GPU_LIB)/.installed
+	cd benchmarks && PYTHONPATH=$(GPU_LIB) $(GPU_PYTHON) bench_cuda.py $(BENCH_ARGS)
 
 bench: $(VENV)/.installed-bench
 	$(PY) benchmarks/bench_scan.py

@@ -1,6 +1,7 @@
 """Builds gatedrnn._C, the one native library of the package; all metadata is in pyproject.toml.
 
-GATEDRNN_SANITIZE=address,undefined builds an instrumented library (see `make sanitize`).
+GATEDRNN_SANITIZE=address,undefined builds an instrumented library (see `make sanitize`);
+GATEDRNN_CUDA and TORCH_CUDA_ARCH_LIST are build_cuda.py's.
 """
 
 import json
@@ -9,8 +10,12 @@ import subprocess
 import sys
 from glob import glob
 from importlib import metadata
+from pathlib import Path
 
 from setuptools import Extension, setup
+
+sys.path.append(os.path.dirname(os.path.abspath(__file__)))  # not there in pip's build
+import build_cuda
 
 TORCH = (2, 10)  # the oldest PyTorch that the library is built against and runs with
 TORCH_REQUIREMENT = "torch>={}.{}".format(*TORCH)
@@ -70,7 +75,7 @@ def compile_flags() -> list[str]:
 
 
 def native_library() -> Extension:
-    # The one place where sources are listed: CUDA adds its .cu files and their "nvcc" flags here.
+    # The one place where sources are listed; build_cuda.py adds the objects of csrc/cuda/*.cu.
     sources = ["csrc/ops.cpp", "csrc/bindings.cpp", *sorted(glob("csrc/cpu/*.cpp"))]
     return Extension(
         "gatedrnn._C",
@@ -80,7 +85,6 @@ def native_library() -> Extension:
         define_macros=[
             # The stable ABI of this PyTorch and of every later one.
             ("TORCH_TARGET_VERSION", "0x{:02x}{:02x}000000000000".format(*TORCH)),
-            ("GATEDRNN_SANITIZE", SANITIZE.replace(",", "+") or "none"),
         ],
         # Its C functions are all that is used of PyTorch. Never torch_python: it has no stable ABI.
         libraries=["torch_cpu"],
@@ -90,29 +94,63 @@ def native_library() -> Extension:
     )
 
 
+def write_facts(facts: dict[str, str], folder: Path) -> str:
+    """What csrc/bindings.cpp tells of this build. A header: a flag would be every file's."""
+    header = folder / "facts" / "build_facts.h"
+    text = "".join(f"#define GATEDRNN_{name} {value}\n" for name, value in facts.items())
+    if not header.exists() or header.read_text() != text:
+        header.parent.mkdir(parents=True, exist_ok=True)
+        header.write_text(text)
+    return str(header.parent)
+
+
 def build_command() -> type:
-    """PyTorch's build_ext (ninja, later nvcc), imported only by commands that compile."""
+    """PyTorch's build_ext (with ninja), imported only by commands that compile."""
     if find_torch() is None:
         sys.exit(
             f"gatedrnn: building needs {TORCH_REQUIREMENT}, which {sys.prefix} does not have: "
             "install it, or build without --no-build-isolation"
         )
+    import torch
     from torch.utils import cpp_extension
 
     class BuildNative(cpp_extension.BuildExtension):
+        def finalize_options(self) -> None:
+            super().finalize_options()
+            # An editable installation's own is gone after it, and with it what need not be compiled
+            # again. Instrumented objects stay apart from ordinary ones, and each PyTorch's.
+            kind = ["objects", SANITIZE.replace(",", "+"), self.plat_name]
+            kind += [sys.implementation.cache_tag, torch.__version__]
+            self.build_temp = os.path.join("build", "-".join(filter(None, kind)))
+            self.force = True  # without ninja nobody compares the flags of a build with the last's
+
         def build_extensions(self) -> None:
-            for extension in self.extensions:
-                # torch's headers hold pybind11's as well. As system headers: their warnings are
-                # not ours.
-                extension.define_macros.append(
-                    ("GATEDRNN_VERSION", self.distribution.get_version())
-                )
-                for path in cpp_extension.include_paths():
-                    if WINDOWS:
-                        extension.include_dirs.append(path)
-                    else:
-                        extension.extra_compile_args["cxx"] += ["-isystem", path]
-                extension.library_dirs += cpp_extension.library_paths()
+            (extension,) = self.extensions
+            facts = {
+                "VERSION": f'"{self.distribution.get_version()}"',
+                "SANITIZERS": f'"{SANITIZE.replace(",", "+") or "none"}"',
+            }
+            toolkit = build_cuda.choose_toolkit(torch, bool(SANITIZE))
+            extension.define_macros.append(("GATEDRNN_WITH_CUDA", "1" if toolkit else "0"))
+            if toolkit:
+                names = build_cuda.choose_architectures(toolkit, torch)
+                print(f"gatedrnn: CUDA {toolkit.version} ({toolkit.nvcc}) for {', '.join(names)}")
+                folder = Path(self.build_temp, "cuda")
+                extension.extra_objects += build_cuda.compile_objects(toolkit, names, folder)
+                # A CUDA runtime of its own, which nobody else sees.
+                extension.extra_link_args += [toolkit.runtime, "-ldl", "-lrt", "-lpthread"]
+                extension.extra_link_args.append("-Wl,--exclude-libs,libcudart_static.a")
+                facts["CUDA_VERSION"] = f'"{toolkit.version}"'
+                facts["CUDA_ARCHITECTURES"] = ", ".join(f'"{name}"' for name in names)
+            extension.include_dirs.append(write_facts(facts, Path(self.build_temp).absolute()))
+            # torch's headers hold pybind11's as well. As system headers: their warnings are
+            # not ours.
+            for path in cpp_extension.include_paths():
+                if WINDOWS:
+                    extension.include_dirs.append(path)
+                else:
+                    extension.extra_compile_args["cxx"] += ["-isystem", path]
+            extension.library_dirs += cpp_extension.library_paths()
             super().build_extensions()
 
     return BuildNative
@@ -126,6 +164,6 @@ setup(
     cmdclass={"build_ext": build_command()} if compiles else {},
     # A build requirement only where there is no PyTorch to build against: never a second one.
     setup_requires=[TORCH_REQUIREMENT] if isolated_without_torch else [],
-    # Instrumented objects stay apart from ordinary ones.
+    # An instrumented library stays apart from an ordinary one.
     options={"build": {"build_base": "build/sanitize-objects"}} if SANITIZE else {},
 )

@@ -59,10 +59,24 @@ SHAPES = {
         Shape("full-32", 2, 32, 64, 64, why="many channels, full weights"),
         Shape("full-64", 2, 64, 64, 64, why="many channels, full weights"),
         Shape("full-128", 2, 128, 64, 64, why="many channels, full weights"),
+        Shape("batch-128", 64, 8, 128, 128, why="GPU: memory bound, planes of 64 kB"),
+        Shape("batch-64", 256, 8, 64, 64, why="GPU: memory bound, planes of 16 kB"),
+        Shape("plane-1024", 16, 8, 1024, 1024, groups=8, why="GPU: large planes, diagonal"),
+        Shape("plane-1024-full", 16, 8, 1024, 1024, why="GPU: large planes"),
+        Shape("wide-256", 8, 16, 256, 256, why="GPU: twice the channels"),
         Shape("diagonal-32", 4, 32, 128, 128, groups=32, why="one scalar weight per channel"),
     )
 }
 DEFAULT = ("parser-1", "face-8", "wide-16", "one-256", "full-64", "diagonal-32")
+CUDA = (
+    "parser-1",
+    "multi-face",
+    "batch-64",
+    "batch-128",
+    "wide-256",
+    "plane-1024",
+    "plane-1024-full",
+)
 SIZES = (64, 128, 256, 512, 1024, 2048)
 
 
@@ -105,23 +119,24 @@ class Inputs:
         return self.x, self.g, self.weight, self.bias
 
 
-def make_inputs(shape, dtype=torch.float32, seed=0):
-    """Random inputs of `shape`; the same for the same seed.
+def make_inputs(shape, dtype=torch.float32, seed=0, device="cpu"):
+    """Random inputs of `shape`; the same for the same seed and device.
 
     Returns:
         Inputs, all contiguous and of `dtype`.
     """
-    rng = torch.Generator().manual_seed(seed)
+    rng = torch.Generator(device).manual_seed(seed)
+    options = dict(generator=rng, device=device)
     k = shape.c // shape.groups
     maps = (shape.n, shape.c, shape.h, shape.w)
-    blocks = torch.randn(4, shape.groups, k, k, generator=rng)
+    blocks = torch.randn(4, shape.groups, k, k, **options)
     blocks = blocks / torch.linalg.matrix_norm(blocks, 2)[..., None, None]
     parts = (
-        torch.randn(maps, generator=rng),
-        torch.rand(maps, generator=rng) * 2 - 1,
+        torch.randn(maps, **options),
+        torch.rand(maps, **options) * 2 - 1,
         blocks.reshape(4, shape.c, k),
         # Not zero: equal corner pixels would otherwise make ties, which peers may split otherwise.
-        torch.randn(4, shape.c, generator=rng) * 0.1,
-        torch.randn(maps, generator=rng),
+        torch.randn(4, shape.c, **options) * 0.1,
+        torch.randn(maps, **options),
     )
     return Inputs(*(part.to(dtype) for part in parts))

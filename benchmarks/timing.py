@@ -42,13 +42,40 @@ def _call_seconds(call, repeats):
     return (now - start) / done
 
 
-def _warm(call):
+def device_clock(before):
+    """A clock of the GPU: seconds a call takes there, by events around each.
+
+    Args:
+        before: queues work ahead of every call, out of the time taken: what evicts the caches, or
+            keeps the device busy while the host queues the call, so that no waiting for the host
+            is measured.
+    """
+    import torch
+
+    def seconds(call, repeats):
+        events = []
+        for _ in range(repeats):
+            before()
+            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            first.record()
+            call()
+            last.record()
+            events.append((first, last))
+        torch.cuda.synchronize()
+        return sum(first.elapsed_time(last) for first, last in events) / repeats / 1e3
+
+    return seconds
+
+
+def _warm(call, clock):
     """Seconds a call takes, once it is warm; a long one is warm after its first time."""
-    once = _call_seconds(call, 1)
-    return once if once > _LONGEST_SAMPLE else min(_call_seconds(call, 1) for _ in range(2))
+    once = clock(call, 1)
+    return once if once > _LONGEST_SAMPLE else min(clock(call, 1) for _ in range(2))
 
 
-def measure(contenders, *, rounds=15, min_rounds=3, min_sample_s=2e-3, budget_s=2.0):
+def measure(
+    contenders, *, rounds=15, min_rounds=3, min_sample_s=2e-3, budget_s=2.0, clock=_call_seconds
+):
     """Time every contender once a round, round after round, so that all meet the same disturbance.
 
     Args:
@@ -59,11 +86,12 @@ def measure(contenders, *, rounds=15, min_rounds=3, min_sample_s=2e-3, budget_s=
         min_sample_s: a sample repeats short calls until it lasts this long (seconds).
         budget_s: seconds for one contender; once spent, it sits out the later rounds. All get at
             least one.
+        clock: clock(call, repeats) gives the seconds of one call.
 
     Returns:
         dict of name -> Timing.
     """
-    warm = {name: _warm(call) for name, call in contenders.items()}
+    warm = {name: _warm(call, clock) for name, call in contenders.items()}
     repeats = {name: max(1, round(min_sample_s / max(s, 1e-7))) for name, s in warm.items()}
     samples = {name: [] for name in contenders}
     spent = dict.fromkeys(contenders, 0.0)
@@ -81,7 +109,7 @@ def measure(contenders, *, rounds=15, min_rounds=3, min_sample_s=2e-3, budget_s=
                 time.sleep(5e-3)
                 if warm[name] < _LONGEST_SAMPLE:
                     call()
-                samples[name].append(_call_seconds(call, repeats[name]))
+                samples[name].append(clock(call, repeats[name]))
                 spent[name] += time.perf_counter() - start
     finally:
         if collecting:
@@ -155,6 +183,26 @@ def _version(package):
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def gpu_facts():
+    """The current GPU, its driver and the CUDA versions, as plain values."""
+    import torch
+
+    properties = torch.cuda.get_device_properties()
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        driver = "unknown"
+    return {
+        "name": properties.name,
+        "multiprocessors": properties.multi_processor_count,
+        "memory": properties.total_memory,
+        "l2": properties.L2_cache_size,
+        "driver": driver,
+        "cuda": torch.version.cuda,
+    }
 
 
 def facts(threads):

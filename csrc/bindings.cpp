@@ -2,6 +2,8 @@
 #include <pybind11/pybind11.h>
 #include <torch/headeronly/version.h>
 
+#include "build_facts.h"  // written by setup.py
+
 namespace gatedrnn {
 
 const char* cpu_capability();
@@ -39,14 +41,20 @@ pybind11::dict build_info() {
   constexpr long standard = __cplusplus;
 #endif
   pybind11::dict info;
-  info["version"] = GATEDRNN_STRING(GATEDRNN_VERSION);
+  info["version"] = GATEDRNN_VERSION;
   info["compiler"] = compiler();
   info["cxx_standard"] = standard;
   info["torch_version"] = TORCH_VERSION;
-  info["sanitizers"] = GATEDRNN_STRING(GATEDRNN_SANITIZE);
+  info["sanitizers"] = GATEDRNN_SANITIZERS;
   info["cpu_capabilities"] = cpu_capabilities();
   info["cpu_capability"] = cpu_capability();
+#if GATEDRNN_WITH_CUDA
+  info["cuda_version"] = GATEDRNN_CUDA_VERSION;
+  info["cuda_architectures"] = pybind11::make_tuple(GATEDRNN_CUDA_ARCHITECTURES);
+#else
+  info["cuda_version"] = pybind11::none();
   info["cuda_architectures"] = pybind11::tuple();
+#endif
   return info;
 }
 

@@ -8,6 +8,7 @@ class BuildInfo(TypedDict):
     sanitizers: str
     cpu_capabilities: tuple[str, ...]
     cpu_capability: str
+    cuda_version: str | None
     cuda_architectures: tuple[str, ...]
 
 def build_info() -> BuildInfo: ...

@@ -25,6 +25,21 @@ CASES = 16
 CLEAR = 1e-3
 
 
+def gpus() -> range:
+    return range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+
+
+def cuda_build() -> str:
+    info = _C.build_info()
+    if info["cuda_version"] is not None:
+        return f"{info['cuda_version']}, for {', '.join(info['cuda_architectures'])}"
+    if torch.version.cuda is None:
+        return (
+            "not built: this PyTorch has none (GATEDRNN_CUDA=1 at installation builds it even so)"
+        )
+    return "not built: install again with nvcc on PATH or at CUDA_HOME, and GATEDRNN_CUDA=1"
+
+
 def facts() -> dict[str, str]:
     info = _C.build_info()
     return {
@@ -34,14 +49,17 @@ def facts() -> dict[str, str]:
         "system": platform.platform(),
         "compiler": f"{info['compiler']}, C++ {info['cxx_standard']}",
         "instructions": f"{info['cpu_capability']} (built: {', '.join(info['cpu_capabilities'])})",
-        "CUDA": ", ".join(info["cuda_architectures"]) or "not built",
+        "CUDA": cuda_build(),
+        "GPUs": ", ".join(torch.cuda.get_device_name(i) for i in gpus()) or "none visible",
         "sanitizers": info["sanitizers"],
         "threads": str(torch.get_num_threads()),
     }
 
 
-def largest_error(dtype: torch.dtype, channels_last: bool, rng: random.Random) -> float:
-    """Largest relative error of one random scan and its gradients against the reference."""
+def largest_error(
+    device: str, dtype: torch.dtype, channels_last: bool, rng: random.Random
+) -> float:
+    """Largest relative error of one random scan and its gradients against the CPU's reference."""
     n, groups, block = rng.randint(1, 2), rng.randint(1, 2), rng.randint(1, 5)
     c, h, w = groups * block, rng.randint(1, 19), rng.randint(1, 19)
     directions = rng.sample(DIRECTIONS, rng.randint(1, 4))
@@ -68,8 +86,8 @@ def largest_error(dtype: torch.dtype, channels_last: bool, rng: random.Random) -
     gate_shapes = [(n, c, h, w), (n, 1, h, w), (n, d, c, h, w), (n, d, 1, h, w)]
     g = normal(*rng.choice(gate_shapes))
     weight, bias = normal(d, c, block) / (2 * block**0.5), normal(d, c)
-    inputs = [value.requires_grad_() for value in (x, g, weight, bias)]
-    exact = [value.detach().double().requires_grad_() for value in inputs]
+    inputs = [value.to(device).detach().requires_grad_() for value in (x, g, weight, bias)]
+    exact = [value.detach().double().requires_grad_() for value in (x, g, weight, bias)]
 
     y = spatial_gated_rnn(*inputs, **options)
     expected = reference(*exact, **options)
@@ -80,7 +98,7 @@ def largest_error(dtype: torch.dtype, channels_last: bool, rng: random.Random) -
                 reference(*exact, **{**options, "merge": None}).topk(2, 1).values.unbind(1)
             )
         grad = grad * (first - second > CLEAR)
-    y.backward(grad)
+    y.backward(grad.to(device))
     expected.backward(grad.double())
 
     error = 0.0
@@ -91,35 +109,45 @@ def largest_error(dtype: torch.dtype, channels_last: bool, rng: random.Random) -
     ):
         assert ours is not None
         assert truth is not None
-        difference = (ours.double() - truth).abs().max() / truth.abs().max().clamp(min=1)
+        difference = (ours.cpu().double() - truth).abs().max() / truth.abs().max().clamp(min=1)
         # NaN would lose every comparison.
         error = max(error, difference.nan_to_num(float("inf")).item())
     return error
 
 
-def self_check() -> bool:
+def self_check(device: str) -> bool:
     start = time.perf_counter()
     rng = random.Random(0)
     errors = dict.fromkeys(TOLERANCES, 0.0)
     for case in range(CASES):
         dtype = list(TOLERANCES)[case % len(TOLERANCES)]
         channels_last = case // len(TOLERANCES) % 2 == 1
-        errors[dtype] = max(errors[dtype], largest_error(dtype, channels_last, rng))
+        errors[dtype] = max(errors[dtype], largest_error(device, dtype, channels_last, rng))
     seconds = time.perf_counter() - start
 
-    print(f"self-check: {CASES} scans and their gradients against the reference, {seconds:.1f} s")
+    print(f"{device}: {CASES} scans and their gradients against the reference, {seconds:.1f} s")
     for dtype, error in errors.items():
         name = str(dtype).removeprefix("torch.")
         print(f"  {name:<13} largest error {error:.1e}, allowed {TOLERANCES[dtype]:.0e}")
-    good = all(error <= TOLERANCES[dtype] for dtype, error in errors.items())
-    print("OK" if good else "FAILED")
-    return good
+    return all(error <= TOLERANCES[dtype] for dtype, error in errors.items())
 
 
 def main() -> int:
     for name, value in facts().items():
         print(f"{name:<13} {value}")
-    return 0 if self_check() else 1
+    devices = ["cpu"]
+    if _C.build_info()["cuda_version"] is not None:
+        devices += [f"cuda:{index}" for index in gpus()]
+    print("self-check")
+    good = True
+    for device in devices:
+        try:
+            good = self_check(device) and good
+        except RuntimeError as error:  # such as a GPU that nothing was compiled for
+            print(f"{device}: {error}")
+            good = False
+    print("OK" if good else "FAILED")
+    return 0 if good else 1
 
 
 if __name__ == "__main__":

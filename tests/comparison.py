@@ -1,6 +1,16 @@
-"""What the tests share: the tolerances, tensors in any layout, and a run with every gradient."""
+"""What the tests share: the tolerances, tensors in any layout, and a run with every gradient.
+
+The scan, the layer and the clamp run on the device under test, from CPU tensors and to them: what
+they are compared with is computed on the CPU.
+"""
+
+import os
 
 import torch
+
+from gatedrnn import functional, norms
+
+DEVICE = os.environ.get("GATEDRNN_TEST_DEVICE", "cpu")
 
 F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
 DTYPES = (F64, F32, BF16, F16)
@@ -45,15 +55,42 @@ def assert_close(actual, expected, *, stages=1, maps=None, what="result"):
     )
 
 
+def spatial_gated_rnn(*tensors, **options):
+    given = [None if t is None else t.to(DEVICE) for t in tensors]
+    return functional.spatial_gated_rnn(*given, **options).to("cpu")
+
+
+def through(layer, *maps):
+    """layer(x, g); gradients reach its parameters, which stay where they are."""
+    parameters = {name: p.to(DEVICE) for name, p in layer.named_parameters()}
+    given = tuple(None if t is None else t.to(DEVICE) for t in maps)
+    return torch.func.functional_call(layer, parameters, given).to("cpu")
+
+
+def clamp_norm(weight, norm):
+    return norms.clamp_norm(weight.to(DEVICE), norm).to("cpu")
+
+
+def placed(tensor):
+    """`tensor` on the device under test, as it lies in memory: strides, gaps and all."""
+    if tensor is None or tensor.device.type == DEVICE:
+        return tensor
+    memory = storage(tensor).to(DEVICE).view(tensor.dtype)
+    return memory.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+
 def run(function, tensors, grad, **options):
     """y and the gradients (None for a tensor that is None) of `grad`, or of grad(y)."""
+    if function is spatial_gated_rnn:
+        function, tensors = functional.spatial_gated_rnn, map(placed, tensors)
+        grad = grad if callable(grad) else placed(grad)
     leaves = [None if t is None else t.detach().requires_grad_() for t in tensors]
     y = function(*leaves, **options)
     if callable(grad):
         grad = grad(y)
     wanted = [t for t in leaves if t is not None]
     grads = iter(torch.autograd.grad(y, wanted, grad, allow_unused=True, materialize_grads=True))
-    return y.detach(), [None if t is None else next(grads) for t in leaves]
+    return y.detach().cpu(), [None if t is None else next(grads).cpu() for t in leaves]
 
 
 LAYOUTS = ("contiguous", "channels_last", "transposed", "permuted", "sliced", "padded", "expanded")
@@ -84,7 +121,7 @@ def laid_out(values, layout):
 
 def storage(tensor):
     """All bytes behind a tensor, also those that its strides leave out."""
-    return torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
+    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
 
 
 def within_norm(weight):

@@ -7,10 +7,12 @@ scratch memory through a variable that they read once, hence before the package 
 import os
 
 os.environ["GATEDRNN_POISON_SCRATCH"] = "1"
+os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # without it cuBLAS is not deterministic
 
 import hypothesis
 import pytest
 import torch
+from comparison import DEVICE
 
 from gatedrnn import _C
 
@@ -32,13 +34,21 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default")
 
 
 def pytest_configure(config):
+    # A run that was to test a GPU must not pass by skipping.
+    if DEVICE not in ("cpu", "cuda"):
+        raise pytest.UsageError(f"GATEDRNN_TEST_DEVICE must be cpu or cuda, got {DEVICE!r}")
+    if DEVICE == "cuda" and _C.build_info()["cuda_version"] is None:
+        raise pytest.UsageError(f"{_C.__file__} was built without CUDA")
+    if DEVICE == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError("GATEDRNN_TEST_DEVICE is cuda, but PyTorch sees no GPU")
     # PyTorch's own: the decompositions of forward-mode AD, and torch.export.
     config.addinivalue_line("filterwarnings", "ignore:`torch.jit.*is deprecated:DeprecationWarning")
 
 
 def pytest_report_header():
     info = _C.build_info()
-    return f"gatedrnn: {info['cpu_capability']}, sanitizers: {info['sanitizers']}"
+    device = torch.cuda.get_device_name() if DEVICE == "cuda" else info["cpu_capability"]
+    return f"gatedrnn: {device}, sanitizers: {info['sanitizers']}"
 
 
 @pytest.fixture

@@ -4,11 +4,10 @@ import itertools
 
 import pytest
 import torch
-from comparison import F64, within_norm
+from comparison import DEVICE, F64, spatial_gated_rnn, within_norm
 from torch.autograd import gradcheck, gradgradcheck
 
 from gatedrnn import DIRECTIONS
-from gatedrnn.functional import spatial_gated_rnn
 from gatedrnn.reference import spatial_gated_rnn as reference
 
 GATES = {None: None, "channel": (2, 4), "pixel": (2, 1), "each": (2, 3, 4), "each_pixel": (2, 3, 1)}
@@ -185,7 +184,7 @@ def test_backward_twice_through_a_freed_graph_is_refused():
 
 def test_input_changed_in_place_before_backward_is_refused():
     x, g, weight, bias = inputs_for()
-    changed = g * 1
+    changed = (g * 1).to(DEVICE)
     y = spatial_gated_rnn(x, changed, weight, bias, **options_of("max"))
     changed.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):

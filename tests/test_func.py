@@ -4,13 +4,12 @@ import itertools
 
 import pytest
 import torch
-from comparison import BF16, F32, F64
+from comparison import BF16, F32, F64, spatial_gated_rnn
 from test_autograd import GATES, MERGES, function_of, inputs_for, options_of
 from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 from gatedrnn import SpatialGatedRNN
-from gatedrnn.functional import spatial_gated_rnn
 from gatedrnn.reference import spatial_gated_rnn as reference
 
 

@@ -58,6 +58,20 @@ def test_library_does_not_link_torch_python():
 
 
 @reads_elf
+def test_library_needs_no_cuda_library():
+    # It holds a CUDA runtime of its own, and finds PyTorch's stream when a CUDA tensor comes: so
+    # that one library loads beside a CPU-only PyTorch too.
+    needed = subprocess.run(
+        ["readelf", "-d", _C.__file__], capture_output=True, text=True, check=True
+    )
+    assert re.findall(r"\(NEEDED\).*(?:cuda|c10)", needed.stdout) == []
+    names = subprocess.run(
+        ["nm", "-D", _C.__file__], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert [name for name in names if re.match(r"(__)?cu[A-Z]|(__)?cuda[A-Z]", name)] == []
+
+
+@reads_elf
 def test_library_exports_only_its_module():
     listing = subprocess.run(
         ["nm", "-D", "--defined-only", _C.__file__], capture_output=True, text=True, check=True
@@ -78,7 +92,13 @@ def test_build_info_names_the_instruction_sets():
     assert INFO["cxx_standard"] >= 202002
     assert INFO["cpu_capability"] in INFO["cpu_capabilities"]
     assert INFO["cpu_capabilities"][-1] == "portable"
-    assert INFO["cuda_architectures"] == ()
+
+
+def test_build_info_tells_of_cuda():
+    version, architectures = INFO["cuda_version"], INFO["cuda_architectures"]
+    assert (version is None) == (architectures == ())
+    assert version is None or re.fullmatch(r"\d+\.\d+", version)
+    assert all(re.fullmatch(r"(sm|compute)_\d+[af]?", name) for name in architectures)
 
 
 @pytest.mark.parametrize("capability", INFO["cpu_capabilities"])
@@ -100,7 +120,8 @@ def test_command_prints_the_facts_and_checks_itself():
     result = run("-m", "gatedrnn")
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.splitlines()[-1] == "OK"
-    for fact in (INFO["version"], INFO["compiler"], f"{INFO['cpu_capability']} (built: "):
+    cuda = f"{INFO['cuda_version']}, for" if INFO["cuda_version"] else "not built: "
+    for fact in (INFO["version"], INFO["compiler"], f"{INFO['cpu_capability']} (built: ", cuda):
         assert fact in result.stdout
 
 
@@ -132,7 +153,8 @@ def isolated_build(tmp_path):
     shutil.copytree(ROOT / "csrc", sources / "csrc")
     (sources / "gatedrnn").mkdir()
     shutil.copy(ROOT / "gatedrnn" / "py.typed", sources / "gatedrnn")
-    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
+    names = ("setup.py", "build_cuda.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
+    for name in names:
         shutil.copy(ROOT / name, sources)
     site_packages = metadata.distribution("torch").locate_file("")
     for package in ("setuptools", "_distutils_hack"):

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from comparison import BF16, DTYPES, F16, F32, F64, assert_close, within_norm
+from comparison import BF16, DTYPES, F16, F32, F64, assert_close, through, within_norm
 
 from gatedrnn import DIRECTIONS, SpatialGatedRNN
 from gatedrnn.reference import spatial_gated_rnn as reference
@@ -49,7 +49,7 @@ def test_layer_is_the_reference_of_its_clamped_weight(weight_norm, gate_norm, me
     )
     layer = layer_with(weight, bias, weight_norm=weight_norm, dtype=F64, **options)
     expected = reference(x, g, clamped(weight, weight_norm), bias, **options)
-    assert_close(layer(x, g).detach(), expected)
+    assert_close(through(layer, x, g).detach(), expected)
     torch.testing.assert_close(layer.weight.detach(), clamped(weight, weight_norm))
 
 
@@ -57,7 +57,7 @@ def test_layer_without_gate_is_the_conventional_recurrence():
     layer = SpatialGatedRNN(3, dtype=F64)
     x = torch.randn(1, 3, 6, 7, dtype=F64, generator=torch.Generator().manual_seed(0))
     expected = reference(x, None, layer.weight.detach(), layer.bias.detach())
-    assert_close(layer(x).detach(), expected)
+    assert_close(through(layer, x).detach(), expected)
 
 
 def test_write_through_data_takes_effect_at_once():
@@ -73,7 +73,7 @@ def test_gradient_reaches_the_stored_parameter_through_the_clamp():
     weight = torch.eye(2, dtype=F64)[None] * torch.tensor([[[3.0], [0.5]]], dtype=F64)
     layer = layer_with(weight, directions=["left_to_right"], dtype=F64)
     x = torch.randn(1, 2, 1, 5, dtype=F64, generator=torch.Generator().manual_seed(0))
-    layer(x).sum().backward()
+    through(layer, x).sum().backward()
     other = weight.clone().requires_grad_()
     sigma = torch.linalg.svdvals(other)[:, :1, None].clamp(min=1)
     reference(x, None, other / sigma, None, directions=["left_to_right"]).sum().backward()
@@ -105,7 +105,7 @@ def test_layer_of_any_dtype_scans_with_a_weight_in_the_state_type(dtype):
     assert layer.raw_weight.dtype == layer.bias.dtype == dtype
     assert layer.weight.dtype == state
     x = torch.randn(1, 3, 4, 5).to(dtype)
-    y = layer(x, x)
+    y = through(layer, x, x)
     assert y.dtype == dtype
     y.float().sum().backward()
     assert {p.grad.dtype for p in layer.parameters()} == {dtype}
@@ -124,10 +124,12 @@ def test_cast_layer_is_a_layer_of_that_dtype():
 def test_layer_keeps_the_memory_format(channels_last):
     layer = SpatialGatedRNN(3)
     x = torch.randn(2, 3, 4, 5)
-    y = layer(x, x.sigmoid())
+    y = through(layer, x, x.sigmoid())
     if channels_last:
-        moved = layer.to(memory_format=torch.channels_last)(
-            x.contiguous(memory_format=torch.channels_last), x.sigmoid()
+        moved = through(
+            layer.to(memory_format=torch.channels_last),
+            x.contiguous(memory_format=torch.channels_last),
+            x.sigmoid(),
         )
         assert moved.is_contiguous(memory_format=torch.channels_last)
         torch.testing.assert_close(moved, y)
@@ -165,7 +167,7 @@ def trained(layer):
     """The layer after an optimizer step, so that no parameter is at its first value."""
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     x = torch.randn(1, layer.channels, 5, 6, generator=torch.Generator().manual_seed(2))
-    layer(x, x).pow(2).mean().backward()
+    through(layer, x, x).pow(2).mean().backward()
     optimizer.step()
     return layer, x
 

@@ -2,13 +2,23 @@
 
 import pytest
 import torch
-from comparison import BF16, DTYPES, F32, F64, HALF, assert_close, run, storage
+from comparison import (
+    BF16,
+    DTYPES,
+    F32,
+    F64,
+    HALF,
+    assert_close,
+    placed,
+    run,
+    spatial_gated_rnn,
+    storage,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scan_cases import Case, cases, exact
 
 from gatedrnn import DIRECTIONS
-from gatedrnn.functional import spatial_gated_rnn
 from gatedrnn.reference import spatial_gated_rnn as reference
 
 NAMES = ("dx", "dg", "dweight", "dbias")
@@ -19,9 +29,10 @@ def check(case):
     tensors = case.tensors()
     truth = exact(tensors)
     grad = case.grad(truth)
-    before = [storage(t).clone() for t in (*tensors, grad) if t is not None]
-    y, grads = run(spatial_gated_rnn, tensors, grad, **case.options)
-    after = [storage(t) for t in (*tensors, grad) if t is not None]
+    *given, given_grad = map(placed, (*tensors, grad))
+    before = [storage(t).clone() for t in (*given, given_grad) if t is not None]
+    y, grads = run(spatial_gated_rnn, given, given_grad, **case.options)
+    after = [storage(t) for t in (*given, given_grad) if t is not None]
     assert all(map(torch.equal, before, after)), "an input or an incoming gradient was written to"
 
     # In a cascade the reference too rounds every stage's map to x's dtype.

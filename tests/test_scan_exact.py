@@ -4,12 +4,11 @@ import math
 
 import pytest
 import torch
-from comparison import DTYPES, F32, F64, HALF, LAYOUTS, laid_out, run, state_of
+from comparison import DTYPES, F32, F64, HALF, LAYOUTS, laid_out, run, spatial_gated_rnn, state_of
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gatedrnn import DIRECTIONS
-from gatedrnn.functional import spatial_gated_rnn
 from gatedrnn.reference import spatial_gated_rnn as reference
 
 

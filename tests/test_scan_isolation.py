@@ -4,10 +4,9 @@ import math
 
 import pytest
 import torch
-from comparison import DTYPES, F32, F64, run, state_of
+from comparison import DTYPES, F32, F64, run, spatial_gated_rnn, state_of
 
 from gatedrnn import DIRECTIONS
-from gatedrnn.functional import spatial_gated_rnn
 
 OPPOSITE = dict(zip(DIRECTIONS, [DIRECTIONS[i] for i in (1, 0, 3, 2)], strict=True))
 

@@ -67,9 +67,19 @@ struct AdjointTiles {
   A* sums;  // in global memory: [warp][channel][K + 1], dweight then dbias; or null
 };
 
+// Calls body with a function that names theta: a constant where theta is the identity, as is the
+// rule, so that no branch stands in the loop over pixels.
+template <class Body>
+GATEDRNN_DEVICE void with_nonlinearity(Nonlinearity kind, const Body& body) {
+  if (kind == Nonlinearity::kIdentity)
+    body([] { return Nonlinearity::kIdentity; });
+  else
+    body([kind] { return kind; });
+}
+
 template <class A>
-GATEDRNN_DEVICE A activated(const ScanArgs& a, A x, A g, A u) {
-  return activation<ScalarMath<A>>(a.nonlinearity, preactivation(x, g, u));
+GATEDRNN_DEVICE A activated(Nonlinearity kind, A x, A g, A u) {
+  return activation<ScalarMath<A>>(kind, preactivation(x, g, u));
 }
 
 template <class A, int K, int Side, int R, int Channels = (K < 8 ? 8 : K)>
@@ -84,7 +94,7 @@ struct Steps {
   static constexpr int kThreads = 2 * Side * kSplits;
   static constexpr int kSumsPerTile = Side / kLinesPerWarp;  // one for each warp of a direction
   static constexpr int kPlane = tile_plane(Side);
-  static constexpr int kOthers = K == 1 ? 0 : K - R;
+  static constexpr int kOthers = K == 1 ? 0 : K - R, kGroups = kOthers / R;
   static constexpr bool kSeparateAdjoint = false;  // e takes the place of h
   static_assert(Side % kLinesPerWarp == 0);
   // Blocks of a multiprocessor, as far as their tiles allow it on a Hopper GPU: for the compiler's
@@ -96,16 +106,32 @@ struct Steps {
   // A thread's line and first channel in its direction, and the other channels of its block, R by
   // R: all of them are computed by threads of the same warp.
   struct Lane {
-    int line, channel, next[kOthers / R + 1];
+    int line, channel, next[kGroups + 1];
     GATEDRNN_DEVICE Lane() {
       const int q = threadIdx.x % (kThreads / 2);
       line = q / 32 * kLinesPerWarp + q % kLinesPerWarp;
       channel = q % 32 / kLinesPerWarp * R;
 #pragma unroll
-      for (int i = 0; i < kOthers / R; ++i)
-        next[i] = channel / K * K + (channel % K + R * (i + 1)) % K;
+      for (int i = 0; i < kGroups; ++i) next[i] = channel / K * K + (channel % K + R * (i + 1)) % K;
     }
-    GATEDRNN_DEVICE int other(int m) const { return next[m / R] + m % R; }
+    GATEDRNN_DEVICE int other(int m) const { return next[m / R] + m % R; }  // m < kOthers
+  };
+  // The other channels of a place in a tile. It walks: an address that changes is kept in a
+  // register, one that could be computed again would be, at every step.
+  struct Others {
+    const A* group[kGroups + 1];
+    GATEDRNN_DEVICE Others(const A* tile, const Lane& lane, int cell) {
+#pragma unroll
+      for (int i = 0; i < kGroups; ++i) group[i] = tile + lane.next[i] * kPlane + cell;
+    }
+    GATEDRNN_DEVICE void move(int cells) {
+#pragma unroll
+      for (int i = 0; i < kGroups; ++i) group[i] += cells;
+    }
+    GATEDRNN_DEVICE void read(A (&values)[kOthers + 1]) const {
+#pragma unroll
+      for (int m = 0; m < kOthers; ++m) values[m] = group[m / R][m % R * kPlane];
+    }
   };
   // Weights of R channels, or of the transposed weight: from the thread's own channels, then from
   // the others.
@@ -133,8 +159,8 @@ struct Steps {
         }
       }
     }
-    // bias + w v: v of the thread's own channels from registers, of the others from `tile`.
-    GATEDRNN_DEVICE void product(const Lane& lane, const A (&v)[R], const A* tile, int cell,
+    // bias + w v, from v of the thread's own channels and of the others.
+    GATEDRNN_DEVICE void product(const A (&v)[R], const A (&v_others)[kOthers + 1],
                                  A (&u)[R]) const {
 #pragma unroll
       for (int r = 0; r < R; ++r) {
@@ -145,12 +171,8 @@ struct Steps {
 #pragma unroll
           for (int j = 0; j < R; ++j) u[r] += own[r][j] * v[j];
         }
-      }
 #pragma unroll
-      for (int m = 0; m < kOthers; ++m) {
-        const A other = tile[lane.other(m) * kPlane + cell];
-#pragma unroll
-        for (int r = 0; r < R; ++r) u[r] += others[r][m] * other;
+        for (int m = 0; m < kOthers; ++m) u[r] += others[r][m] * v_others[m];
       }
     }
   };
@@ -164,39 +186,50 @@ struct Steps {
     const Lane lane;
     const Weights w(a, t, d, lane, false);
     const bool valid = lane.line < path.lines;
-    const int base = lane.channel * kPlane, g_base = lane.channel * s.g_plane;
-    int before = entry_cell<Side>(lane.line), cell = path.template first<Side>(lane.line);
+    const int before = entry_cell<Side>(lane.line), first = path.template first<Side>(lane.line);
+    A* h_at = s.h + lane.channel * kPlane;
     A h[R], x[R], g[R];
 #pragma unroll
     for (int r = 0; r < R; ++r) {
       h[r] =
           valid && lane.channel + r < t.channels ? border.enter(lane.channel + r, lane.line) : A(0);
-      s.h[base + r * kPlane + before] = h[r];
+      h_at[r * kPlane + before] = h[r];
     }
-    const auto fetch = [&](int from) {
+    h_at += first;
+    Others others(s.h, lane, before);
+    const A* x_at = s.x + lane.channel * kPlane + first;
+    const A* g_at = s.g + lane.channel * s.g_plane + first;
+    const auto fetch = [&] {
 #pragma unroll
       for (int r = 0; r < R; ++r) {
-        x[r] = s.x[base + r * kPlane + from];
-        g[r] = s.g[g_base + r * s.g_plane + from];
+        x[r] = x_at[r * kPlane];
+        g[r] = g_at[r * s.g_plane];
       }
     };
-    if (valid) fetch(cell);
+    if (valid) fetch();
     __syncwarp();
-    for (int i = 0; i < path.length; ++i) {
-      if (valid) {
-        A u[R];
-        w.product(lane, h, s.h, before, u);
+    with_nonlinearity(a.nonlinearity, [&](auto theta) {
+      int move = first - before;  // the entry lies elsewhere
+      for (int i = 0; i < path.length; ++i) {
+        if (valid) {
+          A u[R], h_others[kOthers + 1];
+          others.read(h_others);
+          w.product(h, h_others, u);
 #pragma unroll
-        for (int r = 0; r < R; ++r) {
-          h[r] = activated(a, x[r], g[r], u[r]);
-          s.h[base + r * kPlane + cell] = h[r];
+          for (int r = 0; r < R; ++r) {
+            h[r] = activated(theta(), x[r], g[r], u[r]);
+            h_at[r * kPlane] = h[r];
+          }
+          others.move(move);
+          move = path.step;
+          h_at += path.step;
+          x_at += path.step;
+          g_at += path.step;
+          if (i + 1 < path.length) fetch();  // ahead of the recurrence
         }
-        before = cell;
-        cell += path.step;
-        if (i + 1 < path.length) fetch(cell);  // ahead of the recurrence
+        __syncwarp();
       }
-      __syncwarp();
-    }
+    });
     if (valid)
 #pragma unroll
       for (int r = 0; r < R; ++r)
@@ -210,54 +243,67 @@ struct Steps {
     const Lane lane;
     const Weights w(a, t, d, lane, false), transposed(a, t, d, lane, true);
     const bool valid = lane.line < path.lines;
-    const int base = lane.channel * kPlane, g_base = lane.channel * s.g_plane;
     constexpr int own = K == 1 ? 1 : R;
     A e[R], weight_own[R][own] = {}, weight_others[R][kOthers + 1] = {}, bias[R] = {};
-    int after = adjoint_entry_cell<Side>(lane.line);
-    int cell = path.template first<Side>(lane.line) + (path.length - 1) * path.step;
+    const int entry = entry_cell<Side>(lane.line), after = adjoint_entry_cell<Side>(lane.line);
+    const int first = path.template first<Side>(lane.line);
+    const int last = first + (path.length - 1) * path.step;
+    A* const plane = s.h + lane.channel * kPlane;
 #pragma unroll
     for (int r = 0; r < R; ++r) {
       e[r] =
           valid && lane.channel + r < t.channels ? border.enter(lane.channel + r, lane.line) : A(0);
-      s.h[base + r * kPlane + after] = e[r];
+      plane[r * kPlane + after] = e[r];
     }
+    // Places that walk against the direction: of this pixel, of e after it and of h before it.
+    const int from = path.length > 1 ? last - path.step : entry;
+    A *h_at = plane + last, *dx_at = s.dx + lane.channel * kPlane + last;
+    A* dg_at = s.dg ? s.dg + lane.channel * kPlane + last : nullptr;
+    const A *g_at = s.g + lane.channel * s.g_plane + last, *h_from = plane + from;
+    Others e_others(s.h, lane, after), h_others(s.h, lane, from);
     __syncwarp();
-    for (int i = path.length - 1; i >= 0; --i) {
-      if (valid) {
-        const int before = i > 0 ? cell - path.step : entry_cell<Side>(lane.line);
-        A back[R], u[R], h[R];
-        transposed.product(lane, e, s.h, after, back);
+    with_nonlinearity(a.nonlinearity, [&](auto theta) {
+      int move = last - after;
+      for (int i = path.length - 1; i >= 0; --i) {
+        if (valid) {
+          A back[R], u[R], h[R], others[kOthers + 1];
+          e_others.read(others);
+          transposed.product(e, others, back);
 #pragma unroll
-        for (int r = 0; r < R; ++r) h[r] = s.h[base + r * kPlane + before];
-        w.product(lane, h, s.h, before, u);
+          for (int r = 0; r < R; ++r) h[r] = h_from[r * kPlane];
+          h_others.read(others);
+          w.product(h, others, u);
 #pragma unroll
-        for (int r = 0; r < R; ++r) {
-          const int at = base + r * kPlane + cell;
-          const A delta =
-              activation_backward<ScalarMath<A>>(a.nonlinearity, s.h[at], s.dx[at] + back[r]);
-          e[r] = s.g[g_base + r * s.g_plane + cell] * delta;
-          s.h[at] = e[r];  // nobody else reads this h: its readers are one step further
-          s.dx[at] = delta;
-          if (s.dg) s.dg[at] = delta * u[r];
-          bias[r] += e[r];
-          if constexpr (K == 1) {
-            weight_own[r][0] += e[r] * h[r];
-          } else {
+          for (int r = 0; r < R; ++r) {
+            const A delta = activation_backward<ScalarMath<A>>(theta(), h_at[r * kPlane],
+                                                               dx_at[r * kPlane] + back[r]);
+            e[r] = g_at[r * s.g_plane] * delta;
+            h_at[r * kPlane] = e[r];  // nobody else reads this h: its readers are one step further
+            dx_at[r * kPlane] = delta;
+            if (dg_at) dg_at[r * kPlane] = delta * u[r];
+            bias[r] += e[r];
+            if constexpr (K == 1) {
+              weight_own[r][0] += e[r] * h[r];
+            } else {
 #pragma unroll
-            for (int j = 0; j < R; ++j) weight_own[r][j] += e[r] * h[j];
+              for (int j = 0; j < R; ++j) weight_own[r][j] += e[r] * h[j];
+            }
+#pragma unroll
+            for (int m = 0; m < kOthers; ++m) weight_others[r][m] += e[r] * others[m];
           }
+          const int back_by = i > 1 ? -path.step : entry - first;
+          h_from += back_by;
+          h_others.move(back_by);
+          e_others.move(move);
+          move = -path.step;
+          h_at -= path.step;
+          dx_at -= path.step;
+          g_at -= path.step;
+          if (dg_at) dg_at -= path.step;
         }
-#pragma unroll
-        for (int m = 0; m < kOthers; ++m) {
-          const A other = s.h[lane.other(m) * kPlane + before];
-#pragma unroll
-          for (int r = 0; r < R; ++r) weight_others[r][m] += e[r] * other;
-        }
-        after = cell;
-        cell -= path.step;
+        __syncwarp();
       }
-      __syncwarp();
-    }
+    });
     if (valid)
 #pragma unroll
       for (int r = 0; r < R; ++r)
@@ -335,7 +381,7 @@ struct Steps<A, 0, Side, 0, 0> {
         const int cell = path.template first<Side>(line) + i * path.step;
         const int before = i > 0 ? cell - path.step : entry_cell<Side>(line);
         const A u = product(w + c * t.channels, 1, s.h, before, t.channels, b ? b[c] : A(0));
-        const A h = activated(a, s.x[c * kPlane + cell], s.g[c * s.g_plane + cell], u);
+        const A h = activated(a.nonlinearity, s.x[c * kPlane + cell], s.g[c * s.g_plane + cell], u);
         s.h[c * kPlane + cell] = h;
         if (i == path.length - 1) border.leave(c, line, h);
       });

@@ -1,0 +1,206 @@
+"""The CUDA half of the build: whether, with which nvcc, for which GPUs, and the objects.
+
+The CUDA sources include nothing of PyTorch. So they are compiled here rather than by PyTorch's
+build_ext, which refuses .cu files beside a CPU-only PyTorch, or one of another CUDA version.
+"""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from glob import glob
+from pathlib import Path
+from typing import NamedTuple
+
+# Without TORCH_CUDA_ARCH_LIST and without a visible GPU; as far as nvcc knows them.
+ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
+OLDEST = 70  # acquire and release of global memory
+NVCC = (12, 0)  # the oldest with C++20
+FLAGS = ["-std=c++20", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-Icsrc"]
+FLAGS += ["-DGATEDRNN_WITH_CUDA=1"]
+
+
+class Toolkit(NamedTuple):
+    nvcc: str
+    version: str  # of nvcc: "13.0"
+    known: tuple[str, ...]  # architectures that it compiles for: "75", "80", ...
+    runtime: str  # libcudart_static.a
+
+
+class CannotBuild(Exception):
+    """In words, what a CUDA build lacks."""
+
+
+def _output(*command: str) -> str:
+    return subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True
+    ).stdout
+
+
+def find_toolkit() -> Toolkit:
+    """The CUDA toolkit at CUDA_HOME, CUDA_PATH, on PATH or at /usr/local/cuda, the first there is.
+
+    Raises:
+        CannotBuild: there is none, or none that serves.
+    """
+    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    candidates = [shutil.which(os.path.join(home, "bin", "nvcc")) for home in homes]
+    candidates += [shutil.which("nvcc"), shutil.which("/usr/local/cuda/bin/nvcc")]
+    nvcc = next(filter(None, candidates), None)
+    if nvcc is None:
+        raise CannotBuild("nvcc is not at CUDA_HOME or CUDA_PATH, on PATH or at /usr/local/cuda")
+    try:
+        version = re.search(r"release (\d+)\.(\d+)", _output(nvcc, "--version"))
+        known = re.findall(r"compute_(\d+)", _output(nvcc, "--list-gpu-arch"))
+        # What is found on PATH may be a script or a link: only nvcc itself knows where it lies.
+        top = re.search(r"TOP=(.+)", _output(nvcc, "--dryrun", "-x", "cu", os.devnull))
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise CannotBuild(f"{nvcc} does not run: {error}") from None
+    if version is None or top is None or not known:
+        raise CannotBuild(f"{nvcc} does not answer as nvcc does")
+    if tuple(map(int, version.groups())) < NVCC:
+        raise CannotBuild(f"{nvcc} is older than {NVCC[0]}.{NVCC[1]}, which C++20 needs")
+    folders = ("lib64", "lib", "targets/*/lib")
+    libraries = [glob(os.path.join(top[1].strip(), f, "libcudart_static.a")) for f in folders]
+    runtime = next((os.path.realpath(found[0]) for found in libraries if found), None)
+    if runtime is None:
+        raise CannotBuild(f"the toolkit of {nvcc} has no libcudart_static.a")
+    return Toolkit(nvcc, ".".join(version.groups()), tuple(known), runtime)
+
+
+def choose_toolkit(torch, instrumented: bool) -> Toolkit | None:
+    """The toolkit to build CUDA with, or None for the CPU alone; says which, and why.
+
+    GATEDRNN_CUDA=1 asks for it and =0 refuses it; otherwise it is built where PyTorch has CUDA.
+    """
+    asked = os.environ.get("GATEDRNN_CUDA", "")
+    if asked not in ("", "0", "1"):
+        sys.exit(f"gatedrnn: GATEDRNN_CUDA must be 0 or 1, got {asked!r}")
+    if asked == "0":
+        return _cpu_only("GATEDRNN_CUDA is 0")
+    if not asked and torch.version.cuda is None:
+        return _cpu_only("this PyTorch has no CUDA")
+    if not asked and instrumented:
+        return _cpu_only("the sanitizers see C++ only")
+    try:
+        if sys.platform != "linux":
+            raise CannotBuild("CUDA is built on Linux only")
+        toolkit = find_toolkit()
+    except CannotBuild as error:
+        if asked:
+            sys.exit(f"gatedrnn: GATEDRNN_CUDA is 1, but {error}")
+        return _cpu_only(f"{error}, although this PyTorch has CUDA {torch.version.cuda}", loud=True)
+    if torch.version.cuda and torch.version.cuda.split(".")[0] != toolkit.version.split(".")[0]:
+        print(
+            f"gatedrnn: nvcc is {toolkit.version}, PyTorch's CUDA {torch.version.cuda}: that is "
+            "fine here, for the library holds its own CUDA runtime; the driver must know both"
+        )
+    return toolkit
+
+
+def _cpu_only(why: str, loud: bool = False) -> None:
+    line = f"gatedrnn: building for the CPU only: {why}"
+    if loud:
+        rule = "*" * len(line)
+        line = f"{rule}\n{line}\ngatedrnn: CUDA tensors will run the slow reference loop\n{rule}"
+    print(line, flush=True)
+
+
+def choose_architectures(toolkit: Toolkit, torch) -> list[str]:
+    """What to compile for, in the words of nvcc: "sm_90" is machine code, "compute_120" PTX."""
+    asked = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(",", " ").replace(";", " ").split()
+    if asked and asked != ["native"]:
+        return list(dict.fromkeys(name for each in asked for name in _named(each, toolkit)))
+    visible = _visible(torch)
+    if visible:
+        return list(dict.fromkeys(_of_device(number, toolkit) for number in visible))
+    numbers = [number for number in ARCHITECTURES if number in toolkit.known] or toolkit.known[-1:]
+    return [f"sm_{number}" for number in numbers] + [f"compute_{numbers[-1]}"]
+
+
+def _named(word: str, toolkit: Toolkit) -> list[str]:
+    """An entry of TORCH_CUDA_ARCH_LIST, such as 8.6, 9.0a or 9.0+PTX."""
+    match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", word, re.IGNORECASE)
+    if match is None:
+        sys.exit(f"gatedrnn: TORCH_CUDA_ARCH_LIST must be such as '8.0;9.0+PTX', got {word!r}")
+    number = match[1] + match[2]
+    if int(number) < OLDEST or number not in toolkit.known:
+        known = ", ".join(f"{n[:-1]}.{n[-1]}" for n in toolkit.known if int(n) >= OLDEST)
+        sys.exit(f"gatedrnn: TORCH_CUDA_ARCH_LIST has {word}, nvcc here knows {known}")
+    number += match[3].lower()
+    return [f"sm_{number}", f"compute_{number}"] if match[4] else [f"sm_{number}"]
+
+
+def _visible(torch) -> list[str]:
+    try:
+        if not torch.cuda.is_available():
+            return []
+        found = map(torch.cuda.get_device_capability, range(torch.cuda.device_count()))
+        return sorted({f"{major}{minor}" for major, minor in found}, key=int)
+    except Exception:  # a broken driver is no reason not to build
+        return []
+
+
+def _of_device(number: str, toolkit: Toolkit) -> str:
+    """Machine code for a GPU; PTX, the newest it can run, if this nvcc does not know it."""
+    if number in toolkit.known:
+        return f"sm_{number}"
+    older = [known for known in toolkit.known if int(known) < int(number)]
+    return f"compute_{max(older or toolkit.known, key=int)}"
+
+
+def compile_objects(toolkit: Toolkit, architectures: list[str], folder: Path) -> list[str]:
+    """Compiles csrc/cuda/*.cu in parallel (MAX_JOBS); what has not changed is left as it is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sources = sorted(glob("csrc/cuda/*.cu"))
+    objects = [str(folder / Path(source).with_suffix(".o").name) for source in sources]
+    flags = FLAGS + [_gencode(name) for name in architectures]
+    rules = folder / "build.ninja"
+    rules.write_text(
+        "ninja_required_version = 1.3\n"
+        f"builddir = {_escaped(str(folder))}\n"
+        "rule nvcc\n"
+        f"  command = {_shell(toolkit.nvcc)} -MD -MF $out.d -c $in -o $out {_shell(*flags)}\n"
+        "  depfile = $out.d\n"
+        "  deps = gcc\n"
+        + "".join(
+            f"build {_escaped(target)}: nvcc {_escaped(source)}\n"
+            for target, source in zip(objects, sources, strict=True)
+        )
+    )
+    given = os.environ.get("MAX_JOBS", "")
+    jobs = int(given) if given.isdigit() and int(given) else os.cpu_count() or 1
+    environment = dict(os.environ)
+    if jobs > len(sources) and len(architectures) > 1:
+        # By the environment: a number of jobs in the command would make ninja compile anew.
+        more = f"--threads {-(-jobs // len(sources))}"
+        environment["NVCC_APPEND_FLAGS"] = f"{os.environ.get('NVCC_APPEND_FLAGS', '')} {more}"
+    command = [*_ninja(), "-v", "-j", str(jobs), "-f", str(rules)]
+    sys.stdout.flush()
+    if subprocess.run(command, env=environment).returncode:
+        sys.exit("gatedrnn: nvcc failed, see above; GATEDRNN_CUDA=0 builds for the CPU only")
+    return objects
+
+
+def _gencode(name: str) -> str:
+    return f"-gencode=arch=compute_{name.split('_')[1]},code={name}"
+
+
+def _ninja() -> list[str]:
+    found = shutil.which("ninja")
+    command = [found] if found else [sys.executable, "-m", "ninja"]
+    try:
+        _output(*command, "--version")
+    except (OSError, subprocess.CalledProcessError):
+        sys.exit("gatedrnn: building for CUDA needs ninja: pip install ninja")
+    return command
+
+
+def _shell(*words: str) -> str:
+    return shlex.join(words).replace("$", "$$")
+
+
+def _escaped(path: str) -> str:
+    return re.sub(r"([$ :])", r"$\1", path)

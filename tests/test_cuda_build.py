@@ -1,0 +1,234 @@
+"""The CUDA build: what decides it, and a wheel of it, compiled once, beside the PyTorch here."""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import fatbin
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SPEC = importlib.util.spec_from_file_location("build_cuda", ROOT / "build_cuda.py")
+build_cuda = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(build_cuda)
+
+TOOLKIT = build_cuda.Toolkit("nvcc", "13.0", ("75", "80", "86", "90", "100", "120"), "libcudart.a")
+
+
+def torch_with(cuda, *capabilities):
+    """As much of torch as the build looks at."""
+    gpus = SimpleNamespace(
+        is_available=lambda: bool(capabilities),
+        device_count=lambda: len(capabilities),
+        get_device_capability=lambda index: capabilities[index],
+    )
+    return SimpleNamespace(version=SimpleNamespace(cuda=cuda), cuda=gpus)
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    for name in ("GATEDRNN_CUDA", "TORCH_CUDA_ARCH_LIST", "CUDA_HOME", "CUDA_PATH", "MAX_JOBS"):
+        monkeypatch.delenv(name, raising=False)
+    return lambda **values: [monkeypatch.setenv(*item) for item in values.items()]
+
+
+@pytest.mark.parametrize(
+    ("asked", "cuda", "found", "built", "says"),
+    [
+        ("", "13.0", True, True, ""),
+        ("", "12.8", True, True, "nvcc is 13.0, PyTorch's CUDA 12.8"),
+        ("", None, True, False, "CPU only: this PyTorch has no CUDA"),
+        ("", "13.0", False, False, "CPU only: no nvcc, although this PyTorch has CUDA 13.0"),
+        ("1", None, True, True, ""),
+        ("0", "13.0", True, False, "CPU only: GATEDRNN_CUDA is 0"),
+    ],
+)
+def test_cuda_is_built_where_it_can_be_or_as_asked(
+    asked, cuda, found, built, says, environment, monkeypatch, capsys
+):
+    def find_toolkit():
+        if not found:
+            raise build_cuda.CannotBuild("no nvcc")
+        return TOOLKIT
+
+    monkeypatch.setattr(build_cuda, "find_toolkit", find_toolkit)
+    monkeypatch.setattr(sys, "platform", "linux")
+    environment(GATEDRNN_CUDA=asked)
+    assert (build_cuda.choose_toolkit(torch_with(cuda), False) is TOOLKIT) == built
+    said = capsys.readouterr().out
+    assert says in said if says else said == ""
+
+
+def test_cuda_asked_for_without_nvcc_is_an_error(environment, monkeypatch, tmp_path):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(sys, "platform", "linux")
+    environment(GATEDRNN_CUDA="1")
+    with pytest.raises(SystemExit, match="GATEDRNN_CUDA is 1, but nvcc is not at CUDA_HOME"):
+        build_cuda.choose_toolkit(torch_with("13.0"), False)
+
+
+def test_other_values_of_the_variable_are_refused(environment):
+    environment(GATEDRNN_CUDA="yes")
+    with pytest.raises(SystemExit, match="GATEDRNN_CUDA must be 0 or 1, got 'yes'"):
+        build_cuda.choose_toolkit(torch_with("13.0"), False)
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ("9.0", ["sm_90"]),
+        ("8.0;9.0+PTX", ["sm_80", "sm_90", "compute_90"]),
+        ("7.5 8.6,12.0+PTX", ["sm_75", "sm_86", "sm_120", "compute_120"]),
+        ("9.0a;9.0a", ["sm_90a"]),
+    ],
+)
+def test_architectures_are_those_of_the_list(asked, expected, environment):
+    environment(TORCH_CUDA_ARCH_LIST=asked)
+    assert build_cuda.choose_architectures(TOOLKIT, torch_with("13.0", (8, 0))) == expected
+
+
+@pytest.mark.parametrize("asked", ["Hopper", "9", "5.0", "13.0", "9.0+SASS"])
+def test_lists_that_nvcc_does_not_know_are_refused(asked, environment):
+    environment(TORCH_CUDA_ARCH_LIST=asked)
+    with pytest.raises(SystemExit, match="TORCH_CUDA_ARCH_LIST"):
+        build_cuda.choose_architectures(TOOLKIT, torch_with(None))
+
+
+def test_architectures_without_a_list_are_those_of_the_gpus(environment):
+    torch = torch_with("13.0", (9, 0), (8, 0), (9, 0), (12, 1))
+    expected = ["sm_80", "sm_90", "compute_120"]  # 12.1, which this nvcc does not know, runs PTX
+    assert build_cuda.choose_architectures(TOOLKIT, torch) == expected
+    environment(TORCH_CUDA_ARCH_LIST="native")
+    assert build_cuda.choose_architectures(TOOLKIT, torch) == expected
+
+
+def test_architectures_without_a_gpu_are_all_that_nvcc_knows(environment):
+    expected = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]
+    assert build_cuda.choose_architectures(TOOLKIT, torch_with("13.0")) == expected
+    broken = torch_with("13.0")
+    broken.cuda.is_available = lambda: 1 / 0
+    assert build_cuda.choose_architectures(TOOLKIT, broken) == expected
+
+
+# ---- with nvcc ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def toolkit():
+    try:
+        return build_cuda.find_toolkit()
+    except build_cuda.CannotBuild as error:
+        pytest.skip(f"no CUDA toolkit: {error}")
+
+
+def test_objects_are_compiled_again_only_when_they_must(toolkit, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    sources = tmp_path / "csrc" / "cuda"
+    sources.mkdir(parents=True)
+    (sources / "toy.h").write_text("constexpr int kValue = 1;\n")
+    (sources / "toy.cu").write_text(
+        '#include "cuda/toy.h"\n__global__ void toy(int* p) { *p = kValue; }\n'
+    )
+
+    def compiles(*architectures):
+        (built,) = build_cuda.compile_objects(toolkit, list(architectures), Path("objects $ 1"))
+        assert sorted(fatbin.architectures(built)) == sorted(architectures)
+        return "no work to do" not in capfd.readouterr().out
+
+    assert compiles("sm_90")
+    assert not compiles("sm_90")
+    monkeypatch.setenv("MAX_JOBS", "4")
+    assert not compiles("sm_90")
+    assert compiles("sm_90", "compute_90")
+    (sources / "toy.h").write_text("constexpr int kValue = 2;\n")
+    assert compiles("sm_90", "compute_90")
+
+
+@pytest.fixture(scope="module")
+def wheel(toolkit, tmp_path_factory):
+    """What the build printed, and the folder of an unpacked wheel for sm_90."""
+    sources, unpacked = tmp_path_factory.mktemp("sources"), tmp_path_factory.mktemp("unpacked")
+    for folder in ("csrc", "gatedrnn"):
+        ignore = shutil.ignore_patterns("_C.*.so", "__pycache__")
+        shutil.copytree(ROOT / folder, sources / folder, ignore=ignore)
+    for name in ("setup.py", "build_cuda.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, sources)
+    result = subprocess.run(
+        [
+            *(sys.executable, "-c"),
+            f"from setuptools import build_meta; build_meta.build_wheel({str(sources)!r})",
+        ],
+        cwd=sources,
+        env={
+            **os.environ,
+            "GATEDRNN_CUDA": "1",
+            "TORCH_CUDA_ARCH_LIST": "9.0",
+            "NVCC_APPEND_FLAGS": "-Werror all-warnings -Xcompiler -Wall,-Wextra,-Werror -Xptxas -v",
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=1500,
+    )
+    assert result.returncode == 0, result.stdout
+    (archive,) = sources.glob("*.whl")
+    zipfile.ZipFile(archive).extractall(unpacked)
+    return result.stdout, unpacked
+
+
+def test_wheel_holds_machine_code_for_the_architectures_asked_for(wheel):
+    (library,) = (wheel[1] / "gatedrnn").glob("_C.*.so")
+    held = fatbin.architectures(library)
+    assert set(held) == {"sm_90"}
+    assert len(held) == len(list((ROOT / "csrc" / "cuda").glob("*.cu")))
+
+
+def test_kernels_of_known_block_sizes_spill_no_registers(wheel):
+    # ptxas -v: the mangled name of each function, then what it spills. Steps<float, K, ...> in a
+    # kernel's name tells the block size that it is for; K = 0, any size, may spill.
+    entries = re.findall(
+        r"Function properties for (\S+)\n.*?(\d+) bytes spill stores, (\d+) bytes spill loads",
+        wheel[0],
+    )
+    spills, blocks = {}, set()
+    for name, stores, loads in entries:
+        block = re.search(r"StepsI[fd]Li(\d+)E", name)
+        blocks.add(int(block[1]) if block else None)
+        if not (block and int(block[1]) == 0) and int(stores) + int(loads):
+            spills[name] = f"{stores} bytes stored, {loads} loaded"
+    assert {0, 1, 2, 4, 8, 16} <= blocks
+    assert spills == {}
+
+
+def test_cuda_build_serves_cpu_tensors_beside_this_pytorch(wheel, toolkit):
+    environment = {**os.environ, "PYTHONPATH": str(wheel[1]), "LD_BIND_NOW": "1"}
+    code = "from gatedrnn import _C; i = _C.build_info(); "
+    code += "print(_C.__file__, i['cuda_version'], *i['cuda_architectures'])"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=sys.prefix,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    path, *facts = result.stdout.split()
+    assert Path(path).is_relative_to(wheel[1])
+    assert facts == [toolkit.version, "sm_90"]
+    # All that test_install.py asks of a library; not from the checkout, which holds another.
+    chosen = ["test_install.py", "-k", "library_ or build_info or command_prints"]
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", *chosen],
+        cwd=ROOT / "tests",
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stdout
