@@ -156,6 +156,11 @@ void backward(const BackwardArgs& a, [[maybe_unused]] const Tensor& x) {
 #endif
 }
 
+// One tensor alone decides which kernels run: none may lie elsewhere.
+void check_device(const char* name, const Tensor& t, const Tensor& x) {
+  STD_TORCH_CHECK(t.device() == x.device(), name, " must be on x's device");
+}
+
 struct Options {
   std::vector<int64_t> directions;
   std::string merge, nonlinearity, gate_norm;
@@ -165,6 +170,9 @@ struct Options {
 void fill_inputs(ScanArgs& a, const Tensor& x, const std::optional<Tensor>& g, const Tensor& weight,
                  const std::optional<Tensor>& bias, const Options& options) {
   STD_TORCH_CHECK(x.dim() == 4, "x must have 4 dimensions, got ", x.dim());
+  check_device("weight", weight, x);
+  if (g) check_device("g", *g, x);
+  if (bias) check_device("bias", *bias, x);
   a.dtype = dtype_of(x);
   const ScalarType state = a.dtype == Dtype::kFloat64 ? ScalarType::Double : ScalarType::Float;
   a.n = x.size(0), a.c = x.size(1), a.h = x.size(2), a.w = x.size(3);
@@ -256,6 +264,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> scan_backward(
   for (size_t i = 0; i < size.size(); ++i)
     STD_TORCH_CHECK(grad.size(static_cast<int64_t>(i)) == size[i], "grad must have y's shape");
   STD_TORCH_CHECK(grad.scalar_type() == x.scalar_type(), "grad must have x's dtype");
+  check_device("grad", grad, x);
+  check_device("mask", mask, x);
 
   const MemoryFormat format = format_like(x);
   const ScalarType state = weight.scalar_type();

@@ -111,10 +111,17 @@ class _TopSingular(torch.autograd.Function):
     def setup_context(ctx, inputs, output):
         ctx.save_for_backward(*inputs, *output)
         ctx.save_for_forward(*inputs, *output)
+        ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx, sigma_grad, u_grad, v_grad):
         w, sigma, u, v = ctx.saved_tensors
+        if sigma_grad is None:
+            sigma_grad = torch.zeros_like(sigma)
+        if u_grad is None and v_grad is None:  # a first derivative
+            return _outer(sigma_grad[:, None] * u, v)
+        u_grad = torch.zeros_like(u) if u_grad is None else u_grad
+        v_grad = torch.zeros_like(v) if v_grad is None else v_grad
         p, q = _pseudo_solve(w, sigma, u, v, u_grad, v_grad)
         return _outer(sigma_grad[:, None] * u + p, v) + _outer(u, q)
 

@@ -1,6 +1,7 @@
 // Backward pass: h is recomputed chunk by chunk, then the adjoint runs against it.
 #pragma once
 
+#include "cpu/huge_pages.h"
 #include "cpu/lines.h"
 
 namespace gatedrnn::GATEDRNN_ISA {
@@ -33,13 +34,9 @@ A sum_of_lanes(const A* lanes) {
 // dL/dy is split evenly among the directions that attain the maximum.
 template <class A>
 void share_ties(A* xi, const uint8_t* mask, int64_t size) {
-  typedef Vector<uint8_t, kLanes<A>> Bytes;
-  typedef Mask<Wide<A>> I;
-  for (int64_t i = 0; i < size; i += kLanes<A>) {
-    const I bits = __builtin_convertvector(load<Bytes>(mask + i), I);
-    const I winners = (bits & 1) + ((bits >> 1) & 1) + ((bits >> 2) & 1) + ((bits >> 3) & 1);
-    store(xi + i, load<Wide<A>>(xi + i) / __builtin_convertvector(winners, Wide<A>));
-  }
+  typedef Wide<A> V;
+  for (int64_t i = 0; i < size; i += kLanes<A>)
+    store(xi + i, load<V>(xi + i) * share_of<V>(load<Bytes<V>>(mask + i)));
 }
 
 template <class A, class S, int B>
@@ -50,8 +47,11 @@ void backward_block(const BackwardArgs& a, const A* transposed, const BackwardMa
   const Lines lines = lines_of(a.h, a.w, along_width);
   const int64_t row = block.row(), most = channels_per_tile(a);
   const bool gates_differ = a.g && a.gate_directions, separate = a.merge == Merge::kNone;
-  const auto forward = forward_step<A, B>(a.block);
-  const auto backward = backward_step<A, B>(a.block);
+  const bool clamp = a.g && a.gate_norm == GateNorm::kClamp;
+  const auto forward = clamp ? forward_step<A, B, Also::kClampAndKeep>(a.block)
+                             : forward_step<A, B, Also::kKeep>(a.block);
+  const auto backward =
+      clamp ? backward_step<A, B, true>(a.block) : backward_step<A, B, false>(a.block);
   const int64_t tile_pixel = row * most, gate_pixel = a.g ? tile_pixel : 0;
   const Chunks chunks(lines.length, tile_pixel * 8 * sizeof(A));
   const int64_t tile = chunks.capacity() * tile_pixel,
@@ -62,15 +62,16 @@ void backward_block(const BackwardArgs& a, const A* transposed, const BackwardMa
   BackwardTiles<A> s{};
   s.x = arena.take<A>(tile);
   s.gate = arena.take<A>(gate_tile);
-  s.derivative = a.dg && a.gate_norm != GateNorm::kNone ? arena.take<A>(gate_tile) : nullptr;
+  s.derivative =
+      a.dg && a.gate_norm != GateNorm::kNone && !clamp ? arena.take<A>(gate_tile) : nullptr;
   s.xi = arena.take<A>(tile);
   s.mask = a.mask ? arena.take<uint8_t>(tile) : nullptr;
-  s.h = arena.take<A>(tile);
+  s.h = arena.take<A>(tile);  // without room for a whole line, one chunk of what is not kept
   s.u = arena.take<A>(tile);
   s.e = arena.take<A>(kChunkPixels * tile_pixel);
   s.dx = arena.take<A>(tile);
   s.dg = a.dg ? arena.take<A>(gate_tile) : nullptr;
-  s.state = arena.take<A>(2 * tile_pixel);
+  s.state = arena.take<A>(tile_pixel);
   s.delta = arena.take<A>(tile_pixel);
   s.e_state = arena.take<A>(tile_pixel);
   s.carries = arena.take<A>(chunks.count * tile_pixel);
@@ -107,27 +108,27 @@ void backward_block(const BackwardArgs& a, const A* transposed, const BackwardMa
 
       const bool enter = !chunks.resident || i == 0;
       const bool leave = !chunks.resident || i == directions.count - 1;
-      // Reads x and g of chunk k and recomputes h, from the state before it; keep: for the adjoint;
-      // onward: which way the next chunk lies.
-      const auto recompute = [&](int64_t k, bool keep, bool onward) {
+      // Reads x and g of chunk k and recomputes h and u, from the state before it; onward: which
+      // way the next chunk lies.
+      const auto recompute = [&](int64_t k, bool onward) {
         const int64_t t0 = chunks.begin(k), place = chunks.place(k) * pixel;
         const int64_t gate_place = chunks.place(k) * block.gate_pixel();
         f.length = block.shape.t = chunks.pixels(k);
         f.x = block.template tile_map<const A>(s.x + place);
         f.g = block.gate_tile(s.gate + gate_place);
-        f.h = keep ? s.h + place : nullptr;
-        f.u = keep ? s.u + place : nullptr;
+        f.h = s.h + place;
+        f.u = s.u + place;
         if (enter) block.read(at<S>(a.x, a.x_strides, n, 0), a.x_strides, t0, onward, s.x + place);
         if (a.g && (enter || gates_differ))
           block.read_gate(d, t0, onward, s.gate + gate_place,
-                          s.derivative ? s.derivative + gate_place : nullptr);
+                          s.derivative ? s.derivative + gate_place : nullptr, false);
         forward(f);
       };
       std::fill(s.state, s.state + pixel, A{});
       for (int64_t j = 0; j < chunks.count; ++j) {
         std::copy(s.state, s.state + pixel, s.carries + j * pixel);
         if (chunks.resident || j < chunks.count - 1)
-          recompute(f.reverse ? chunks.count - 1 - j : j, chunks.resident, f.reverse);
+          recompute(f.reverse ? chunks.count - 1 - j : j, f.reverse);
       }
 
       std::fill(s.e_state, s.e_state + pixel, A{});
@@ -135,9 +136,12 @@ void backward_block(const BackwardArgs& a, const A* transposed, const BackwardMa
         std::fill(s.dweight, s.dweight + block.shape.c * a.block * kLanes<A>, A{});
         std::fill(s.dbias, s.dbias + block.shape.c * kLanes<A>, A{});
       }
-      // One map of gates sums over directions, one channel of them over the channels' tiles too.
-      const bool dg_before =
-          (!gates_differ && (maps.merged || i > 0)) || (!a.gate_channels && block.c0 > 0);
+      // A tile of dx (dg) is fresh where the tile of x (of the gates) is. It is added to what its
+      // map holds already: of an earlier axis or direction, or, for a gate of all channels, tile of
+      // them.
+      const bool enter_dg = enter || gates_differ, leave_dg = leave || gates_differ;
+      const bool dx_before = maps.merged || (!chunks.resident && i > 0);
+      const bool dg_before = (!gates_differ && dx_before) || (!a.gate_channels && block.c0 > 0);
       const LineStrides dg_strides = line_strides(a.dg_strides, along_width);
       A* const dg_map = a.dg ? at<A>(maps.dg, a.dg_strides, n, gates_differ ? d : 0) : nullptr;
       for (int64_t j = chunks.count - 1; j >= 0; --j) {
@@ -147,7 +151,7 @@ void backward_block(const BackwardArgs& a, const A* transposed, const BackwardMa
         const A* const before = s.carries + j * pixel;
         if (!chunks.resident) {
           std::copy(before, before + pixel, s.state);
-          recompute(k, true, !f.reverse);
+          recompute(k, !f.reverse);
         }
         r.length = block.shape.t = chunks.pixels(k);
         r.g = block.gate_tile(s.gate + gate_place);
@@ -167,30 +171,21 @@ void backward_block(const BackwardArgs& a, const A* transposed, const BackwardMa
         r.norm_derivative = s.derivative ? s.derivative + gate_place : nullptr;
         r.dx = s.dx + place;
         r.dg = s.dg ? s.dg + gate_place : nullptr;
-        if (enter) {
-          if (maps.merged || i > 0)
-            block.read(at<A>(maps.dx, a.dx_strides, n, 0), a.dx_strides, t0, !f.reverse, r.dx);
-          else
-            std::fill(r.dx, r.dx + r.length * pixel, A{});
-        }
-        if (r.dg && (enter || gates_differ)) {
-          if (dg_before)
-            pack(block.corner(dg_map, dg_strides, t0), dg_strides, block.gate_shape(), r.dg,
-                 block.ahead(dg_strides, t0, !f.reverse));
-          else
-            std::fill(r.dg, r.dg + r.length * block.gate_pixel(), A{});
-        }
-
+        r.fresh_dx = enter;
+        r.fresh_dg = enter_dg;
         backward(r);
         if (sums)
           weight_gradient<A, B>(
               {r.length, r.reverse, r.channels, r.block, s.e, r.h, before, s.dweight, s.dbias});
 
-        if (leave)
-          block.write(r.dx, at<A>(maps.dx, a.dx_strides, n, 0), a.dx_strides, t0, !f.reverse);
-        if (r.dg && (leave || gates_differ))
+        if (leave) {
+          const LineStrides strides = line_strides(a.dx_strides, along_width);
+          unpack(r.dx, block.corner(at<A>(maps.dx, a.dx_strides, n, 0), strides, t0), strides,
+                 block.shape, block.ahead(strides, t0, !f.reverse), dx_before);
+        }
+        if (r.dg && leave_dg)
           unpack(r.dg, block.corner(dg_map, dg_strides, t0), dg_strides, block.gate_shape(),
-                 block.ahead(dg_strides, t0, !f.reverse));
+                 block.ahead(dg_strides, t0, !f.reverse), dg_before);
       }
 
       if (sums) {
@@ -255,6 +250,8 @@ void backward(const BackwardArgs& a) {
 
   const int64_t step = images_per_batch(a, 5), image = a.c * a.h * a.w;
   const int64_t gates = a.dg_strides.n;  // dense: elements of an image's gates
+  ask_for_huge_pages(a.dx, a.n * image * int64_t{sizeof(S)});
+  if (a.dg) ask_for_huge_pages(a.dg, a.n * gates * int64_t{sizeof(S)});
   constexpr bool in_place = std::is_same_v<A, S>;
   const int64_t most = in_place ? 0 : std::min(step, a.n);
   std::unique_ptr<A[]> dx_sums(new A[most * image]), dg_sums(new A[a.dg ? most * gates : 0]);
@@ -274,7 +271,7 @@ void backward(const BackwardArgs& a) {
       maps.dx = dx_sums.get(), maps.dg = dg_sums.get();
     }
     double* const into = sums ? totals.data() : nullptr;
-    backward_batch<A, S, 2>(batch, transposed.get(), maps, into);
+    backward_batch<A, S, kRegisters>(batch, transposed.get(), maps, into);
     if constexpr (!in_place) {
       round_to_storage(maps.dx, dx, batch.n * image);
       if (dg) round_to_storage(maps.dg, dg, batch.n * gates);

@@ -1,6 +1,7 @@
 // Forward pass: all directions of one axis over a block of lines, merged into y; then the other.
 #pragma once
 
+#include "cpu/huge_pages.h"
 #include "cpu/lines.h"
 
 namespace gatedrnn::GATEDRNN_ISA {
@@ -21,23 +22,25 @@ void forward_block(const ScanArgs& a, const ForwardMaps<A>& maps, bool along_wid
   const int64_t row = block.row(), length = lines_of(a.h, a.w, along_width).length;
   const int64_t most = channels_per_tile(a);
   const bool gates_differ = a.g && a.gate_directions, separate = a.merge == Merge::kNone;
-  const auto forward = forward_step<A, B>(a.block);
-  // x and g that lie right for the lanes are read where they are; the rest goes through tiles. So
-  // does y, always: written in place it cost twice the cycles, as if its rows threw those of x and
-  // g out of the L1, for channel planes are often a power of two apart.
+  // x and g that lie right for the lanes are read where they are; the rest goes through tiles.
   const bool x_in_place = block.template in_place<S>(a.x_strides);
-  const bool g_in_place = a.g && block.template in_place<S>(a.g_strides) &&
-                          (a.gate_norm == GateNorm::kNone || a.gate_norm == GateNorm::kClamp);
+  const bool clamp = a.gate_norm == GateNorm::kClamp;
+  const bool g_in_place =
+      a.g && block.template in_place<S>(a.g_strides) && (a.gate_norm == GateNorm::kNone || clamp);
+  const auto scan = g_in_place && clamp ? forward_step<A, B, Also::kClamp>(a.block)
+                                        : forward_step<A, B, Also::kNothing>(a.block);
   const Chunks chunks(length, row * most * 3 * sizeof(A));
 
   Arena arena;
-  const int64_t tile = chunks.capacity() * most * row;
-  A* x = x_in_place ? nullptr : arena.take<A>(tile);
-  A* m = arena.take<A>(tile);
-  A* gate = g_in_place ? nullptr : arena.take<A>(a.g ? tile : row);
-  uint8_t* mask = maps.mask ? arena.take<uint8_t>(tile) : nullptr;
-  A* state = arena.take<A>(2 * most * row);
-  A* no_bias = arena.take<A>(most);
+  const int64_t pixels = chunks.capacity(), tile = most * row;
+  A* const x = x_in_place ? nullptr : arena.take<A>(pixels * tile);
+  A* const gate = g_in_place ? nullptr : arena.take<A>(a.g ? pixels * tile : row);
+  // The first of two directions waits for the second, where there is room; the last one leaves.
+  const bool waits = chunks.resident && directions.count == 2 && !separate;
+  A* const waiting = waits ? arena.take<A>(pixels * tile) : nullptr;
+  A* const leaving = arena.take<A>(kChunkPixels * tile);
+  A* const state = arena.take<A>(tile);
+  A* const no_bias = arena.take<A>(most);
   std::fill(no_bias, no_bias + most, A{});
   if (!a.g) block.fill_ones(gate);
 
@@ -45,32 +48,34 @@ void forward_block(const ScanArgs& a, const ForwardMaps<A>& maps, bool along_wid
     block.shape.c = std::min(most, a.c - block.c0);
     const int64_t pixel = block.pixel();
     for (int i = 0; i < directions.count; ++i) {
-      const int64_t d = directions.d[i];
-      const int64_t at_channel = d * a.c + block.c0;
+      const int64_t d = directions.d[i], at_channel = d * a.c + block.c0;
+      const bool stays = waits && i == 0;
+      const bool enter = !chunks.resident || i == 0;
       ForwardChunk<A> f{};
       f.reverse = kDirectionTable[a.direction[d]].reverse;
       f.channels = block.shape.c;
       f.block = a.block;
       f.nonlinearity = a.nonlinearity;
-      f.clamp = g_in_place && a.gate_norm == GateNorm::kClamp;
-      f.ahead = !x_in_place ? 0 : f.reverse ? -kChunkPixels : kChunkPixels;
       f.w = static_cast<const A*>(a.weight) + at_channel * a.block;
       f.bias = a.bias ? static_cast<const A*>(a.bias) + at_channel : no_bias;
       f.state = state;
-      f.merge = a.merge;
-      f.first = !maps.merged && i == 0;
-      f.scale = a.merge == Merge::kMean ? A(1) / A(a.directions) : A(1);
-      f.bit = static_cast<uint8_t>(1 << d);
       std::fill(state, state + pixel, A{});
-      const bool enter = !chunks.resident || i == 0;
-      const bool leave = !chunks.resident || i == directions.count - 1;
+      Leaving<A> last{};
+      last.count = waits ? 2 : 1;
+      last.bit[0] = static_cast<uint8_t>(1 << directions.d[waits ? 0 : i]);
+      last.bit[1] = static_cast<uint8_t>(1 << d);
+      last.merge = separate ? Merge::kSum : a.merge;
+      last.scale = a.merge == Merge::kMean ? A(1) / A(a.directions) : A(1);
+      last.first = separate || (!maps.merged && (waits || i == 0));
+      A* const y = at<A>(maps.y, a.y_strides, n, separate ? d : 0);
+      uint8_t* const mask = maps.mask ? at<uint8_t>(maps.mask, a.y_strides, n, 0) : nullptr;
 
       for (int64_t j = 0; j < chunks.count; ++j) {
         const int64_t k = f.reverse ? chunks.count - 1 - j : j;
         const int64_t t0 = chunks.begin(k), place = chunks.place(k) * pixel;
         f.length = block.shape.t = chunks.pixels(k);
 
-        const S* x_map = at<S>(a.x, a.x_strides, n, 0);
+        const S* const x_map = at<S>(a.x, a.x_strides, n, 0);
         if constexpr (std::is_same_v<A, S>)
           if (x_in_place) f.x = block.map_in_place(x_map, a.x_strides, t0);
         if (!x_in_place) {
@@ -82,28 +87,16 @@ void forward_block(const ScanArgs& a, const ForwardMaps<A>& maps, bool along_wid
         if (!g_in_place) {
           A* const chunk = gate + chunks.place(k) * block.gate_pixel();
           f.g = block.gate_tile(chunk);
-          if (a.g && (enter || gates_differ)) block.read_gate(d, t0, f.reverse, chunk, nullptr);
+          if (a.g && (enter || gates_differ))
+            block.read_gate(d, t0, f.reverse, chunk, nullptr, clamp);
         }
 
-        A* const y_map = at<A>(maps.y, a.y_strides, n, separate ? d : 0);
-        uint8_t* const mask_map = maps.mask ? at<uint8_t>(maps.mask, a.y_strides, n, 0) : nullptr;
-        if (separate) {  // the map itself, scanned straight into its tile
-          f.h = m + place;
-          forward(f);
-          block.write(f.h, y_map, a.y_strides, t0, f.reverse);
-        } else {
-          f.m = m + place;
-          f.mask = mask ? mask + place : nullptr;
-          if (enter && !f.first) {
-            block.read(y_map, a.y_strides, t0, f.reverse, f.m);
-            if (mask) block.read(mask_map, a.y_strides, t0, f.reverse, f.mask);
-          }
-          forward(f);
-          if (leave) {
-            block.write(f.m, y_map, a.y_strides, t0, f.reverse);
-            if (mask) block.write(f.mask, mask_map, a.y_strides, t0, f.reverse);
-          }
-        }
+        f.h = stays ? waiting + place : leaving;
+        scan(f);
+        if (stays) continue;
+        last.tile[0] = waits ? waiting + place : leaving;
+        last.tile[1] = leaving;
+        block.write(last, y, mask, a.y_strides, t0, f.reverse);
       }
     }
   }
@@ -124,6 +117,7 @@ template <class A, class S>
 void forward(const ScanArgs& a) {
   const int64_t step = images_per_batch(a, 3);
   const int64_t image = (a.merge == Merge::kNone ? a.directions : 1) * a.c * a.h * a.w;
+  ask_for_huge_pages(a.y, a.n * image * int64_t{sizeof(S)});
   constexpr bool in_place = std::is_same_v<A, S>;
   std::unique_ptr<A[]> sums(in_place ? nullptr : new A[std::min(step, a.n) * image]);
   for (int64_t n = 0; n < a.n; n += step) {
@@ -137,10 +131,7 @@ void forward(const ScanArgs& a) {
       maps.y = y;
     else
       maps.y = sums.get();
-    if (std::max(a.h, a.w) >= kWideLines)
-      forward_batch<A, S, 4>(batch, maps);
-    else
-      forward_batch<A, S, 2>(batch, maps);
+    forward_batch<A, S, kRegisters>(batch, maps);
     if constexpr (!in_place) round_to_storage(sums.get(), y, batch.n * image);
   }
 }

@@ -2,8 +2,9 @@
 #pragma once
 
 #include "cpu/arena.h"
-#include "cpu/steps.h"
-#include "cpu/tile.h"
+#include "cpu/backward_steps.h"
+#include "cpu/forward_steps.h"
+#include "cpu/merge.h"
 
 namespace gatedrnn::GATEDRNN_ISA {
 
@@ -15,10 +16,8 @@ constexpr int64_t kResidentBytes = 2 << 20;
 // Images taken through one axis before the other: enough to feed the threads, few enough that a
 // thread finds its maps in its cache.
 constexpr int64_t kBatchBytes = 1 << 20;
-// From this many lines on, a block of the forward pass takes four registers of them instead of two:
-// every visit to a row of a large image costs a page of the TLB and should bring more than two
-// cache lines. The backward pass has eight tiles instead of three, and stays with two.
-constexpr int64_t kWideLines = 128;
+// Registers of lanes in a block of lines. Four filled the L2 cache with tiles, one was no faster.
+constexpr int kRegisters = 2;
 // Channels that go through a tile together, where the weight's blocks are smaller.
 constexpr int64_t kTileChannels = 16;
 
@@ -101,10 +100,11 @@ struct LineBlock {
     const LineStrides s = line_strides(strides, along_width);
     pack(corner(map, s, t0), s, shape, tile, ahead(s, t0, reverse));
   }
-  template <class T>
-  void write(const T* tile, T* map, const Strides& strides, int64_t t0, bool reverse) const {
+  void write(const Leaving<A>& maps, A* y, uint8_t* mask, const Strides& strides, int64_t t0,
+             bool reverse) const {
     const LineStrides s = line_strides(strides, along_width);
-    unpack(tile, corner(map, s, t0), s, shape, ahead(s, t0, reverse));
+    leave(maps, corner(y, s, t0), mask ? corner(mask, s, t0) : nullptr, s, shape,
+          ahead(s, t0, reverse));
   }
 
   // Gates: one row of ones without g; else [t][c|1][lane].
@@ -136,13 +136,18 @@ struct LineBlock {
     std::fill(gate, gate + row(), A{});
     std::fill(gate, gate + shape.l, A{1});  // idle lanes stay 0, or their state could overflow
   }
-  // Reads g of direction d and applies its norm; derivative, if not null, gets the norm's.
-  void read_gate(int64_t d, int64_t t0, bool reverse, A* gate, A* derivative) const {
+  // Reads g of direction d and applies its norm, but for a clamp that is left to the scan;
+  // derivative, if not null, gets the norm's.
+  void read_gate(int64_t d, int64_t t0, bool reverse, A* gate, A* derivative, bool clamp) const {
     const TileShape s = gate_shape();
     const LineStrides strides = line_strides(a.g_strides, along_width);
-    pack(corner(at<S>(a.g, a.g_strides, n, d), strides, t0), strides, s, gate,
-         ahead(strides, t0, reverse));
-    if (a.gate_norm == GateNorm::kNone) return;
+    const S* const map = corner(at<S>(a.g, a.g_strides, n, d), strides, t0);
+    const int64_t to_next = ahead(strides, t0, reverse);
+    if (clamp)
+      return pack(map, strides, s, gate, to_next,
+                  [](auto value) __attribute__((always_inline)) { return clamp_gate(value); });
+    pack(map, strides, s, gate, to_next);
+    if (a.gate_norm == GateNorm::kNone || a.gate_norm == GateNorm::kClamp) return;
     const int64_t size = s.t * s.c * row();
     for (int64_t i = 0; i < size; i += kLanes<A>) {
       const Wide<A> raw = load<Wide<A>>(gate + i);
@@ -159,23 +164,23 @@ struct LineBlock {
 template <class A>
 constexpr bool kKnowsSizes = sizeof(A) == 4 && GATEDRNN_VECTOR_BYTES > 16;
 
-template <class A, int B>
+template <class A, int B, Also also>
 auto forward_step(int64_t block) -> void (*)(const ForwardChunk<A>&) {
-  if (block == 1) return forward_chunk<A, B, 1>;
+  if (block == 1) return forward_chunk<A, B, 1, also>;
   if constexpr (kKnowsSizes<A>) {
-    if (block == 8) return forward_chunk<A, B, 8>;
-    if (block == 16) return forward_chunk<A, B, 16>;
+    if (block == 8) return forward_chunk<A, B, 8, also>;
+    if (block == 16) return forward_chunk<A, B, 16, also>;
   }
-  return forward_chunk<A, B, 0>;
+  return forward_chunk<A, B, 0, also>;
 }
-template <class A, int B>
+template <class A, int B, bool Clamp>
 auto backward_step(int64_t block) -> void (*)(const BackwardChunk<A>&) {
-  if (block == 1) return backward_chunk<A, B, 1>;
+  if (block == 1) return backward_chunk<A, B, 1, Clamp>;
   if constexpr (kKnowsSizes<A>) {
-    if (block == 8) return backward_chunk<A, B, 8>;
-    if (block == 16) return backward_chunk<A, B, 16>;
+    if (block == 8) return backward_chunk<A, B, 8, Clamp>;
+    if (block == 16) return backward_chunk<A, B, 16, Clamp>;
   }
-  return backward_chunk<A, B, 0>;
+  return backward_chunk<A, B, 0, Clamp>;
 }
 
 // Runs body(image, first line) for every block of lines of one axis of a batch of images.

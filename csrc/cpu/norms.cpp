@@ -1,9 +1,12 @@
 // The spectral clamp of small blocks, for calls that want no derivative.
 //
-// The Gram matrix G = w^T w is squared kSquarings times, which leaves nothing but the eigenspaces
-// next to the largest one, whatever the gap between them. The Rayleigh quotient of any vector in
-// there is at most the largest eigenvalue and short of it by less than 1 / (e 2^(kSquarings + 1)):
-// sigma by less than 2e-9. It is never too large, so that a block within the norm is left alone.
+// The Gram matrix G = w^T w is squared at most kSquarings times, which leaves nothing but the
+// eigenspaces next to the largest one, whatever the gap between them. The Rayleigh quotient of any
+// vector in there is at most the largest eigenvalue and short of it by less than
+// 1 / (e 2^(kSquarings + 1)): sigma by less than 2e-9. It is never too large, so that a block
+// within the norm is left alone. Mostly the power stands still after some ten squarings. An
+// eigenvalue's share c in it becomes c^2, so that a change below kStill leaves shares next to 0,
+// which no longer count, and next to 1, whose eigenvalues are as good as the largest.
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -12,6 +15,10 @@
 
 namespace gatedrnn {
 namespace {
+
+constexpr double kStill = 1e-12;
+// Multiply-adds that are worth waking a second thread for.
+constexpr int64_t kWorthSharing = 1 << 20;
 
 // b = a^2 for a symmetric k x k matrix.
 void square(const double* a, double* b, int64_t k) {
@@ -49,9 +56,13 @@ double largest_singular_value(const T* w, int64_t k, double* gram, double* power
       gram[i * k + j] = sum;
     }
   std::copy(gram, gram + k * k, power);
-  for (int n = 0; n < kSquarings; ++n) {
-    normalise(power, k);
+  normalise(power, k);
+  double change = 1;
+  for (int n = 0; n < kSquarings && change > kStill; ++n) {
     square(power, next, k);
+    normalise(next, k);
+    change = 0;
+    for (int64_t i = 0; i < k * k; ++i) change = std::max(change, std::abs(next[i] - power[i]));
     std::swap(power, next);
   }
   // The column of the largest diagonal element is the longest.
@@ -71,7 +82,7 @@ double largest_singular_value(const T* w, int64_t k, double* gram, double* power
 
 template <class T>
 void clamp_blocks(const T* weight, T* clamped, int64_t blocks, int64_t k) {
-  parallel_for(blocks, [&](int64_t begin, int64_t end) {
+  const auto clamp = [&](int64_t begin, int64_t end) {
     std::vector<double> scratch(3 * k * k);
     for (int64_t i = begin; i < end; ++i) {
       const T* from = weight + i * k * k;
@@ -80,7 +91,11 @@ void clamp_blocks(const T* weight, T* clamped, int64_t blocks, int64_t k) {
       const double factor = 1 / (sigma > 1 || std::isnan(sigma) ? sigma : 1);
       for (int64_t j = 0; j < k * k; ++j) clamped[i * k * k + j] = static_cast<T>(from[j] * factor);
     }
-  });
+  };
+  if (blocks * k * k * k * kSquarings < kWorthSharing)
+    clamp(0, blocks);
+  else
+    parallel_for(blocks, clamp);
 }
 
 }  // namespace

@@ -211,33 +211,61 @@ struct VectorMath {
   static GATEDRNN_INLINE V sigmoid(V x) { return sigmoid_of(x); }
 };
 
+// ---- the clamp of gates
+// --------------------------------------------------------------------------
+
+// gate_norm_of for kClamp in two instructions that leave the multiply-add units alone, which
+// comparisons do not. Both hand on their second operand where it is NaN.
+template <class V>
+GATEDRNN_INLINE V clamp_gate(V g) {
+#if GATEDRNN_VECTOR_BYTES == 64
+  // The masked forms with nothing masked: GCC 12 warns of its own header's plain ones.
+  if constexpr (std::is_same_v<V, Wide<float>>) {
+    const __m512 low = _mm512_set1_ps(-1), high = _mm512_set1_ps(1), from = (__m512)g;
+    return (V)_mm512_mask_max_ps(from, 0xffff, low, _mm512_mask_min_ps(from, 0xffff, high, from));
+  }
+  if constexpr (std::is_same_v<V, Wide<double>>) {
+    const __m512d low = _mm512_set1_pd(-1), high = _mm512_set1_pd(1), from = (__m512d)g;
+    return (V)_mm512_mask_max_pd(from, 0xff, low, _mm512_mask_min_pd(from, 0xff, high, from));
+  }
+  if constexpr (std::is_same_v<V, Vector<float, 8>>)
+    return (V)_mm256_max_ps(_mm256_set1_ps(-1), _mm256_min_ps(_mm256_set1_ps(1), (__m256)g));
+#endif
+  return gate_norm_of<VectorMath<V>>(GateNorm::kClamp, g);
+}
+
+// v where g is within [-1, 1], else 0: the derivative of the clamp.
+template <class V>
+GATEDRNN_INLINE V where_within(V g, V v) {
+  typedef Mask<V> I;
+  constexpr auto sign = Element<I>(1) << (8 * sizeof(Element<I>) - 1);
+  const V magnitude = (V)((I)g & ~sign);
+  return select(magnitude <= splat<V>(Element<V>(1)), v, V{});
+}
+
 // ---- the mask of winning directions ------------------------------------------------------------
 
-// mask = {bit} where h beats old (NaN beats), mask | bit where they tie.
-// where_bit: v where the bit is set, else 0.
+// winners: {bit} where h beats old (NaN beats), held | bit where they tie, else held.
+// where_bit: v where the bit is set, else 0. share_of: 1 over the number of bits set, one to four.
 template <class V>
 using Bytes = Vector<uint8_t, kSize<V>>;
 
+template <class V>
+GATEDRNN_INLINE Bytes<V> winners(Bytes<V> held, V h, V old, uint8_t bit) {
+  const auto wins = __builtin_convertvector((old < h) | (h != h), Bytes<V>);
+  const auto ties = __builtin_convertvector(h == old, Bytes<V>);
+  return (wins & bit) | (~wins & (held | (ties & bit)));
+}
 #if GATEDRNN_VECTOR_BYTES == 64
 // One byte a lane and one bit of a mask register a lane: no widening to the lanes' own size.
-GATEDRNN_INLINE __m128i byte_winners(__m128i held, __mmask16 wins, __mmask16 ties, uint8_t bit) {
+GATEDRNN_INLINE Bytes<Wide<float>> winners(Bytes<Wide<float>> held, Wide<float> h, Wide<float> old,
+                                           uint8_t bit) {
   const __m128i bits = _mm_set1_epi8(static_cast<char>(bit));
-  held = _mm_mask_mov_epi8(held, ties, _mm_or_si128(held, bits));
-  return _mm_mask_mov_epi8(held, wins, bits);
-}
-GATEDRNN_INLINE void record_winner(uint8_t* p, Wide<float> h, Wide<float> old, uint8_t bit) {
   const __mmask16 wins = _mm512_cmp_ps_mask((__m512)old, (__m512)h, _CMP_LT_OQ) |
                          _mm512_cmp_ps_mask((__m512)h, (__m512)h, _CMP_UNORD_Q);
   const __mmask16 ties = _mm512_cmp_ps_mask((__m512)h, (__m512)old, _CMP_EQ_OQ);
-  __m128i* at = reinterpret_cast<__m128i*>(p);
-  _mm_storeu_si128(at, byte_winners(_mm_loadu_si128(at), wins, ties, bit));
-}
-GATEDRNN_INLINE void record_winner(uint8_t* p, Wide<double> h, Wide<double> old, uint8_t bit) {
-  const __mmask8 wins = _mm512_cmp_pd_mask((__m512d)old, (__m512d)h, _CMP_LT_OQ) |
-                        _mm512_cmp_pd_mask((__m512d)h, (__m512d)h, _CMP_UNORD_Q);
-  const __mmask8 ties = _mm512_cmp_pd_mask((__m512d)h, (__m512d)old, _CMP_EQ_OQ);
-  __m128i* at = reinterpret_cast<__m128i*>(p);
-  _mm_storel_epi64(at, byte_winners(_mm_loadl_epi64(at), wins, ties, bit));
+  const __m128i tied = _mm_mask_mov_epi8((__m128i)held, ties, _mm_or_si128((__m128i)held, bits));
+  return (Bytes<Wide<float>>)_mm_mask_mov_epi8(tied, wins, bits);
 }
 GATEDRNN_INLINE Wide<float> where_bit(const uint8_t* p, uint8_t bit, Wide<float> v) {
   const __m128i held = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
@@ -251,21 +279,27 @@ GATEDRNN_INLINE Wide<double> where_bit(const uint8_t* p, uint8_t bit, Wide<doubl
 }
 #else
 template <class V>
-GATEDRNN_INLINE void record_winner(uint8_t* p, V h, V old, uint8_t bit) {
-  typedef Mask<V> I;
-  const I held = __builtin_convertvector(load<Bytes<V>>(p), I);
-  const I bits = I{} + bit;
-  const I tied = held | ((h == old) & bits);
-  const I wins = (old < h) | (h != h);
-  store(p, __builtin_convertvector((wins & bits) | (~wins & tied), Bytes<V>));
-}
-template <class V>
 GATEDRNN_INLINE V where_bit(const uint8_t* p, uint8_t bit, V v) {
   typedef Mask<V> I;
   const I held = __builtin_convertvector(load<Bytes<V>>(p), I);
   return select((held & bit) != 0, v, V{});
 }
 #endif
+
+template <class V>
+GATEDRNN_INLINE V share_of(Bytes<V> held) {
+#if GATEDRNN_VECTOR_BYTES == 64
+  if constexpr (std::is_same_v<V, Wide<float>>) {
+    const __m512 shares = _mm512_setr_ps(0, 1, 1, 1.f / 2, 1, 1.f / 2, 1.f / 2, 1.f / 3, 1, 1.f / 2,
+                                         1.f / 2, 1.f / 3, 1.f / 2, 1.f / 3, 1.f / 3, 1.f / 4);
+    const __m512i index = _mm512_maskz_cvtepu8_epi32(0xffff, (__m128i)held);
+    return (V)_mm512_maskz_permutexvar_ps(0xffff, index, shares);
+  }
+#endif
+  const auto bits = __builtin_convertvector(held, Mask<V>);
+  const Mask<V> count = (bits & 1) + ((bits >> 1) & 1) + ((bits >> 2) & 1) + ((bits >> 3) & 1);
+  return 1 / __builtin_convertvector(count, V);
+}
 
 // ---- transposes --------------------------------------------------------------------------------
 

@@ -39,51 +39,41 @@ inline bool choose_walk(const LineStrides& s, const TileShape& shape, Walk& walk
 }
 
 // A square block, transposed from memory to the tile or back; rows and columns are the steps.
-template <class A, class S>
-GATEDRNN_INLINE void move_block(const S* from, int64_t rows, A* to, int64_t columns) {
+template <class A, class S, class Change>
+GATEDRNN_INLINE void move_block(const S* from, int64_t rows, A* to, int64_t columns,
+                                const Change& change) {
   constexpr int side = kTile<A>;
   Vector<A, side> block[side];
 #pragma GCC unroll 8
-  for (int j = 0; j < side; ++j) block[j] = load_as<A, side>(from + j * rows);
+  for (int j = 0; j < side; ++j) block[j] = change(load_as<A, side>(from + j * rows));
   transpose(block);
 #pragma GCC unroll 8
   for (int j = 0; j < side; ++j) store(to + j * columns, block[j]);
 }
 
-// Rows of `count` values, their steps apart, by whole registers and then one by one.
-template <class T, class U, class Copy>
-GATEDRNN_INLINE void copy_rows(const T* from, int64_t from_step, U* to, int64_t to_step,
-                               int64_t rows, int64_t count, const Copy& copy) {
-  constexpr int width = kCopy<U>;
-  const std::integral_constant<int, width> whole;
-  if (count == width || count == 2 * width) {
-    const bool two = count == 2 * width;
-    for (int64_t t = 0; t < rows; ++t, from += from_step, to += to_step) {
-      copy(from, to, whole);
-      if (two) copy(from + width, to + width, whole);
-    }
-    return;
-  }
-  for (int64_t t = 0; t < rows; ++t, from += from_step, to += to_step) {
-    int64_t i = 0;
-    for (; i + width <= count; i += width) copy(from + i, to + i, whole);
-    for (; i < count; ++i) to[i] = value_of<U>(from[i]);
-  }
-}
-
-// `ahead`: elements from this chunk to the next one to be packed.
-template <class A, class S>
-void pack(const S* source, const LineStrides& s, const TileShape& shape, A* tile, int64_t ahead) {
+// `ahead`: elements from this chunk to the next one to be packed; `change` is applied on the way.
+template <class A, class S, class Change>
+void pack(const S* source, const LineStrides& s, const TileShape& shape, A* tile, int64_t ahead,
+          const Change& change) {
   const int64_t lanes = shape.lanes, step = shape.c * lanes;
   if (shape.l < lanes) std::fill(tile, tile + shape.t * step, A{});
+  const auto single = [&](const S* from, A* to) __attribute__((always_inline)) {
+    *to = change(Vector<A, 1>{value_of<A>(*from)})[0];
+  };
 
   if (s.l == 1) {
+    constexpr int width = kCopy<A>;
     for (int64_t c = 0; c < shape.c; ++c)
-      copy_rows(source + c * s.c, s.t, tile + c * lanes, step, shape.t, shape.l,
-                [ahead](const S* from, auto* to, auto width) __attribute__((always_inline)) {
-                  prefetch<false>(from, ahead);
-                  store(to, load_as<A, width()>(from));
-                });
+      for (int64_t t = 0; t < shape.t; ++t) {
+        const S* const from = source + t * s.t + c * s.c;
+        A* const to = tile + t * step + c * lanes;
+        int64_t i = 0;
+        for (; i + width <= shape.l; i += width) {
+          prefetch<false>(from + i, ahead);
+          store(to + i, change(load_as<A, width>(from + i)));
+        }
+        for (; i < shape.l; ++i) single(from + i, to + i);
+      }
     return;
   }
 
@@ -92,52 +82,96 @@ void pack(const S* source, const LineStrides& s, const TileShape& shape, A* tile
     for (int64_t t = 0; t < shape.t; ++t)
       for (int64_t c = 0; c < shape.c; ++c)
         for (int64_t l = 0; l < shape.l; ++l)
-          tile[t * step + c * lanes + l] = value_of<A>(source[t * s.t + c * s.c + l * s.l]);
+          single(source + t * s.t + c * s.c + l * s.l, tile + t * step + c * lanes + l);
     return;
   }
   constexpr int side = kTile<A>;
+  const int64_t columns = walk.along_tile, whole = shape.l - shape.l % side;
   for (int64_t o = 0; o < walk.outer; ++o) {
-    const S* from = source + o * walk.outer_memory;
-    A* to = tile + o * walk.outer_tile;
-    const int64_t whole = shape.l - shape.l % side;
+    const S* const from = source + o * walk.outer_memory;
+    A* const to = tile + o * walk.outer_tile;
+    const auto rest = [&](int64_t begin, int64_t end, int64_t l0) {
+      for (int64_t l = l0; l < shape.l; ++l)
+        for (int64_t i = begin; i < end; ++i) single(from + l * s.l + i, to + i * columns + l);
+    };
     int64_t i = 0;
     // Two blocks side by side take a whole cache line of a row before it can be evicted: rows a
     // power of two apart share few cache sets.
     for (; i + 2 * side <= walk.along; i += 2 * side) {
       for (int64_t l = 0; l < whole; l += side) {
-        const S* corner = from + l * s.l + i;
-        A* target = to + i * walk.along_tile + l;
+        const S* const corner = from + l * s.l + i;
+        A* const target = to + i * columns + l;
         for (int j = 0; j < side; ++j) prefetch<false>(corner + j * s.l, ahead);
-        move_block<A>(corner, s.l, target, walk.along_tile);
-        move_block<A>(corner + side, s.l, target + side * walk.along_tile, walk.along_tile);
+        move_block<A>(corner, s.l, target, columns, change);
+        move_block<A>(corner + side, s.l, target + side * columns, columns, change);
       }
-      for (int64_t l = whole; l < shape.l; ++l)
-        for (int j = 0; j < 2 * side; ++j)
-          to[(i + j) * walk.along_tile + l] = value_of<A>(from[l * s.l + i + j]);
+      rest(i, i + 2 * side, whole);
     }
     for (; i + side <= walk.along; i += side) {
       for (int64_t l = 0; l < whole; l += side)
-        move_block<A>(from + l * s.l + i, s.l, to + i * walk.along_tile + l, walk.along_tile);
-      for (int64_t l = whole; l < shape.l; ++l)
-        for (int j = 0; j < side; ++j)
-          to[(i + j) * walk.along_tile + l] = value_of<A>(from[l * s.l + i + j]);
+        move_block<A>(from + l * s.l + i, s.l, to + i * columns + l, columns, change);
+      rest(i, i + side, whole);
     }
-    for (; i < walk.along; ++i)
-      for (int64_t l = 0; l < shape.l; ++l)
-        to[i * walk.along_tile + l] = value_of<A>(from[l * s.l + i]);
+    rest(i, walk.along, 0);
   }
 }
 
-template <class A>
-void unpack(const A* tile, A* target, const LineStrides& s, const TileShape& shape, int64_t ahead) {
+template <class A, class S>
+void pack(const S* source, const LineStrides& s, const TileShape& shape, A* tile, int64_t ahead) {
+  pack(source, s, shape, tile, ahead,
+       [](auto value) __attribute__((always_inline)) { return value; });
+}
+
+// Transposes a square block of each of N tiles into memory, handing every row to the sink.
+template <int N, class A, class Source, class Sink>
+GATEDRNN_INLINE void emit_block(const Source& source, int64_t offset, int64_t columns, A* to,
+                                int64_t rows, const Sink& sink) {
+  constexpr int side = kTile<A>;
+  Vector<A, side> block[N][side];
+#pragma GCC unroll 2
+  for (int n = 0; n < N; ++n) {
+#pragma GCC unroll 8
+    for (int j = 0; j < side; ++j)
+      block[n][j] = source(n, offset + j * columns, std::integral_constant<int, side>());
+    transpose(block[n]);
+  }
+#pragma GCC unroll 8
+  for (int j = 0; j < side; ++j) {
+    if constexpr (N == 1)
+      sink(to + j * rows, block[0][j]);
+    else
+      sink(to + j * rows, block[0][j], block[1][j]);
+  }
+}
+
+// Moves N tiles into one map: source(n, offset, width) gives what tile n holds there, and
+// sink(address, values...) writes the values of the N tiles that belong to an address.
+template <int N, class A, class Source, class Sink>
+void unpack(const Source& source, A* target, const LineStrides& s, const TileShape& shape,
+            int64_t ahead, const Sink& sink) {
   const int64_t lanes = shape.lanes, step = shape.c * lanes;
+  const auto emit = [&](int64_t offset, A* to, auto width) __attribute__((always_inline)) {
+    if constexpr (N == 1)
+      sink(to, source(0, offset, width));
+    else
+      sink(to, source(0, offset, width), source(1, offset, width));
+  };
+  const std::integral_constant<int, 1> one;
+
   if (s.l == 1) {
+    constexpr int width = kCopy<A>;
+    const std::integral_constant<int, width> whole;
     for (int64_t c = 0; c < shape.c; ++c)
-      copy_rows(tile + c * lanes, step, target + c * s.c, s.t, shape.t, shape.l,
-                [ahead](const A* from, A* to, auto width) __attribute__((always_inline)) {
-                  prefetch<true>(to, ahead);
-                  store(to, load<Vector<A, width()>>(from));
-                });
+      for (int64_t t = 0; t < shape.t; ++t) {
+        A* const to = target + t * s.t + c * s.c;
+        const int64_t from = t * step + c * lanes;
+        int64_t i = 0;
+        for (; i + width <= shape.l; i += width) {
+          prefetch<true>(to + i, ahead);
+          emit(from + i, to + i, whole);
+        }
+        for (; i < shape.l; ++i) emit(from + i, to + i, one);
+      }
     return;
   }
 
@@ -146,36 +180,52 @@ void unpack(const A* tile, A* target, const LineStrides& s, const TileShape& sha
     for (int64_t t = 0; t < shape.t; ++t)
       for (int64_t c = 0; c < shape.c; ++c)
         for (int64_t l = 0; l < shape.l; ++l)
-          target[t * s.t + c * s.c + l * s.l] = tile[t * step + c * lanes + l];
+          emit(t * step + c * lanes + l, target + t * s.t + c * s.c + l * s.l, one);
     return;
   }
   constexpr int side = kTile<A>;
+  const int64_t columns = walk.along_tile, whole = shape.l - shape.l % side;
   for (int64_t o = 0; o < walk.outer; ++o) {
-    const A* from = tile + o * walk.outer_tile;
-    A* to = target + o * walk.outer_memory;
-    const int64_t whole = shape.l - shape.l % side;
+    const int64_t from = o * walk.outer_tile;
+    A* const to = target + o * walk.outer_memory;
+    const auto rest = [&](int64_t begin, int64_t end, int64_t l0) {
+      for (int64_t l = l0; l < shape.l; ++l)
+        for (int64_t i = begin; i < end; ++i) emit(from + i * columns + l, to + l * s.l + i, one);
+    };
     int64_t i = 0;
     for (; i + 2 * side <= walk.along; i += 2 * side) {
       for (int64_t l = 0; l < whole; l += side) {
-        const A* corner = from + i * walk.along_tile + l;
-        A* line = to + l * s.l + i;
+        const int64_t corner = from + i * columns + l;
+        A* const line = to + l * s.l + i;
         for (int j = 0; j < side; ++j) prefetch<true>(line + j * s.l, ahead);
-        move_block<A>(corner, walk.along_tile, line, s.l);
-        move_block<A>(corner + side * walk.along_tile, walk.along_tile, line + side, s.l);
+        emit_block<N>(source, corner, columns, line, s.l, sink);
+        emit_block<N>(source, corner + side * columns, columns, line + side, s.l, sink);
       }
-      for (int64_t l = whole; l < shape.l; ++l)
-        for (int j = 0; j < 2 * side; ++j)
-          to[l * s.l + i + j] = from[(i + j) * walk.along_tile + l];
+      rest(i, i + 2 * side, whole);
     }
     for (; i + side <= walk.along; i += side) {
       for (int64_t l = 0; l < whole; l += side)
-        move_block<A>(from + i * walk.along_tile + l, walk.along_tile, to + l * s.l + i, s.l);
-      for (int64_t l = whole; l < shape.l; ++l)
-        for (int j = 0; j < side; ++j) to[l * s.l + i + j] = from[(i + j) * walk.along_tile + l];
+        emit_block<N>(source, from + i * columns + l, columns, to + l * s.l + i, s.l, sink);
+      rest(i, i + side, whole);
     }
-    for (; i < walk.along; ++i)
-      for (int64_t l = 0; l < shape.l; ++l) to[l * s.l + i] = from[i * walk.along_tile + l];
+    rest(i, walk.along, 0);
   }
+}
+
+// One tile, written or added to what the map holds.
+template <class A>
+void unpack(const A* tile, A* target, const LineStrides& s, const TileShape& shape, int64_t ahead,
+            bool add) {
+  const auto source = [tile](int, int64_t offset, auto width) __attribute__((always_inline)) {
+    return load<Vector<A, width()>>(tile + offset);
+  };
+  if (add)
+    unpack<1>(source, target, s, shape, ahead, [](A* to, auto v) __attribute__((always_inline)) {
+      store(to, load<decltype(v)>(to) + v);
+    });
+  else
+    unpack<1>(source, target, s, shape, ahead,
+              [](A* to, auto v) __attribute__((always_inline)) { store(to, v); });
 }
 
 }  // namespace gatedrnn::GATEDRNN_ISA

@@ -41,6 +41,14 @@ def test_ops_pass_opcheck(merge, dtype):
     )
 
 
+@pytest.mark.parametrize("elsewhere", [1, 2, 3])
+def test_ops_refuse_tensors_of_two_devices(elsewhere):
+    inputs = list(make_inputs((2, 4, 5, 6), 2, F32)[:4])
+    inputs[elsewhere] = inputs[elsewhere].cpu()
+    with pytest.raises(RuntimeError, match="must be on x's device"):
+        torch.ops.gatedrnn.scan(*inputs, [0, 1, 2, 3], "max", "identity", "none", False)
+
+
 @pytest.mark.parametrize("autocast", [BF16, torch.float16])
 def test_layer_trains_under_autocast(autocast):
     conv, layer = torch.nn.Conv2d(3, 8, 3, padding=1).cuda(), SpatialGatedRNN(8).cuda()
