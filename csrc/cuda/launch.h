@@ -1,7 +1,7 @@
 // Host side: which steps serve a scan, and the temporary memory of a call.
 #pragma once
 
-#include "cuda/steps.h"
+#include "cuda/general_steps.h"
 #include "cuda/wavefront.h"
 
 namespace gatedrnn::cuda {
@@ -97,7 +97,7 @@ void choose_steps(const ScanArgs& a, const Planes& planes, const Body& body) {
         found = first_that_fits<Steps<A, 8, 16, 2>>(planes, body);
         break;
       case 16:
-        found = first_that_fits<Steps16>(planes, body);
+        found = first_that_fits<Steps16, Steps<A, 16, 8, 2>>(planes, body);
         break;
     }
   }

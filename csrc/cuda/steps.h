@@ -1,86 +1,13 @@
 // The recurrence and its adjoint along the lines of one tile in shared memory.
 //
 // Half of a block's threads walk the rows, the other half the columns, of the same tile of x and g.
-// `Steps` knows the weight's block size K when it is compiled: a thread keeps R output channels of
-// one line in registers, with their weights. `Steps` of K = 0 serves every size, from memory.
+// The weight's block size K is known when compiled: a thread keeps R output channels of one line in
+// registers, with their weights. general_steps.h serves every other size.
 #pragma once
 
-#include "cuda/tile.h"
+#include "cuda/lines.h"
 
 namespace gatedrnn::cuda {
-
-// The lines of a tile in one direction; positions are in a plane of the tile.
-struct Path {
-  int axis, length, lines, step;
-  bool from_end;
-
-  template <int Side>
-  static GATEDRNN_DEVICE Path of(const Task& t, int axis) {
-    const int step = axis == 0 ? 1 : tile_stride(Side);
-    return {axis, axis == 0 ? t.columns : t.rows, axis == 0 ? t.rows : t.columns,
-            t.from_end ? -step : step, t.from_end};
-  }
-  template <int Side>
-  GATEDRNN_DEVICE int first(int line) const {
-    return line * (axis == 0 ? tile_stride(Side) : 1) - (from_end ? (length - 1) * step : 0);
-  }
-};
-
-// The states at a tile's borders in one direction, in global memory, seen from the tile: `in` is
-// null at the image's edge, where h_0 = 0; `out` is null where nobody asks for them.
-template <class A>
-struct Border {
-  const A* in;
-  A* out;
-  int64_t channel;  // elements from one channel to the next
-
-  static GATEDRNN_DEVICE Border of(const TilePlan& p, const Task& t, A* states, int axis,
-                                   bool from_end) {
-    const Cell before = p.upstream(t.cell, axis, from_end);
-    return {p.inside(before) ? states + p.border(t.n, t.c0, before, axis) : nullptr,
-            states + p.border(t.n, t.c0, t.cell, axis), p.border_size()};
-  }
-  GATEDRNN_DEVICE A enter(int channel_index, int line) const {
-    return in ? load_shared_by_blocks(in + channel_index * channel + line) : A(0);
-  }
-  GATEDRNN_DEVICE void leave(int channel_index, int line, A state) const {
-    if (out) out[channel_index * channel + line] = state;
-  }
-};
-
-// What a direction of a tile works on. Planes of g have a stride of their own: 0 where one gate
-// serves all channels.
-template <class A>
-struct ScanTiles {
-  const A *x, *g;
-  int g_plane;
-  A* h;
-};
-template <class A>
-struct AdjointTiles {
-  const A* g;
-  int g_plane;
-  A* h;     // from the scan
-  A* e;     // where steps keep it apart; else h is overwritten with it
-  A* dx;    // before: the direction's share of dL/dy
-  A* dg;    // null: not wanted
-  A* sums;  // in global memory: [warp][channel][K + 1], dweight then dbias; or null
-};
-
-// Calls body with a function that names theta: a constant where theta is the identity, as is the
-// rule, so that no branch stands in the loop over pixels.
-template <class Body>
-GATEDRNN_DEVICE void with_nonlinearity(Nonlinearity kind, const Body& body) {
-  if (kind == Nonlinearity::kIdentity)
-    body([] { return Nonlinearity::kIdentity; });
-  else
-    body([kind] { return kind; });
-}
-
-template <class A>
-GATEDRNN_DEVICE A activated(Nonlinearity kind, A x, A g, A u) {
-  return activation<ScalarMath<A>>(kind, preactivation(x, g, u));
-}
 
 template <class A, int K, int Side, int R, int Channels = (K < 8 ? 8 : K)>
 struct Steps {
@@ -330,108 +257,6 @@ struct Steps {
 #pragma unroll
         for (int m = 0; m < kOthers; ++m) store(c, lane.other(m) % K, weight_others[r][m]);
       }
-    }
-  }
-};
-
-// Any block size: a thread computes one channel of one line at a time, weights come from memory
-// (the caches hold them), and the whole block waits after every step.
-template <class A, int Side>
-struct Steps<A, 0, Side, 0, 0> {
-  using Value = A;
-  static constexpr int kSide = Side;
-  static constexpr int kThreads = 256;
-  static constexpr int kSumsPerTile = 1;
-  static constexpr int kPlane = tile_plane(Side);
-  static constexpr bool kSeparateAdjoint = true;
-  static constexpr int kScanBlocks = 2, kAdjointBlocks = 2;
-
-  static GATEDRNN_INLINE int channels(int64_t block) { return static_cast<int>(block); }
-
-  // Calls body(line, channel) for the threads' share of a step.
-  template <class Body>
-  static GATEDRNN_DEVICE void for_each_state(const Task& t, const Path& path, int d,
-                                             const Body& body) {
-    if (d < 0) return;
-    for (int q = threadIdx.x % (kThreads / 2); q < Side * t.channels; q += kThreads / 2)
-      if (q % Side < path.lines) body(q % Side, q / Side);
-  }
-  static GATEDRNN_DEVICE A product(const A* w, int64_t step, const A* tile, int cell, int k_count,
-                                   A sum) {
-#pragma unroll 4
-    for (int k = 0; k < k_count; ++k) sum += w[k * step] * tile[k * kPlane + cell];
-    return sum;
-  }
-  static GATEDRNN_DEVICE int most_steps(const Task& t) {
-    return t.rows > t.columns ? t.rows : t.columns;
-  }
-
-  template <class Border>
-  static GATEDRNN_DEVICE void scan(const ScanArgs& a, const Task& t, int d, const Path& path,
-                                   const ScanTiles<A>& s, const Border& border) {
-    const A* const w = static_cast<const A*>(a.weight) + (d * a.c + t.c0) * t.channels;
-    const A* const b = a.bias ? static_cast<const A*>(a.bias) + d * a.c + t.c0 : nullptr;
-    for_each_state(t, path, d, [&](int line, int c) {
-      s.h[c * kPlane + entry_cell<Side>(line)] = border.enter(c, line);
-    });
-    for (int i = 0; i < most_steps(t); ++i) {
-      __syncthreads();
-      if (i >= path.length) continue;
-      for_each_state(t, path, d, [&](int line, int c) {
-        const int cell = path.template first<Side>(line) + i * path.step;
-        const int before = i > 0 ? cell - path.step : entry_cell<Side>(line);
-        const A u = product(w + c * t.channels, 1, s.h, before, t.channels, b ? b[c] : A(0));
-        const A h = activated(a.nonlinearity, s.x[c * kPlane + cell], s.g[c * s.g_plane + cell], u);
-        s.h[c * kPlane + cell] = h;
-        if (i == path.length - 1) border.leave(c, line, h);
-      });
-    }
-  }
-
-  static GATEDRNN_DEVICE void adjoint(const ScanArgs& a, const Task& t, int d, const Path& path,
-                                      const AdjointTiles<A>& s, const Border<A>& border) {
-    const A* const w = static_cast<const A*>(a.weight) + (d * a.c + t.c0) * t.channels;
-    const A* const b = a.bias ? static_cast<const A*>(a.bias) + d * a.c + t.c0 : nullptr;
-    for_each_state(t, path, d, [&](int line, int c) {
-      s.e[c * kPlane + adjoint_entry_cell<Side>(line)] = border.enter(c, line);
-    });
-    for (int j = 0; j < most_steps(t); ++j) {
-      __syncthreads();
-      const int i = path.length - 1 - j;
-      if (i < 0) continue;
-      for_each_state(t, path, d, [&](int line, int c) {
-        const int cell = path.template first<Side>(line) + i * path.step;
-        const int before = i > 0 ? cell - path.step : entry_cell<Side>(line);
-        const int after = j > 0 ? cell + path.step : adjoint_entry_cell<Side>(line);
-        const int at = c * kPlane + cell;
-        const A back = product(w + c, t.channels, s.e, after, t.channels, A(0));
-        const A delta =
-            activation_backward<ScalarMath<A>>(a.nonlinearity, s.h[at], s.dx[at] + back);
-        const A e = s.g[c * s.g_plane + cell] * delta;
-        s.e[at] = e;
-        s.dx[at] = delta;
-        if (s.dg)
-          s.dg[at] =
-              delta * product(w + c * t.channels, 1, s.h, before, t.channels, b ? b[c] : A(0));
-        if (i == 0) border.leave(c, line, e);
-      });
-    }
-    __syncthreads();
-    if (d < 0 || s.sums == nullptr) return;
-    const int columns = t.channels + 1;
-    for (int q = threadIdx.x % (kThreads / 2); q < t.channels * columns; q += kThreads / 2) {
-      const int c = q / columns, k = q % columns;
-      A sum = 0;
-      for (int line = 0; line < path.lines; ++line) {
-        int cell = path.template first<Side>(line), before = entry_cell<Side>(line);
-        for (int i = 0; i < path.length; ++i) {
-          const A e = s.e[c * kPlane + cell];
-          sum += k == t.channels ? e : e * s.h[k * kPlane + before];
-          before = cell;
-          cell += path.step;
-        }
-      }
-      s.sums[q] = sum;
     }
   }
 };
