@@ -4,9 +4,11 @@ import sys
 
 import pytest
 import torch
+from comparison import DEVICE
+from sanitized import start
 
-# Stacks, guards and faults are those of Linux.
-collect_ignore_glob = [] if sys.platform == "linux" else ["test_*.py"]
+# Stacks, guards and faults are those of Linux; a GPU runs the kernels themselves.
+collect_ignore_glob = [] if sys.platform == "linux" and DEVICE == "cpu" else ["test_*.py"]
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +25,21 @@ def emulated_ops():
 def emulated(emulated_ops, monkeypatch):
     """The package's ops run the emulated kernels."""
     monkeypatch.setattr(torch.ops, "gatedrnn", emulated_ops)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def sanitized_kernel_tests(request):
+    """Kernel tests under the sanitizers, beside all others here: they and their build take long."""
+    if not any("sanitized_kernel_tests" in item.fixturenames for item in request.session.items):
+        yield None
+        return
+    process = start(
+        *("-m", "pytest", "-q", "--capture=sys", "--durations=5"),
+        *("-k", "sizes_around or small_shared or (layouts and transposed)"),
+        "tests/emulation/test_cuda_kernels.py",
+        HYPOTHESIS_PROFILE="sanitize",
+    )
+    yield process
+    if process is not None:
+        process.kill()
+        process.communicate()

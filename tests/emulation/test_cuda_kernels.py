@@ -16,7 +16,7 @@ from gatedrnn.reference import spatial_gated_rnn as reference
 
 pytestmark = pytest.mark.usefixtures("emulated")
 
-FEW = settings(max_examples=max(settings.default.max_examples // 10, 3))
+FEW = settings(max_examples=max(settings.default.max_examples // 16, 3))
 SIDES = (1, 2, 7, 15, 16, 17, 31, 32, 33, 40, 65)  # around one, two and four tiles
 MERGES = ("max", "mean", "sum", None)
 NONLINEARITIES = ("identity", "tanh", "relu", "sigmoid")
@@ -95,11 +95,10 @@ def test_every_nonlinearity_and_gate_norm_matches_reference(check_all, gate_norm
     check(a_case(**options, shape=(1, 6, 9, 17), block=6, dtype=F64, gate="direction_pixel"))
 
 
-@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("block", [1, 2, 3, 4, 5, 8, 16, 20, 33, 64])
-def test_every_block_size_matches_reference(check_all, block, bias):
-    for channels in (block, 3 * block) if block < 16 else (block,):
-        for gate in ("channel", "direction_pixel"):
+def test_every_block_size_matches_reference(check_all, block):
+    for gate, bias in (("channel", True), ("direction_pixel", False)):
+        for channels in (block, 3 * block) if block < 16 else (block,):
             check_all(shape=(1, channels, 19, 18), block=block, gate=gate, bias=bias)
 
 
@@ -111,7 +110,7 @@ def test_sizes_around_tiles_match_reference(check_all, height, width):
     check(a_case(shape=(1, 3, height, width), block=3, gate="direction_channel", merge=None))
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 2, 600), (1, 8, 600, 1), (1, 5, 1, 600)])
+@pytest.mark.parametrize("shape", [(1, 8, 2, 300), (1, 8, 300, 1), (1, 5, 1, 300)])
 def test_long_thin_maps_match_reference(check_all, shape):
     for block in (1, shape[1]):
         check_all(shape=shape, block=block)
@@ -152,14 +151,15 @@ def test_more_channels_than_shared_memory_holds_are_refused(monkeypatch):
         spatial_gated_rnn(x, x, torch.zeros(4, 64, 64))
 
 
-@pytest.mark.parametrize("processors", PROCESSORS)
-@pytest.mark.parametrize("dtype", [F64, F32, BF16])
+@pytest.mark.parametrize(
+    ("dtype", "processors"), [(F64, "1"), (F32, "1"), (F32, "132"), (BF16, "1"), (BF16, "132")]
+)
 @pytest.mark.parametrize(
     ("shape", "block", "gate_channels", "merge"),
     [
-        ((3, 16, 33, 40), 8, 16, "max"),
-        ((2, 20, 40, 17), 20, 1, "mean"),
-        ((1, 16, 50, 50), 16, 1, "sum"),
+        ((3, 16, 33, 18), 8, 16, "max"),
+        ((2, 20, 34, 7), 20, 1, "mean"),
+        ((1, 16, 33, 33), 16, 1, "sum"),
         ((2, 6, 34, 20), 1, 6, None),
     ],
 )
@@ -177,7 +177,7 @@ def test_bits_do_not_depend_on_the_order_of_threads(
     grad = grad if merge is None else grad[:, 0].contiguous()
     monkeypatch.setenv("GATEDRNN_EMULATION_MULTIPROCESSORS", processors)
     expected = None
-    for seed, resident in enumerate(("1", "4", "2", "16")):
+    for seed, resident in enumerate(("1", "3", "16")):
         monkeypatch.setenv("GATEDRNN_EMULATION_SEED", str(seed))
         monkeypatch.setenv("GATEDRNN_EMULATION_RESIDENT_BLOCKS", resident)
         y, grads = run(
