@@ -138,7 +138,6 @@ __global__ void __launch_bounds__(T::kThreads, 2)
         });
       });
     }
-    __syncthreads();
   }
 }
 
@@ -166,10 +165,16 @@ void run(ChunkParams f, cudaStream_t stream) {
 using LargeTiles = Steps<float, 1, 32, 1, 4>;
 using DeepTiles = Steps<float, 1, 16, 2>;
 
+template <class T>
+int64_t most_planes(const ScanArgs& a) {
+  return 4 * T::kChannels + T::kChannels / 4 + 2 * (a.gate_channels ? T::kChannels : 1);
+}
+
 }  // namespace
 
 bool chunks_know(const ScanArgs& a) {
-  return a.block == 1 && a.nonlinearity == Nonlinearity::kIdentity && a.dtype != Dtype::kFloat64;
+  return a.block == 1 && a.nonlinearity == Nonlinearity::kIdentity && a.dtype != Dtype::kFloat64 &&
+         fits<DeepTiles>(most_planes<DeepTiles>(a));
 }
 
 int64_t forward_by_chunks(const ScanArgs& a, void* memory, cudaStream_t stream) {
@@ -180,10 +185,8 @@ int64_t forward_by_chunks(const ScanArgs& a, void* memory, cudaStream_t stream) 
     f.states = take_borders<float>(workspace, a, f.p);
     if (!workspace.counts_only()) run<T>(f, stream);
   };
-  const int64_t most = 4 * LargeTiles::kChannels + LargeTiles::kChannels / 4 +
-                       2 * (a.gate_channels ? LargeTiles::kChannels : 1);
   const bool channels_last = a.c > LargeTiles::kChannels && a.x_strides.c == 1;
-  if (!channels_last && fits<LargeTiles>(most))
+  if (!channels_last && fits<LargeTiles>(most_planes<LargeTiles>(a)))
     with.template operator()<LargeTiles>();
   else
     with.template operator()<DeepTiles>();
