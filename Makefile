@@ -77,7 +77,11 @@ GPU_NEEDS := $(if $(filter $(abspath $(PY)),$(GPU_PYTHON)),$(VENV)/.installed-te
 GPU_LIB := $(abspath build/gpu)
 GPU_TESTS := gpu $(addprefix test_,$(addsuffix .py, \
   scan scan_exact scan_isolation autograd func module norms growth))
-$(GPU_LIB)/.installed: $(NATIVE) $(wildcard gatedrnn/*) | $(GPU_NEEDS)
+.PHONY: has-gpu
+has-gpu: | $(GPU_NEEDS)
+	@$(GPU_PYTHON) -c "import torch; raise SystemExit(not torch.cuda.is_available())" || { \
+	  echo "make: $(GPU_PYTHON) sees no GPU: nothing is built or run"; exit 1; }
+$(GPU_LIB)/.installed: $(NATIVE) $(wildcard gatedrnn/*) | has-gpu $(GPU_NEEDS)
 	rm -rf $(GPU_LIB)
 	GATEDRNN_CUDA=1 $(GPU_PYTHON) -m pip install --quiet --no-build-isolation --no-deps \
 	  --target $(GPU_LIB) .

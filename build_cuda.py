@@ -127,7 +127,8 @@ def _named(word: str, toolkit: Toolkit) -> list[str]:
         sys.exit(f"gatedrnn: TORCH_CUDA_ARCH_LIST must be such as '8.0;9.0+PTX', got {word!r}")
     number = match[1] + match[2]
     if int(number) < OLDEST or number not in toolkit.known:
-        known = ", ".join(f"{n[:-1]}.{n[-1]}" for n in toolkit.known if int(n) >= OLDEST)
+        numbers = sorted(int(n) for n in toolkit.known if int(n) >= OLDEST)
+        known = ", ".join(f"{n // 10}.{n % 10}" for n in numbers)
         sys.exit(f"gatedrnn: TORCH_CUDA_ARCH_LIST has {word}, nvcc here knows {known}")
     number += match[3].lower()
     return [f"sm_{number}", f"compute_{number}"] if match[4] else [f"sm_{number}"]

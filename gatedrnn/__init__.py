@@ -1,4 +1,4 @@
-"""Four-directional spatially variant RNN for PyTorch, on the CPU.
+"""Four-directional spatially variant RNN for PyTorch, on CPU and CUDA.
 
 "Face Parsing via Recurrent Propagation" (BMVC 2017), Eq. (3):
 h_i = theta(x_i + g_i * (w h_{i-1} + b)).

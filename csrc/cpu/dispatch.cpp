@@ -1,4 +1,5 @@
 // Picks the kernels for this processor, once, when they are first asked for.
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 
@@ -24,6 +25,14 @@ namespace {
 const CpuKernels& pick() {
   // GATEDRNN_CPU_CAPABILITY=portable|avx2 lowers the choice: for tests and for bug reports.
   const char* asked = std::getenv("GATEDRNN_CPU_CAPABILITY");
+  if (asked != nullptr && std::strcmp(asked, "avx512") != 0 && std::strcmp(asked, "avx2") != 0 &&
+      std::strcmp(asked, "portable") != 0) {
+    std::fprintf(stderr,
+                 "gatedrnn: GATEDRNN_CPU_CAPABILITY must be avx512, avx2 or portable, got '%s': "
+                 "it is not heeded\n",
+                 asked);
+    asked = nullptr;
+  }
   const auto allowed = [asked](const CpuKernels& kernels) {
     return asked == nullptr || std::strcmp(asked, kernels.name) == 0;
   };
