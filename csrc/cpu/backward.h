@@ -6,13 +6,14 @@
 
 namespace gatedrnn::GATEDRNN_ISA {
 
-// Gradients of one batch, and the partial sums of dweight and dbias: for rows and for columns one
-// slot for each block of lines and direction, [slot][C * block + C].
+// Gradients of one batch, and the partial sums of dweight and dbias, one slot for each block of
+// lines and direction: [slot][C * block + C].
 template <class A>
 struct BackwardMaps {
   A* dx;
   A* dg;
-  A* partials[2];
+  A* partials;
+  bool merged;  // an earlier axis has left its share in dx (and dg)
 };
 
 // The tiles and states that the directions of a block of lines work on.
@@ -40,7 +41,7 @@ void share_ties(A* xi, const uint8_t* mask, int64_t size) {
 
 template <class A, class S, int B>
 void backward_block(const BackwardArgs& a, const A* transposed, const BackwardMaps<A>& maps,
-                    bool along_width, bool merged, int64_t n, int64_t line) {
+                    bool along_width, int64_t n, int64_t line) {
   LineBlock<A, S, B> block(a, n, along_width, line);
   const AxisDirections directions(a, along_width);
   const Lines lines = lines_of(a.h, a.w, along_width);
@@ -139,7 +140,7 @@ void backward_block(const BackwardArgs& a, const A* transposed, const BackwardMa
       // map holds already: of an earlier axis or direction, or, for a gate of all channels, tile of
       // them.
       const bool enter_dg = enter || gates_differ, leave_dg = leave || gates_differ;
-      const bool dx_before = merged || (!chunks.resident && i > 0);
+      const bool dx_before = maps.merged || (!chunks.resident && i > 0);
       const bool dg_before = (!gates_differ && dx_before) || (!a.gate_channels && block.c0 > 0);
       const LineStrides dg_strides = line_strides(a.dg_strides, along_width);
       A* const dg_map = a.dg ? at<A>(maps.dg, a.dg_strides, n, gates_differ ? d : 0) : nullptr;
@@ -189,8 +190,7 @@ void backward_block(const BackwardArgs& a, const A* transposed, const BackwardMa
 
       if (sums) {
         const int64_t blocks = ceil_div(lines.count, row);
-        A* slot = maps.partials[along_width ? 0 : 1] +
-                  ((n * blocks + line / row) * directions.count + i) * slot_size;
+        A* slot = maps.partials + ((n * blocks + line / row) * directions.count + i) * slot_size;
         for (int64_t c = 0; c < block.shape.c; ++c) {
           for (int64_t k = 0; k < a.block; ++k)
             slot[(block.c0 + c) * a.block + k] =
@@ -219,21 +219,19 @@ void add_partials(const BackwardArgs& a, bool along_width, int64_t blocks, const
 template <class A, class S, int B>
 void backward_batch(const BackwardArgs& a, const A* transposed, BackwardMaps<A> maps,
                     double* totals) {
-  std::unique_ptr<A[]> partials[2];
-  int64_t blocks[2];
   for (const bool along_width : {true, false}) {
-    const int axis = along_width ? 0 : 1, count = AxisDirections(a, along_width).count;
-    blocks[axis] = a.n * ceil_div(lines_of(a.h, a.w, along_width).count, B * kLanes<A>);
-    if (totals) partials[axis].reset(new A[blocks[axis] * count * (a.c * a.block + a.c)]);
-    maps.partials[axis] = partials[axis].get();
+    const int count = AxisDirections(a, along_width).count;
+    if (count == 0) continue;
+    const int64_t blocks = a.n * ceil_div(lines_of(a.h, a.w, along_width).count, B * kLanes<A>);
+    std::unique_ptr<A[]> partials;
+    if (totals) partials.reset(new A[blocks * count * (a.c * a.block + a.c)]);
+    maps.partials = partials.get();
+    for_each_block<B * kLanes<A>>(a, along_width, [&](int64_t n, int64_t line) {
+      backward_block<A, S, B>(a, transposed, maps, along_width, n, line);
+    });
+    maps.merged = true;
+    if (totals) add_partials(a, along_width, blocks, maps.partials, totals);
   }
-  for_each_block<B * kLanes<A>>(a, [&](bool along_width, bool merged, int64_t n, int64_t line) {
-    backward_block<A, S, B>(a, transposed, maps, along_width, merged, n, line);
-  });
-  for (const bool along_width : {true, false})
-    if (totals)
-      add_partials(a, along_width, blocks[along_width ? 0 : 1], maps.partials[along_width ? 0 : 1],
-                   totals);
 }
 
 template <class A, class S>

@@ -6,16 +6,17 @@
 
 namespace gatedrnn::GATEDRNN_ISA {
 
-// y and mask of one batch.
+// y and mask of one batch; `merged`: an earlier axis has left its merge there.
 template <class A>
 struct ForwardMaps {
   A* y;
   uint8_t* mask;
+  bool merged;
 };
 
 template <class A, class S, int B>
-void forward_block(const ScanArgs& a, const ForwardMaps<A>& maps, bool along_width, bool merged,
-                   int64_t n, int64_t line) {
+void forward_block(const ScanArgs& a, const ForwardMaps<A>& maps, bool along_width, int64_t n,
+                   int64_t line) {
   LineBlock<A, S, B> block(a, n, along_width, line);
   const AxisDirections directions(a, along_width);
   const int64_t row = block.row(), length = lines_of(a.h, a.w, along_width).length;
@@ -65,7 +66,7 @@ void forward_block(const ScanArgs& a, const ForwardMaps<A>& maps, bool along_wid
       last.bit[1] = static_cast<uint8_t>(1 << d);
       last.merge = separate ? Merge::kSum : a.merge;
       last.scale = a.merge == Merge::kMean ? A(1) / A(a.directions) : A(1);
-      last.first = separate || (!merged && (waits || i == 0));
+      last.first = separate || (!maps.merged && (waits || i == 0));
       A* const y = at<A>(maps.y, a.y_strides, n, separate ? d : 0);
       uint8_t* const mask = maps.mask ? at<uint8_t>(maps.mask, a.y_strides, n, 0) : nullptr;
 
@@ -101,6 +102,17 @@ void forward_block(const ScanArgs& a, const ForwardMaps<A>& maps, bool along_wid
   }
 }
 
+template <class A, class S, int B>
+void forward_batch(const ScanArgs& a, ForwardMaps<A> maps) {
+  for (const bool along_width : {true, false}) {
+    if (AxisDirections(a, along_width).count == 0) continue;
+    for_each_block<B * kLanes<A>>(a, along_width, [&](int64_t n, int64_t line) {
+      forward_block<A, S, B>(a, maps, along_width, n, line);
+    });
+    maps.merged = true;
+  }
+}
+
 template <class A, class S>
 void forward(const ScanArgs& a) {
   const int64_t step = images_per_batch(a, 3);
@@ -114,15 +126,12 @@ void forward(const ScanArgs& a) {
     batch.x = at<S>(a.x, a.x_strides, n, 0);
     if (a.g) batch.g = at<S>(a.g, a.g_strides, n, 0);
     S* y = at<S>(a.y, a.y_strides, n, 0);
-    ForwardMaps<A> maps{nullptr, a.mask ? a.mask + n * a.y_strides.n : nullptr};
+    ForwardMaps<A> maps{nullptr, a.mask ? a.mask + n * a.y_strides.n : nullptr, false};
     if constexpr (in_place)
       maps.y = y;
     else
       maps.y = sums.get();
-    for_each_block<kRegisters * kLanes<A>>(
-        batch, [&](bool along_width, bool merged, int64_t image_index, int64_t line) {
-          forward_block<A, S, kRegisters>(batch, maps, along_width, merged, image_index, line);
-        });
+    forward_batch<A, S, kRegisters>(batch, maps);
     if constexpr (!in_place) round_to_storage(sums.get(), y, batch.n * image);
   }
 }

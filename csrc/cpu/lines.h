@@ -25,20 +25,10 @@ inline int64_t channels_per_tile(const ScanArgs& a) {
   return std::min(a.c, std::max(kTileChannels / a.block, int64_t{1}) * a.block);
 }
 
-// Whether each thread can take images of its own through both axes: it then finds an image in its
-// cache for the second axis, and no thread waits for another between the axes.
-inline bool images_suffice(const ScanArgs& a) {
-  const int64_t threads = thread_count();
-  return a.n % threads == 0 || a.n >= 8 * threads;
-}
-
-// A batch does not change any sum's order: every direction adds its images one after the other. For
-// 16-bit maps a batch has sums in float32, in the backward pass also partial sums of the weights.
+// The batches do not change any sum's order: every direction adds its images one after the other.
 inline int64_t images_per_batch(const ScanArgs& a, int64_t maps) {
-  const int64_t image = std::max(maps * a.c * a.h * a.w * 4, int64_t{1}), threads = thread_count();
-  const bool small_sums = a.dtype == Dtype::kFloat64 || a.dtype == Dtype::kFloat32;
-  const int64_t least = images_suffice(a) && small_sums ? 16 * threads : threads;
-  return std::clamp(std::max(kBatchBytes / image / threads * threads, least), int64_t{1},
+  const int64_t image = std::max(maps * a.c * a.h * a.w * 4, int64_t{1});
+  return std::clamp(std::max(kBatchBytes / image, thread_count()), int64_t{1},
                     std::max(a.n, int64_t{1}));
 }
 
@@ -193,31 +183,12 @@ auto backward_step(int64_t block) -> void (*)(const BackwardChunk<A>&) {
   return backward_chunk<A, B, 0, Clamp>;
 }
 
-// Runs body(along_width, merged, image, first line) for every block of lines of a batch of images,
-// the rows of an image before its columns; merged: another axis has been there.
+// Runs body(image, first line) for every block of lines of one axis of a batch of images.
 template <int Lanes, class Body>
-void for_each_block(const ScanArgs& a, const Body& body) {
-  const bool present[2] = {AxisDirections(a, true).count > 0, AxisDirections(a, false).count > 0};
-  const auto each_axis = [&](const auto& axis) {
-    for (const bool along_width : {true, false})
-      if (present[along_width ? 0 : 1])
-        axis(along_width, !along_width && present[0],
-             ceil_div(lines_of(a.h, a.w, along_width).count, Lanes));
-  };
-  if (images_suffice(a)) {
-    parallel_for(a.n, [&](int64_t begin, int64_t end) {
-      for (int64_t n = begin; n < end; ++n)
-        each_axis([&](bool along_width, bool merged, int64_t blocks) {
-          for (int64_t i = 0; i < blocks; ++i) body(along_width, merged, n, i * Lanes);
-        });
-    });
-    return;
-  }
-  each_axis([&](bool along_width, bool merged, int64_t blocks) {
-    parallel_for(a.n * blocks, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i)
-        body(along_width, merged, i / blocks, i % blocks * Lanes);
-    });
+void for_each_block(const ScanArgs& a, bool along_width, const Body& body) {
+  const int64_t blocks = ceil_div(lines_of(a.h, a.w, along_width).count, Lanes);
+  parallel_for(a.n * blocks, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) body(i / blocks, i % blocks * Lanes);
   });
 }
 
