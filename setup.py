@@ -121,6 +121,9 @@ def build_command() -> type:
             # again. Instrumented objects stay apart from ordinary ones, and each PyTorch's.
             kind = ["objects", SANITIZE.replace(",", "+"), self.plat_name]
             kind += [sys.implementation.cache_tag, torch.__version__]
+            # Those with CUDA too: an interrupted build must not leave objects of the other kind.
+            self.toolkit = build_cuda.choose_toolkit(torch, bool(SANITIZE))
+            kind += ["cuda"] if self.toolkit else []
             self.build_temp = os.path.join("build", "-".join(filter(None, kind)))
             self.force = True  # without ninja nobody compares the flags of a build with the last's
 
@@ -130,7 +133,7 @@ def build_command() -> type:
                 "VERSION": f'"{self.distribution.get_version()}"',
                 "SANITIZERS": f'"{SANITIZE.replace(",", "+") or "none"}"',
             }
-            toolkit = build_cuda.choose_toolkit(torch, bool(SANITIZE))
+            toolkit = self.toolkit
             extension.define_macros.append(("GATEDRNN_WITH_CUDA", "1" if toolkit else "0"))
             if toolkit:
                 names = build_cuda.choose_architectures(toolkit, torch)

@@ -39,7 +39,7 @@ struct LineStrides {
   int64_t t, c, l;
 };
 
-inline LineStrides line_strides(const Strides& s, bool along_width) {
+GATEDRNN_INLINE LineStrides line_strides(const Strides& s, bool along_width) {
   return along_width ? LineStrides{s.w, s.c, s.h} : LineStrides{s.h, s.c, s.w};
 }
 

@@ -7,6 +7,7 @@ import torch
 from comparison import DTYPES, F32, F64, run, spatial_gated_rnn, state_of
 
 from gatedrnn import DIRECTIONS
+from gatedrnn.reference import spatial_gated_rnn as reference
 
 OPPOSITE = dict(zip(DIRECTIONS, [DIRECTIONS[i] for i in (1, 0, 3, 2)], strict=True))
 
@@ -151,3 +152,17 @@ def test_nan_state_reaches_gradients_of_its_lines_only(shape, block):
     other = torch.arange(shape[1]) // block != c // block
     assert torch.equal(bad[2][:, other], clean[2][:, other])
     assert torch.equal(bad[3], clean[3])
+
+
+@pytest.mark.parametrize("nonlinearity", ["relu", "tanh", "sigmoid"])
+@pytest.mark.parametrize("lines", [32, 33, 5])  # the last register of lines full, and not
+def test_infinite_bias_stays_in_its_channel(lines, nonlinearity):
+    # Saturated, its state and all gradients are finite.
+    x, g, weight, bias = inputs_for((1, 8, lines, 4), 8, F32)
+    weight, bias = weight[:1].abs(), bias[:1]
+    bias[0, 0] = -math.inf
+    options = dict(directions=DIRECTIONS[:1], nonlinearity=nonlinearity)
+    _, grads = run(spatial_gated_rnn, (x, g, weight, bias), torch.ones_like, **options)
+    _, expected = run(reference, (x, g, weight, bias), torch.ones_like, **options)
+    for ours, theirs in zip(grads[2:], expected[2:], strict=True):
+        assert torch.equal(ours.isfinite(), theirs.isfinite())

@@ -123,6 +123,8 @@ void backward_block(const BackwardArgs& a, const A* transposed, const BackwardMa
           block.read_gate(d, t0, onward, s.gate + gate_place,
                           s.derivative ? s.derivative + gate_place : nullptr, false);
         forward(f);
+        block.clear_idle_lanes(f.h, f.length * block.shape.c);
+        block.clear_idle_lanes(s.state, block.shape.c);
       };
       std::fill(s.state, s.state + pixel, A{});
       for (int64_t j = 0; j < chunks.count; ++j) {

@@ -136,6 +136,12 @@ struct LineBlock {
     std::fill(gate, gate + row(), A{});
     std::fill(gate, gate + shape.l, A{1});  // idle lanes stay 0, or their state could overflow
   }
+  // Their gates are 0, but 0 times an infinite bias is NaN, which the sums over lanes would meet.
+  void clear_idle_lanes(A* tile, int64_t rows) const {
+    if (shape.l == row()) return;
+    for (A* end = tile + rows * row(); tile < end; tile += row())
+      std::fill(tile + shape.l, tile + row(), A{});
+  }
   // Reads g of direction d and applies its norm, but for a clamp that is left to the scan;
   // derivative, if not null, gets the norm's.
   void read_gate(int64_t d, int64_t t0, bool reverse, A* gate, A* derivative, bool clamp) const {

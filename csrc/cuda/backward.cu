@@ -15,7 +15,8 @@ struct BackwardParams {
   Borders<A> states, adjoints;  // h and e at the tiles' borders
   A *dx_share, *dg_share;       // what the first pass leaves for the second, laid out as dx, dg
   A* weight_sums;               // null if neither dweight nor dbias is wanted
-  bool add_gates;               // dg is summed over channel tiles afterwards, from dg_share
+  WeightSums sums;
+  bool add_gates;  // dg is summed over channel tiles afterwards, from dg_share
 };
 
 // Tiles in shared memory, in elements of A.
@@ -125,7 +126,7 @@ GATEDRNN_DEVICE void write_gate_gradient(const BackwardParams<A>& f, const Task&
                 static_cast<S*>(a.dg) + corner + at, [&](A v) {
                   if (a.gate_norm == GateNorm::kNone) return v;
                   const A raw = to_state<A>(g[plane * s.c + row * s.h + column * s.w]);
-                  return v * gate_norm_derivative<ScalarMath<A>>(a.gate_norm, raw);
+                  return gate_norm_backward(a.gate_norm, raw, v);
                 });
     });
   });
@@ -175,10 +176,11 @@ __global__ void __launch_bounds__(T::kThreads, T::kAdjointBlocks)
     wait_upstream(f.p, t, f.flags, t.from_end);
     A* sums = nullptr;
     if (f.weight_sums && d >= 0) {
-      const int64_t tiles = f.p.tiles(), channel_tile = t.unit % f.p.channel_tiles;
-      const int64_t group = d * f.p.channel_tiles + channel_tile;
-      sums = f.weight_sums + ((group * a.n + t.n) * tiles + f.p.index(t.cell)) * T::kSumsPerTile *
-                                 f.p.channels * (a.block + 1);
+      const int64_t group = d * f.p.channel_tiles + t.unit % f.p.channel_tiles;
+      const int64_t per_image = f.sums.slots / a.n;
+      const int64_t place = T::kSumsInChains ? (axis == 0 ? t.cell.row : t.cell.column)
+                                             : f.p.index(t.cell) * int64_t{T::kSumsPerTile};
+      sums = f.weight_sums + (group * f.sums.slots + t.n * per_image + place) * f.sums.values;
     }
     T::adjoint(a, t, d, path,
                AdjointTiles<A>{g[axis], gate_plane, h[axis], e[axis], dx[axis], dg[axis], sums},
@@ -230,15 +232,20 @@ int64_t backward(const BackwardArgs& a, void* memory, cudaStream_t stream) {
       f.dg_share = workspace.take<A>(gates * f.p.channel_tiles);
     else if (a.dg && rounds && meet && !a.gate_directions)
       f.dg_share = workspace.take<A>(gates);
-    const int64_t tiles = a.n * f.p.tiles() * T::kSumsPerTile;
-    const WeightSums sums{a.directions * f.p.channel_tiles, tiles, f.p.channels * (a.block + 1),
-                          f.p.channels, a.block};
-    const bool wants_sums = a.dweight || a.dbias;
-    f.weight_sums = wants_sums ? workspace.take<A>(sums.count()) : nullptr;
-    double* const totals =
-        wants_sums ? workspace.take<double>(sums.groups * kSumChunks * sums.values) : nullptr;
+    const int64_t per_image = T::kSumsInChains ? std::max(f.p.tile_rows, f.p.tile_columns)
+                                               : f.p.tiles() * int64_t{T::kSumsPerTile};
+    f.sums = {a.directions * f.p.channel_tiles, a.n * per_image, f.p.channels * (a.block + 1),
+              f.p.channels, a.block};
+    double* totals = nullptr;
+    if (a.dweight || a.dbias) {
+      f.weight_sums = workspace.take<A>(f.sums.count());
+      totals = workspace.take<double>(f.sums.groups * f.sums.chunks() * f.sums.values);
+    }
     if (workspace.counts_only()) return;
 
+    if (totals && T::kSumsInChains)  // an axis may have fewer chains than the other
+      check(cudaMemsetAsync(f.weight_sums, 0, f.sums.count() * sizeof(A), stream),
+            "cudaMemsetAsync");
     launch_wavefront<T>(h, stream);
     const auto kernel = backward_kernel<A, T>;
     const size_t shared = shared_bytes<T>(planes.template operator()<T>());
@@ -246,7 +253,7 @@ int64_t backward(const BackwardArgs& a, void* memory, cudaStream_t stream) {
     f.p.advance_together(blocks);
     launch(kernel, dim3(blocks), dim3(T::kThreads), shared, stream, f);
     check_launch("backward_kernel");
-    if (wants_sums) add_weight_sums<A>(a, sums, f.weight_sums, totals, stream);
+    if (totals) add_weight_sums<A>(a, f.sums, f.weight_sums, totals, stream);
     if (f.add_gates) add_gate_sums<A>(a, f.p.channel_tiles, f.dg_share, stream);
   });
   return workspace.bytes();

@@ -66,6 +66,38 @@ __global__ void __launch_bounds__(T::kThreads, 2)
   }
 }
 
+// h behind a chunk of a line, pixel by pixel from global memory: where gain * h + offset would say
+// NaN, or infinity, of what is finite.
+GATEDRNN_DEVICE float walk_chunk(const ChunkParams& f, int d, int64_t n, int64_t c, int64_t line,
+                                 int chunk, float h) {
+  const ScanArgs& a = f.a;
+  const Direction direction = f.p.walks[d];
+  const int64_t length = direction.along_width ? a.w : a.h, begin = int64_t{chunk} * f.p.side;
+  const int64_t end = begin + f.p.side < length ? begin + f.p.side : length;
+  const LineStrides x = line_strides(a.x_strides, direction.along_width);
+  const LineStrides g = line_strides(a.g_strides, direction.along_width);
+  const int64_t x_line = n * a.x_strides.n + c * x.c + line * x.l;
+  const int64_t g_line = n * a.g_strides.n + (a.gate_directions ? d * a.g_strides.d : 0) +
+                         (a.gate_channels ? c * g.c : 0) + line * g.l;
+  const float w = static_cast<const float*>(a.weight)[d * a.c + c];
+  const float b = a.bias ? static_cast<const float*>(a.bias)[d * a.c + c] : 0;
+  with_storage<float>(a.dtype, [&](auto* type) {
+    using S = std::remove_pointer_t<decltype(type)>;
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t t = direction.reverse ? begin + end - 1 - i : i;
+      float gate = 1;
+      if (a.g)
+        gate = gate_norm_of<ScalarMath<float>>(
+            a.gate_norm, to_state<float>(static_cast<const S*>(a.g)[g_line + t * g.t]));
+      h = preactivation(to_state<float>(static_cast<const S*>(a.x)[x_line + t * x.t]), gate,
+                        b + w * h);
+    }
+  });
+  return h;
+}
+
+GATEDRNN_DEVICE bool is_finite(float v) { return v - v == 0; }
+
 // A thread carries the state of one line and channel from chunk to chunk; lines are coalesced.
 constexpr int kCarryThreads = 128;
 __global__ void __launch_bounds__(kCarryThreads)
@@ -84,7 +116,13 @@ __global__ void __launch_bounds__(kCarryThreads)
 #pragma unroll 8
   for (int k = 0; k < chunks; ++k) {
     const int64_t at = (direction.reverse ? chunks - 1 - k : k) * lines;
-    h = h == 0 ? states[at] : states[at] + gains[at] * h;  // a gain may have overflowed
+    const float gain = gains[at], offset = states[at];
+    // Between pixels a product may overflow that a closed gate would have stopped.
+    if (is_finite(gain) && is_finite(offset) && is_finite(h))
+      h = offset + gain * h;
+    else
+      h = walk_chunk(f, d, i / lines / f.a.c, i / lines % f.a.c, i % lines,
+                     direction.reverse ? chunks - 1 - k : k, h);
     states[at] = h;
   }
 }

@@ -12,6 +12,9 @@ struct Steps<A, 0, Side, 0, 0> {
   using Value = A;
   static constexpr int kSide = Side;
   static constexpr int kThreads = 256;
+  // Weights' sums are as large as K tiles or more: a direction's tiles along a line, which follow
+  // each other, add to the same ones.
+  static constexpr bool kSumsInChains = true;
   static constexpr int kSumsPerTile = 1;
   static constexpr int kPlane = tile_plane(Side);
   static constexpr bool kSeparateAdjoint = true;
@@ -102,7 +105,7 @@ struct Steps<A, 0, Side, 0, 0> {
           cell += path.step;
         }
       }
-      s.sums[q] = sum;
+      s.sums[q] = border.in ? load_shared_by_blocks(s.sums + q) + sum : sum;
     }
   }
 };

@@ -60,7 +60,7 @@ struct AdjointTiles {
   A* e;     // where steps keep it apart; else h is overwritten with it
   A* dx;    // before: the direction's share of dL/dy
   A* dg;    // null: not wanted
-  A* sums;  // in global memory: [warp][channel][K + 1], dweight then dbias; or null
+  A* sums;  // in global memory: [warp][channel][K + 1], dweight then dbias; null: not wanted
 };
 
 // Calls body with a function that names theta: a constant where theta is the identity, as is the

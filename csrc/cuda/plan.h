@@ -137,7 +137,7 @@ inline TilePlan plan_tiles(const ScanArgs& a, int side, int channels) {
   p.height = a.h, p.width = a.w, p.all_channels = a.c;
   const int64_t rows = ceil_div(a.h, side), columns = ceil_div(a.w, side);
   const int64_t channel_tiles = ceil_div(a.c, channels), units = a.n * channel_tiles;
-  if (rows * columns > INT_MAX / units / kPasses)
+  if (rows * columns > (INT_MAX - (1 << 20)) / units / kPasses)  // blocks draw a ticket too many
     throw std::runtime_error("gatedrnn: the maps have more tiles than a call on a GPU can count");
   p.tile_rows = static_cast<int>(rows), p.tile_columns = static_cast<int>(columns);
   p.channel_tiles = static_cast<int>(channel_tiles), p.units = static_cast<int>(units);

@@ -19,6 +19,7 @@ struct Steps {
   static constexpr int kSplits = kChannels / R;  // threads that share a line
   static constexpr int kLinesPerWarp = 32 / kSplits;
   static constexpr int kThreads = 2 * Side * kSplits;
+  static constexpr bool kSumsInChains = false;
   static constexpr int kSumsPerTile = Side / kLinesPerWarp;  // one for each warp of a direction
   static constexpr int kPlane = tile_plane(Side);
   static constexpr int kOthers = K == 1 ? 0 : K - R, kGroups = kOthers / R;

@@ -9,12 +9,12 @@ constexpr int kLanes = 32, kParts = 8;
 // eighth slot, coalesced along values, in double; shared memory holds the eight parts.
 template <class A>
 __global__ void __launch_bounds__(kLanes* kParts)
-    slots_kernel(WeightSums s, int64_t chunk, const A* sums, double* totals) {
+    slots_kernel(WeightSums s, const A* sums, double* totals) {
   double* const parts = reinterpret_cast<double*>(dynamic_shared_memory());
   const int lane = threadIdx.x % kLanes, part = threadIdx.x / kLanes;
-  const int64_t value = int64_t{blockIdx.y} * kLanes + lane;
-  const int64_t chunks = ceil_div(s.slots, chunk);
-  const int64_t group = blockIdx.x / chunks, begin = blockIdx.x % chunks * chunk;
+  const int64_t columns = ceil_div(s.values, kLanes), chunk = s.chunk(), chunks = s.chunks();
+  const int64_t value = blockIdx.x % columns * kLanes + lane, piece = blockIdx.x / columns;
+  const int64_t group = piece / chunks, begin = piece % chunks * chunk;
   const int64_t end = begin + chunk < s.slots ? begin + chunk : s.slots;
   double sum = 0;
   if (value < s.values) {
@@ -27,12 +27,12 @@ __global__ void __launch_bounds__(kLanes* kParts)
   __syncthreads();
   if (part > 0 || value >= s.values) return;
   for (int i = 1; i < kParts; ++i) sum += parts[i * kLanes + lane];
-  totals[blockIdx.x * s.values + value] = sum;
+  totals[piece * s.values + value] = sum;
 }
 
 // A thread adds the chunks of one value and writes it where it belongs.
 template <class A>
-__global__ void chunks_kernel(BackwardArgs a, WeightSums s, int64_t chunks, const double* totals) {
+__global__ void chunks_kernel(BackwardArgs a, WeightSums s, const double* totals) {
   const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (i >= s.groups * s.values) return;
   const int64_t group = i / s.values, value = i % s.values;
@@ -40,6 +40,7 @@ __global__ void chunks_kernel(BackwardArgs a, WeightSums s, int64_t chunks, cons
   const int64_t d = group / channel_tiles;
   const int64_t c = group % channel_tiles * s.channels + value / (s.k + 1), k = value % (s.k + 1);
   if (c >= a.c) return;
+  const int64_t chunks = s.chunks();
   double sum = 0;
 #pragma unroll 8
   for (int64_t j = 0; j < chunks; ++j) sum += totals[(group * chunks + j) * s.values + value];
@@ -66,7 +67,7 @@ __global__ void gates_kernel(BackwardArgs a, int64_t channel_tiles, const A* sum
     using S = std::remove_pointer_t<decltype(type)>;
     const A g = to_state<A>(static_cast<const S*>(a.g)[at(a.g_strides)]);
     static_cast<S*>(a.dg)[at(a.dg_strides)] =
-        to_storage<S>(sum * gate_norm_derivative<ScalarMath<A>>(a.gate_norm, g));
+        to_storage<S>(gate_norm_backward(a.gate_norm, g, sum));
   });
 }
 
@@ -78,14 +79,11 @@ dim3 blocks_for(int64_t count) { return dim3(static_cast<unsigned>(ceil_div(coun
 template <class A>
 void add_weight_sums(const BackwardArgs& a, const WeightSums& s, const A* sums, double* totals,
                      cudaStream_t stream) {
-  const int64_t chunk = std::max<int64_t>(ceil_div(s.slots, kSumChunks), 64);
-  const int64_t chunks = ceil_div(s.slots, chunk);
-  launch(slots_kernel<A>,
-         dim3(static_cast<unsigned>(s.groups * chunks),
-              static_cast<unsigned>(ceil_div(s.values, kLanes))),
-         dim3(kLanes * kParts), kLanes * kParts * sizeof(double), stream, s, chunk, sums, totals);
+  const int64_t pieces = s.groups * s.chunks(), columns = ceil_div(s.values, kLanes);
+  launch(slots_kernel<A>, dim3(static_cast<unsigned>(pieces * columns)), dim3(kLanes * kParts),
+         kLanes * kParts * sizeof(double), stream, s, sums, totals);
   check_launch("slots_kernel");
-  launch(chunks_kernel<A>, blocks_for(s.groups * s.values), dim3(kThreads), 0, stream, a, s, chunks,
+  launch(chunks_kernel<A>, blocks_for(s.groups * s.values), dim3(kThreads), 0, stream, a, s,
          static_cast<const double*>(totals));
   check_launch("chunks_kernel");
 }

@@ -198,3 +198,28 @@ def test_layer_runs_on_the_kernels():
     assert_close(y, expected)
     for ours, theirs in zip(grads, expected_grads, strict=False):
         assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("w", "first", "g", "closed"),
+    [(100, 1e-20, 1, 0), (-100, 1e-20, 1, 1e-30), (0.9, float("inf"), 0.03, 0.03)],
+)
+def test_chunks_say_nan_or_infinity_only_where_the_loop_does(w, first, g, closed):
+    # What a chunk multiplies its first state with may overflow, or underflow beside infinity.
+    x, gate = torch.zeros(1, 1, 40, 110), torch.full((1, 1, 40, 110), float(g))
+    x[..., 31 if first != float("inf") else 3] = first
+    gate[..., 56] = closed
+    weight = torch.full((1, 1, 1), float(w))
+    options = dict(directions=("left_to_right", "top_to_bottom"), merge=None)
+    weight = weight.expand(2, 1, 1).contiguous()
+    ours, loop = (f(x, gate, weight, **options) for f in (spatial_gated_rnn, reference))
+    torch.testing.assert_close(ours, loop, equal_nan=True)
+
+
+@pytest.mark.parametrize("gate_channels", [1, 20])
+def test_a_cut_gate_has_no_gradient_whatever_comes_in(gate_channels):
+    x, grad = torch.randn(2, 1, 20, 18, 17).unbind(0)
+    g = torch.full((1, gate_channels, 18, 17), 2.0, requires_grad=True)
+    grad[0, 3, 5, 6] = float("nan")
+    spatial_gated_rnn(x, g, torch.zeros(4, 20, 1), gate_norm="clamp").backward(grad)
+    assert torch.equal(g.grad, torch.zeros_like(g))
