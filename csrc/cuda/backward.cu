@@ -1,4 +1,4 @@
-// Backward pass: the forward kernel leaves the states at the tiles' borders; then every tile is
+// Backward pass: the wavefront kernel leaves the states at the tiles' borders; then every tile is
 // visited against its directions, where h is computed once more and the adjoint runs against it.
 #include "cuda/forward.h"
 #include "cuda/sums.h"
@@ -132,7 +132,7 @@ GATEDRNN_DEVICE void write_gate_gradient(const BackwardParams<A>& f, const Task&
   });
 }
 
-// A block owns a tile at a time, as in the forward kernel, whose threads and tiles these are;
+// A block owns a tile at a time, as in the wavefront kernel, whose threads and tiles these are;
 // beside them tiles of dx and dg for each axis. dL/dy stands where dx will, and x gives its place
 // to dg of rows once h is there. Weights' sums are kept in registers and added up over a warp
 // (steps.h).
