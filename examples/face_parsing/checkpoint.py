@@ -6,32 +6,27 @@ import zipfile
 from pathlib import Path
 
 import torch
+from settings import FIELDS, check
 
-KIND = "gatedrnn face parser, version 1"
+KIND = "gatedrnn face parser, version 2"
 # name: type of each entry; see train.py for what they hold.
 ENTRIES = {
     "settings": dict,
+    "classes": list,
+    "side": int,
+    "faces": int,
+    "world": int,
     "epoch": int,
+    "batch": int,
     "step": int,
     "seconds": float,
+    "sums": dict,
     "history": list,
+    "best": float,
     "model": dict,
     "average": dict,
     "optimizer": dict,
-    "generator": torch.Tensor,
-    "global_generator": torch.Tensor,
-}
-
-SETTINGS = {
-    "dataset": str,
-    "model": str,
-    "limit": int | None,
-    "seed": int,
-    "batch_size": int,
-    "lr": float,
-    "epochs": int,
-    "faces": int,
-    "classes": list,
+    "scaler": dict,
 }
 
 
@@ -89,7 +84,9 @@ def load(path):
     for name, kind in ENTRIES.items():
         if not isinstance(state.get(name), kind):
             raise CheckpointError(f"checkpoint {path} has no usable entry '{name}'")
-    for name, kind in SETTINGS.items():
-        if name not in state["settings"] or not isinstance(state["settings"][name], kind):
-            raise CheckpointError(f"checkpoint {path} has no usable setting '{name}'")
+    for name in FIELDS:
+        try:
+            state["settings"][name] = check(name, state["settings"].get(name))
+        except ValueError as error:
+            raise CheckpointError(f"checkpoint {path}: {error}") from None
     return state

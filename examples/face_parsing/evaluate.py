@@ -1,19 +1,27 @@
-"""Measure a trained parser on the test split: evaluate.py --checkpoint F --dataset D --root DIR."""
+"""Measure a trained parser: evaluate.py --checkpoint F --dataset D --root DIR."""
 
-import argparse
 import json
 import math
 import sys
+from pathlib import Path
 
 import checkpoint
+import commands
+import parsers
 import torch
 import transforms
 from checkpoint import CheckpointError
-from datasets import DATASETS, SPLITS, DataError, open_dataset
+from datasets import LABEL_SETS, SPLITS, DataError
+from losses import resize_labels
 from metrics import accuracy, confusion_matrix, f_measures
-from models import build_model
+from models import MODELS, build_model
 
-BATCH = 100
+BATCH_PIXELS = 100 * 128 * 128
+
+
+def batches(images):
+    """Images (N, ...) in parts that take a bounded memory."""
+    return images.split(max(1, BATCH_PIXELS // images[0, 0].numel())) if len(images) else ()
 
 
 @torch.inference_mode()
@@ -25,12 +33,12 @@ def predict(model, images):
         images: (N, 3, H, W) uint8, on any device.
 
     Returns:
-        labels (N, H, W) uint8 and how open the gate is, (N, H/2, W/2): the mean of |G| over its
-        channels, 0 to 1, or None without a gate; on the CPU.
+        labels (N, h, w) uint8 at the size of the network's logits, and how open the gate is,
+        (N, h', w'): the mean of |G| over its channels, 0 to 1, or None without a gate; on the CPU.
     """
     device = next(model.parameters()).device
     labels, gates = [], []
-    for batch in images.split(BATCH):
+    for batch in batches(images):
         output = model(transforms.normalise(batch.to(device)))
         labels.append(output.logits.argmax(1).to("cpu", torch.uint8))
         if output.gate is not None:
@@ -39,13 +47,25 @@ def predict(model, images):
 
 
 def confusion(model, faces):
-    """The confusion matrix of a model over all ``faces``."""
+    """The confusion matrix of a network over all ``faces``."""
     predicted, _ = predict(model, faces.images)
-    return confusion_matrix(predicted, faces.labels, len(faces.label_set.names))
+    return compare(predicted, faces)
+
+
+def compare(predicted, faces):
+    """The confusion matrix of labels (N, h, w) against those of ``faces``, brought to their size."""
+    truth = resize_labels(faces.labels, predicted.shape[1:])
+    return confusion_matrix(predicted, truth, len(faces.label_set.names))
+
+
+def scores(matrix, names):
+    """Accuracy and F as fractions; an F that does not exist (see metrics.py) is None."""
+    f = [None if math.isnan(value) else value for value in f_measures(matrix)]
+    return {"accuracy": accuracy(matrix), "f": dict(zip(names, f, strict=True))}
 
 
 def summary(model, faces, state, dataset):
-    """What metrics.json holds. Fractions; an F that does not exist (see metrics.py) is None.
+    """What metrics.json holds.
 
     Args:
         model: the network with the state's averaged weights.
@@ -53,105 +73,111 @@ def summary(model, faces, state, dataset):
         state: as ``checkpoint.load`` returns it.
         dataset: the name of the data set that ``faces`` come from.
     """
-    matrix = confusion(model, faces)
-    f = [None if math.isnan(value) else value for value in f_measures(matrix)]
     return {
         "dataset": dataset,
         "model": state["settings"]["model"],
         "parameters": sum(p.numel() for p in model.parameters()),
         "epochs": state["epoch"],
         "seconds": round(state["seconds"], 2),
-        "accuracy": accuracy(matrix),
-        "f": dict(zip(faces.label_set.names, f, strict=True)),
+        **scores(confusion(model, faces), faces.label_set.names),
     }
 
 
 def load_model(state, device, *, path):
     """The network that a checkpoint describes, with its averaged weights, ready to evaluate."""
     try:
-        model = build_model(state["settings"]["model"], len(state["settings"]["classes"]))
+        model = build_model(
+            state["settings"]["model"], len(state["classes"]), side=state["side"]
+        )
         model.load_state_dict(state["average"])
     except (KeyError, TypeError, ValueError, RuntimeError):
         raise CheckpointError(f"{path} holds no network that this program knows") from None
     return model.to(device).eval()
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaint is one line, without the usage in front."""
+def check_fits(state, faces, *, path, scene):
+    """CheckpointError if a checkpoint's network cannot parse ``faces``.
 
-    def error(self, message):
-        self.exit(2, f"error: {message}\n")
-
-
-def number(kind, low, high=math.inf):
-    """An argparse type: a number of ``kind`` in low .. high."""
-
-    def convert(text):
-        value = kind(text)
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text} is not in {low} .. {high}")
-        return value
-
-    convert.__name__ = kind.__name__  # argparse names the type by it
-    return convert
-
-
-def device(text):
-    """An argparse type: a device that can be used here."""
-    try:
-        found = torch.device(text)
-        torch.zeros(1, device=found).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        words = str(error).splitlines()[0]
-        raise argparse.ArgumentTypeError(f"cannot use device {text!r}: {words}") from None
-    return found
-
-
-def add_data_arguments(parser):
-    parser.add_argument("--dataset", choices=DATASETS, help="default: synthetic")
-    parser.add_argument("--root", metavar="DIR", help="the folder that holds the data set")
-    parser.add_argument("--limit", type=number(int, 1), help="use N faces of each split at most")
-    parser.add_argument("--skip-bad", action="store_true", help="leave out damaged files")
-    parser.add_argument("--device", type=device, default="cpu")
-
-
-def report_skipped(*splits):
-    """Say what --skip-bad left out, on the error stream."""
-    skipped = [line for faces in splits for line in faces.skipped]
-    if skipped:
-        print(f"note: {len(skipped)} bad faces skipped, the first: {skipped[0]}", file=sys.stderr)
-
-
-def exit_code(main):
-    """Run ``main`` and turn what a user can cause into one line and an exit code."""
-    try:
-        main()
-    except (DataError, CheckpointError, OSError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+    Args:
+        scene: whether the parser cuts faces out, so that the sizes may differ.
+    """
+    names = list(faces.label_set.names)
+    if state["classes"] != names:
+        raise CheckpointError(
+            f"{path} has {len(state['classes'])} classes ({', '.join(state['classes'])}), "
+            f"these faces have {len(names)} ({', '.join(names)})"
+        )
+    side = faces.images.shape[-1]
+    if state["side"] != side and not scene:
+        raise CheckpointError(
+            f"{path} was trained on images of {state['side']} pixels, these have {side}"
+        )
 
 
 def main():
-    parser = Parser(description=__doc__)
-    parser.add_argument("--checkpoint", required=True, metavar="FILE")
-    add_data_arguments(parser)
+    parser = commands.Parser(description=__doc__)
+    parser.add_argument("--checkpoint", required=True, metavar="FILE", type=Path)
+    parser.add_argument("--model", choices=MODELS, help="refuse a checkpoint of another one")
+    parser.add_argument(
+        "--parser",
+        choices=parsers.PARSERS,
+        help="what makes labels of the network's maps; default: their maximum",
+    )
+    commands.add_dataset_argument(parser, help="default: the one it was trained on")
+    parser.add_argument("--labels", choices=LABEL_SETS, help="default: those it was trained on")
+    parser.add_argument("--limit", type=commands.number(int, 1), help="use N faces at most")
+    commands.add_data_arguments(parser)
     parser.add_argument("--split", choices=SPLITS, default="test")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
 
     state = checkpoint.load(args.checkpoint)
+    trained = state["settings"]["model"]
+    if args.model not in (None, trained):
+        raise CheckpointError(f"{args.checkpoint} holds the model {trained}, not {args.model}")
     model = load_model(state, args.device, path=args.checkpoint)
+    name = args.parser or trained
+    network, refinement = parsers.PARSERS[name]
+    if network != trained:
+        raise CheckpointError(
+            f"{args.checkpoint} holds the model {trained}; {name} needs one of {network}"
+        )
     dataset = args.dataset or state["settings"]["dataset"]
-    faces = open_dataset(dataset, args.root, args.split, limit=args.limit, skip_bad=args.skip_bad)
-    if not len(faces.images):
-        raise DataError(f"{dataset}: no usable face in the {args.split} split")
-    result = summary(model, faces, state, dataset)
+
+    def faces_of(split):
+        labels = args.labels or state["settings"]["labels"]
+        faces = commands.open_faces(args, dataset, split, labels=labels, limit=args.limit)
+        if not len(faces.images):
+            raise DataError(f"{dataset}: no usable face in the {split} split")
+        check_fits(state, faces, path=args.checkpoint, scene=refinement == "detect")
+        return faces
+
+    faces = faces_of(args.split)
+    result = summary_of(name, model, faces, state, dataset, faces_of, args.checkpoint)
     print(json.dumps(result) if args.json else as_text(result))
-    report_skipped(faces)
+    commands.report_skipped(faces)
+
+
+def summary_of(name, model, faces, state, dataset, faces_of, path):
+    """The summary of a parser by name; its parameters are searched on the validation split once.
+
+    Args:
+        faces_of: gives the faces of a split.
+        path: the checkpoint's, beside which the parameters are kept.
+    """
+    if parsers.PARSERS[name][1] is None:
+        return summary(model, faces, state, dataset)
+    parse, found = parsers.make(name, model, lambda: faces_of("validation"), path=path, state=state)
+    result = {
+        "dataset": dataset,
+        "model": name,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "epochs": state["epoch"],
+        "seconds": round(state["seconds"], 2),
+    }
+    if found:
+        result["refinement"] = found
+    return result | scores(compare(parse(faces.images), faces), faces.label_set.names)
 
 
 def as_text(result):
@@ -164,4 +190,4 @@ def as_text(result):
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    sys.exit(commands.exit_code(main))

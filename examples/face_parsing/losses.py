@@ -1,9 +1,23 @@
-"""The three losses of the first stage: labels from X, boundary from G, labels from the output."""
+"""The three losses of the first stage: labels from X, boundary from G, labels from the output.
+
+Each is a sum over pixels and their count, not a mean: both add up over the parts of a batch, so that
+processes that share a batch can divide by the count of all of it. What is drawn at random is drawn
+for each image from its own seed, for the same reason.
+"""
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 OTHERS_PER_BOUNDARY = 5
+
+
+class Loss(NamedTuple):
+    """A loss over ``count`` pixels; its mean is ``total / count``."""
+
+    total: torch.Tensor  # scalar
+    count: torch.Tensor  # scalar, no gradient
 
 
 def resize_labels(labels, size):
@@ -28,52 +42,97 @@ def boundary_map(labels):
     return boundary
 
 
-def label_loss(logits, labels):
-    """Softmax cross entropy, the mean over pixels, against labels resized to the logits' size.
+def sample(wanted, others, ratio, seeds):
+    """All wanted pixels of each image, and ``ratio`` times as many drawn from the others.
+
+    Args:
+        wanted, others: bool (N, h, w); no pixel is in both.
+        ratio: int; without repeats, and all of the others where they are fewer.
+        seeds: N ints, one an image, which decide the draw.
+
+    Returns:
+        bool (N, h, w).
+    """
+    quota = ratio * wanted.flatten(1).sum(1, keepdim=True)
+    size = wanted[0].numel()
+    lots = torch.stack(
+        [torch.rand(size, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    ).to(wanted.device)
+    lots[~others.flatten(1)] = 2  # after every other
+    drawn = torch.zeros_like(wanted.flatten(1))
+    drawn.scatter_(1, lots.argsort(1), torch.arange(size, device=wanted.device) < quota)
+    return wanted | (drawn.view_as(others) & others)
+
+
+def sample_background(labels, ratio, seeds):
+    """Every pixel that is not background, and ``ratio`` times as many that are; bool (N, h, w).
+
+    For scenes in which faces are few: an image without any contributes nothing.
+    """
+    return sample(labels != 0, labels == 0, ratio, seeds)
+
+
+def label_loss(logits, labels, *, pixels=None):
+    """Softmax cross entropy against labels resized to the logits' size.
 
     Args:
         logits: (N, classes, h, w).
         labels: (N, H, W) uint8.
+        pixels: bool (N, h, w), those that count; None for all.
     """
-    return F.cross_entropy(logits, resize_labels(labels, logits.shape[-2:]).long())
+    labels = resize_labels(labels, logits.shape[-2:]).long()
+    if pixels is None:
+        total = F.cross_entropy(logits, labels, reduction="sum")
+        return Loss(total, torch.tensor(float(labels.numel()), device=logits.device))
+    each = F.cross_entropy(logits, labels, reduction="none")
+    return Loss(each[pixels].sum(), pixels.sum().float())
 
 
-def boundary_loss(gate_logit, labels, *, generator):
+def boundary_loss(gate_logit, labels, *, seeds, pixels=None):
     """Logistic cross entropy of the gate: 0 on a boundary, 1 elsewhere.
 
     Boundary pixels are few. All of them count, and for each one ``OTHERS_PER_BOUNDARY`` pixels
-    drawn from the rest of the batch, without repeats (all of the rest, where it is smaller).
+    drawn from the rest of the image.
 
     Args:
         gate_logit: (N, 1, h, w).
         labels: (N, H, W) uint8.
-        generator: CPU ``torch.Generator`` for the draw.
-
-    Returns:
-        The mean over the sampled pixels; 0 if the batch has no boundary.
+        seeds: as in :func:`sample`.
+        pixels: bool (N, h, w), those that may be drawn as the rest; None for all.
     """
-    boundary = boundary_map(resize_labels(labels, gate_logit.shape[-2:])).flatten()
-    logit = gate_logit[:, 0].flatten()
-    on = boundary.nonzero()[:, 0]
-    off = (~boundary).nonzero()[:, 0]
-    drawn = torch.randperm(len(off), generator=generator)[: OTHERS_PER_BOUNDARY * len(on)]
-    if not len(on):
-        return logit.sum() * 0
-    sample = torch.cat([on, off[drawn.to(off.device)]])
-    return F.binary_cross_entropy_with_logits(logit[sample], (~boundary[sample]).to(logit))
+    boundary = boundary_map(resize_labels(labels, gate_logit.shape[-2:]))
+    others = ~boundary if pixels is None else ~boundary & pixels
+    chosen = sample(boundary, others, OTHERS_PER_BOUNDARY, seeds)
+    logit, target = gate_logit[:, 0][chosen], ~boundary[chosen]
+    total = F.binary_cross_entropy_with_logits(logit, target.to(logit), reduction="sum")
+    return Loss(total, chosen.sum().float())
 
 
-def parser_losses(output, labels, *, generator):
-    """The losses of one batch by name, as scalars; the training loss is their sum.
+def parser_losses(output, labels, *, seeds, background=0):
+    """The losses of one batch by name.
 
     Args:
         output: ``models.Parse``; a part that is None has no loss.
-        labels: (N, H, W) uint8 at the output's size.
-        generator: as in :func:`boundary_loss`.
+        labels: (N, H, W) uint8.
+        seeds: N ints, one an image, for what is drawn.
+        background: if not 0, every loss counts this many background pixels for each other pixel
+            (5 for scenes of many faces); see :func:`sample_background`.
+
+    Returns:
+        dict of name to :class:`Loss`: ``output``, and where there are such parts ``x`` and
+        ``boundary``.
     """
-    losses = {"output": label_loss(output.logits, labels)}
-    if output.x_logits is not None:
-        losses["x"] = label_loss(output.x_logits, labels)
-    if output.gate_logit is not None:
-        losses["boundary"] = boundary_loss(output.gate_logit, labels, generator=generator)
+    maps = {"output": output.logits, "x": output.x_logits, "boundary": output.gate_logit}
+    losses = {}
+    for name, logits in maps.items():
+        if logits is None:
+            continue
+        pixels = None
+        if background:
+            small = resize_labels(labels, logits.shape[-2:])
+            pixels = sample_background(small, background, seeds)
+        if name == "boundary":
+            losses[name] = boundary_loss(logits, labels, seeds=seeds, pixels=pixels)
+        else:
+            losses[name] = label_loss(logits, labels, pixels=pixels)
     return losses

@@ -7,22 +7,19 @@ from checkpoint import write_atomically
 from matplotlib.figure import Figure
 
 
-def save_faces(path, images, labels, predicted, gate, *, label_set):
-    """One row a face: photo, truth, prediction and, where there is one, the gate map.
+def save_faces(path, images, labels, gate, *, label_set):
+    """One row a face: photo, its labels by one or more columns, and where there is one the gate map.
 
     Args:
         path: the PNG to write.
         images: (N, 3, H, W) uint8.
-        labels, predicted: (N, H, W), integer.
+        labels: dict of a column's title to (N, h, w) labels, integer.
         gate: (N, h, w), 0 (closed) to 1 (open), or None.
         label_set: ``datasets.LabelSet``.
     """
     colours = torch.tensor(label_set.colours, dtype=torch.uint8)
-    columns = {
-        "photo": images.permute(0, 2, 3, 1).numpy(),
-        "truth": colours[labels.long()].numpy(),
-        "prediction": colours[predicted.long()].numpy(),
-    }
+    columns = {"photo": images.permute(0, 2, 3, 1).numpy()}
+    columns |= {title: colours[maps.long()].numpy() for title, maps in labels.items()}
     if gate is not None:
         columns["gate"] = gate.numpy()
     figure = Figure(figsize=(1.7 * len(columns), 1.6 * len(images)), layout="constrained")

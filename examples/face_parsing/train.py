@@ -1,8 +1,10 @@
 """Train a first-stage face parser: train.py, without arguments, learns synthetic faces with RNN-G.
 
-Writes to --out: checkpoint.pt (after every epoch), metrics.json, faces.png, losses.png.
+Writes to --out: last.pt (at least after every epoch), best.pt (the best on the validation faces),
+metrics.json, faces.png, losses.png.
 """
 
+import argparse
 import json
 import math
 import os
@@ -15,147 +17,257 @@ from pathlib import Path
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import checkpoint
+import commands
 import evaluate
 import pictures
+import settings as settings_module
 import torch
+from batches import Epoch, loader
 from checkpoint import CheckpointError
-from datasets import SPLITS, DataError, open_dataset
+from datasets import DATASETS, SPLITS, DataError
 from losses import parser_losses
 from metrics import accuracy
-from models import MODELS, build_model
+from models import build_model
+from processes import Processes, StopRequest
+from settings import Settings, SettingsError
 from tqdm import tqdm
-from transforms import augment
 
-DEFAULTS = {"dataset": "synthetic", "model": "rnn-g", "limit": None, "seed": 0}
-DEFAULTS |= {"batch_size": 10, "lr": 4e-3}
-EPOCHS = {"synthetic": 20, "lfw-pl": 30}
 WARM_UP = 50  # steps
 AVERAGING = 8  # the average spans about the last 1 / (AVERAGING + 1) of all steps so far
 VALIDATED = 200  # faces, at most, measured after each epoch
 PICTURED = 6
+SAVE_SECONDS = 120  # a longer epoch is saved in between
 
 
-def new_state(settings):
-    """A training that has not begun, as ``checkpoint.save`` takes it."""
-    torch.manual_seed(settings["seed"])
-    model = build_model(settings["model"], len(settings["classes"]))
-    generator = torch.Generator().manual_seed(settings["seed"])
+def new_state(settings, *, classes, side, faces, world=1):
+    """A training that has not begun, as ``checkpoint.save`` takes it.
+
+    Args:
+        settings: ``Settings``.
+        classes: the names of the labels.
+        side: of the images, pixels.
+        faces: in the training split.
+        world: processes.
+    """
+    torch.manual_seed(settings.seed)
+    model = build_model(settings.model, len(classes), side=side)
     return {
-        "settings": settings,
-        "epoch": 0,
+        "settings": vars(settings).copy(),
+        "classes": list(classes),
+        "side": side,
+        "faces": faces,
+        "world": world,
+        "epoch": 0,  # whole epochs done
+        "batch": 0,  # batches done of the next one
         "step": 0,
         "seconds": 0.0,  # in train_epoch
-        "history": [],
+        "sums": {},  # over those batches: each mean loss times the faces in it
+        "history": [],  # one dict an epoch
+        "best": -1.0,  # the highest validation accuracy
         "model": model.state_dict(),
         "average": {name: value.clone() for name, value in model.state_dict().items()},
-        "optimizer": torch.optim.Adam(model.parameters()).state_dict(),
-        "generator": generator.get_state(),
-        "global_generator": torch.get_rng_state(),
+        "optimizer": torch.optim.AdamW(model.parameters()).state_dict(),
+        "scaler": {},
     }
 
 
-def train(state, train_faces, validation_faces, *, epochs, device, save):
-    """Continue ``state`` to ``epochs`` epochs.
+class Training:
+    """The live objects of a training, made from a state and written back to it."""
 
-    No step depends on how many are to follow: the learning rate is constant after the warm-up, and
-    in place of a decay the weights are averaged. So a run that was cut off, and one that is made
-    longer, give the very bits of one straight run (on the CPU, same number of threads).
+    def __init__(self, state, *, device, processes):
+        self.settings = Settings(**state["settings"])
+        self.device, self.processes = device, processes
+        build = (self.settings.model, len(state["classes"]))
+        self.model = build_model(*build, side=state["side"]).to(device)
+        self.average = build_model(*build, side=state["side"]).to(device).eval()
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), weight_decay=self.settings.weight_decay
+        )
+        self.scaler = torch.amp.GradScaler(
+            device.type, enabled=self.settings.amp == "float16" and device.type == "cuda"
+        )
+        try:
+            self.model.load_state_dict(state["model"])
+            self.average.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if state["scaler"]:
+                self.scaler.load_state_dict(state["scaler"])
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            words = " ".join(str(error).split())
+            raise CheckpointError(
+                f"the checkpoint's state does not fit its settings: {words}"
+            ) from None
+        self.parallel = processes.wrap(self.model, device)
+
+    def write_to(self, state):
+        state.update(
+            model=self.model.state_dict(),
+            average=self.average.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            scaler=self.scaler.state_dict(),
+        )
+
+
+def train(state, train_faces, validation_faces, *, device, save, processes=None, workers=0):
+    """Continue ``state`` to the epochs of its settings.
+
+    With a constant learning rate no step depends on how many are to follow: in place of a decay the
+    weights are averaged. So a run that was cut off, and one that is made longer, give the very bits
+    of one straight run (on the CPU, same number of threads).
 
     Args:
         state: from :func:`new_state` or ``checkpoint.load``; brought up to date in place.
         train_faces, validation_faces: ``datasets.Faces``.
-        save: called with the state after every epoch.
+        save: called as ``save(state, best=bool)`` after every epoch, after ``SAVE_SECONDS`` within
+            one, and before a requested stop.
+        processes: ``Processes`` that has started; None: this one alone.
+        workers: processes that make the batches.
 
     Raises:
         CheckpointError: the state does not fit its own settings.
-        FloatingPointError: the loss of an epoch is not finite; the epoch is not saved.
+        FloatingPointError: a loss is not finite; the state before that step's epoch is on disk.
+        KeyboardInterrupt: on request, after saving.
     """
-    settings = state["settings"]
-    model = build_model(settings["model"], len(settings["classes"])).to(device)
-    average = build_model(settings["model"], len(settings["classes"])).to(device)
-    optimizer = torch.optim.Adam(model.parameters())
-    generator = torch.Generator()
-    try:
-        model.load_state_dict(state["model"])
-        average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-        generator.set_state(state["generator"])
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        words = " ".join(str(error).split())
-        raise CheckpointError(
-            f"the checkpoint's state does not fit its settings: {words}"
-        ) from None
-    torch.set_rng_state(state["global_generator"])
-
-    for epoch in range(state["epoch"] + 1, epochs + 1):
-        start = time.perf_counter()
-        step, losses = train_epoch(
-            model,
-            average,
-            optimizer,
-            train_faces,
-            settings=settings,
-            step=state["step"],
-            generator=generator,
-            title=f"epoch {epoch}/{epochs}",
-        )
-        seconds = time.perf_counter() - start
-        if not all(map(math.isfinite, losses.values())):
-            raise FloatingPointError(f"epoch {epoch}: the loss is not finite ({losses})")
-        row = dict(losses)
-        if len(validation_faces.images):
-            row["validation"] = accuracy(evaluate.confusion(average, validation_faces))
-        state.update(
-            epoch=epoch,
-            step=step,
-            seconds=state["seconds"] + seconds,
-            history=[*state["history"], row],
-            model=model.state_dict(),
-            average=average.state_dict(),
-            optimizer=optimizer.state_dict(),
-            generator=generator.get_state(),
-            global_generator=torch.get_rng_state(),
-        )
-        save(state)
-        print(f"epoch {epoch}/{epochs}  " + "  ".join(f"{k} {v:.4f}" for k, v in row.items()))
+    processes = processes or Processes()
+    training = Training(state, device=device, processes=processes)
+    with StopRequest() as stop:
+        while state["epoch"] < training.settings.epochs:
+            train_epoch(training, state, train_faces, save=save, stop=stop, workers=workers)
+            row = {name: total / state["faces"] for name, total in state["sums"].items()}
+            if processes.first and len(validation_faces.images):
+                matrix = evaluate.confusion(training.average, validation_faces)
+                row["validation"] = accuracy(matrix)
+            score = row.get("validation", math.inf)  # without validation the last is the best
+            best = score > state["best"] or score == math.inf
+            state["history"] = [*state["history"], row]
+            state.update(epoch=state["epoch"] + 1, batch=0, sums={}, best=max(score, state["best"]))
+            training.write_to(state)
+            save(state, best=best)
+            if processes.first:
+                words = "  ".join(f"{k} {v:.4f}" for k, v in row.items())
+                print(f"epoch {state['epoch']}/{training.settings.epochs}  {words}")
 
 
-def train_epoch(model, average, optimizer, faces, *, settings, step, generator, title):
-    """One pass over ``faces``; returns the step count and the mean losses by name."""
-    device = next(model.parameters()).device
-    totals = {}
-    batches = torch.randperm(len(faces.images), generator=generator).split(settings["batch_size"])
-    for chosen in tqdm(batches, title, leave=False, disable=None):
-        images, labels, _ = augment(
-            faces.images[chosen].to(device),
-            faces.labels[chosen].to(device),
-            label_set=faces.label_set,
-            generator=generator,
-        )
-        step += 1
-        for group in optimizer.param_groups:
-            group["lr"] = settings["lr"] * min(1, step / WARM_UP)
-        losses = parser_losses(model(images), labels, generator=generator)
-        optimizer.zero_grad()
-        sum(losses.values()).backward()
-        optimizer.step()
-        update_average(average, model, step)
-        for name, loss in losses.items():
-            totals[name] = totals.get(name, 0) + loss.detach() * len(chosen)
-    return step, {name: total.item() / len(faces.images) for name, total in totals.items()}
+def train_epoch(training, state, faces, *, save, stop, workers):
+    """The batches of the present epoch that ``state`` has not seen."""
+    settings, processes = training.settings, training.processes
+    training.model.train()
+    epoch = Epoch(
+        faces,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        epoch=state["epoch"],
+        rank=processes.rank,
+        world=processes.world,
+    )
+    batches = loader(
+        epoch, start=state["batch"], workers=workers, pin_memory=training.device.type == "cuda"
+    )
+    bar = tqdm(
+        batches,
+        f"epoch {state['epoch'] + 1}/{settings.epochs}",
+        len(epoch),
+        initial=state["batch"],
+        leave=False,
+        disable=None if processes.first else True,
+    )
+    start = saved = time.perf_counter()
+    for batch in bar:
+        means, stopping = train_step(training, state, batch, len(epoch), stop.requested)
+        count = len(epoch.chosen[state["batch"]])
+        for name, mean in means.items():
+            state["sums"][name] = state["sums"].get(name, 0.0) + mean * count
+        state["batch"] += 1
+        now = time.perf_counter()
+        if stopping or now - saved > SAVE_SECONDS:
+            state["seconds"] += now - start
+            start = saved = now
+            training.write_to(state)
+            save(state, best=False)
+            if stopping:
+                raise KeyboardInterrupt
+    state["seconds"] += time.perf_counter() - start
+
+
+def train_step(training, state, batch, batches, stop_requested):
+    """One step on one batch; returns the mean losses by name and whether any process must stop."""
+    settings, processes, device = training.settings, training.processes, training.device
+    state["step"] += 1
+    for group in training.optimizer.param_groups:
+        group["lr"] = learning_rate(settings, state["step"], batches)
+    types = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+    with torch.autocast(device.type, types.get(settings.amp), enabled=settings.amp != "off"):
+        output = training.parallel(batch.images.to(device, non_blocking=True))
+    output = output._replace(
+        **{k: v.float() for k, v in output._asdict().items() if v is not None}
+    )
+    losses = parser_losses(
+        output,
+        batch.labels.to(device, non_blocking=True),
+        seeds=batch.seeds.tolist(),
+        background=settings.background,
+    )
+    # Sums over all processes, and with them whether one was asked to stop: all must agree.
+    mine = [loss.total.detach() for loss in losses.values()]
+    mine += [loss.count for loss in losses.values()]
+    mine.append(torch.tensor(float(stop_requested), device=device))
+    *sums, stopping = processes.add_up(torch.stack(mine)).tolist()
+    totals, counts = sums[: len(losses)], sums[len(losses) :]
+    means = {
+        name: total / count if count else 0.0
+        for name, total, count in zip(losses, totals, counts, strict=True)
+    }
+    for name, mean in means.items():
+        if not math.isfinite(mean):
+            shown = ", ".join(map(str, batch.faces[:10].tolist()))
+            raise FloatingPointError(
+                f"the loss '{name}' is {mean} at step {state['step']} (epoch {state['epoch'] + 1}, "
+                f"batch {state['batch'] + 1}, training faces {shown})"
+            )
+    # The gradients are averaged over the processes; the mean is over the pixels of all of them.
+    loss = sum(
+        getattr(settings, f"weight_{name}") * processes.world / max(count, 1) * losses[name].total
+        for name, count in zip(losses, counts, strict=True)
+    )
+    training.optimizer.zero_grad()
+    training.scaler.scale(loss).backward()
+    if settings.clip:
+        training.scaler.unscale_(training.optimizer)
+        torch.nn.utils.clip_grad_norm_(training.model.parameters(), settings.clip)
+    training.scaler.step(training.optimizer)
+    training.scaler.update()
+    update_average(training.average, training.model, state["step"])
+    return means, stopping > 0
+
+
+def learning_rate(settings, step, batches):
+    """A linear warm-up, then constant, or a half cosine to zero at the last step."""
+    rate = settings.lr * min(1, step / WARM_UP)
+    if settings.schedule == "cosine":
+        done = min(1, step / (batches * settings.epochs))
+        rate *= 0.5 * (1 + math.cos(math.pi * done))
+    return rate
 
 
 @torch.no_grad()
 def update_average(average, model, step):
-    """Polynomial-decay averaging: the weight of a step is proportional to about step ** 8."""
+    """Polynomial-decay averaging: the weight of a step is proportional to about step ** 8.
+
+    The running statistics of batch normalisation are averaged with the weights.
+    """
     share = (AVERAGING + 1) / (AVERAGING + step)
-    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), share)
+    old, new = average.state_dict().values(), model.state_dict().values()
+    pairs = [(a, b) for a, b in zip(old, new, strict=True) if a.is_floating_point()]
+    torch._foreach_lerp_([a for a, _ in pairs], [b for _, b in pairs], share)
 
 
 def write_results(out, state, test_faces, *, device):
-    """metrics.json, faces.png and losses.png; returns what metrics.json holds."""
-    model = evaluate.load_model(state, device, path=out / "checkpoint.pt")
-    result = evaluate.summary(model, test_faces, state, state["settings"]["dataset"])
+    """metrics.json, faces.png and losses.png, of the best weights; returns what the first holds."""
+    best = checkpoint.load(out / "best.pt")
+    model = evaluate.load_model(best, device, path=out / "best.pt")
+    result = evaluate.summary(model, test_faces, best, state["settings"]["dataset"])
+    result["seconds"] = round(state["seconds"], 2)
+    result["epochs"] = state["epoch"]
     text = json.dumps(result, indent=2) + "\n"
     checkpoint.write_atomically(out / "metrics.json", text.encode())
     images = test_faces.images[:PICTURED]
@@ -163,8 +275,7 @@ def write_results(out, state, test_faces, *, device):
     pictures.save_faces(
         out / "faces.png",
         images,
-        test_faces.labels[:PICTURED],
-        predicted,
+        {"truth": test_faces.labels[:PICTURED], "prediction": predicted},
         gate,
         label_set=test_faces.label_set,
     )
@@ -172,101 +283,170 @@ def write_results(out, state, test_faces, *, device):
     return result
 
 
+class TensorBoard:
+    """Writes the history to OUT/tensorboard, if asked to and if TensorBoard is installed."""
+
+    def __init__(self, folder, *, history):
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise SettingsError("--tensorboard needs the package tensorboard") from None
+        self.writer = SummaryWriter(str(folder), purge_step=len(history) + 1)
+
+    def write(self, state):
+        for name, value in state["history"][-1].items():
+            self.writer.add_scalar(name, value, state["epoch"])
+        self.writer.flush()
+
+
 def parse_arguments():
-    parser = evaluate.Parser(description=__doc__.splitlines()[0])
-    evaluate.add_data_arguments(parser)
-    number = evaluate.number
-    parser.add_argument("--model", choices=MODELS, help="default: rnn-g")
-    parser.add_argument("--epochs", type=number(int, 1), help=f"default: {EPOCHS}")
-    parser.add_argument("--seed", type=number(int, 0, 2**63 - 1), help="default: 0")
-    parser.add_argument("--batch-size", type=number(int, 1, 2**20), help="default: 10")
-    parser.add_argument("--lr", type=number(float, 1e-9, 1e3), help="of Adam; default: 4e-3")
+    parser = commands.Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", metavar="FILE", help="a TOML file of settings; options win")
+    settings_module.add_options(parser, without=["mix"])
+    parser.add_argument(
+        "--mix",
+        metavar="NAME=DIR",
+        action="append",
+        default=[],
+        type=mixed_set,
+        help="train on the training faces of this set too; may be repeated",
+    )
+    commands.add_data_arguments(parser)
     parser.add_argument("--out", type=Path, help="default: the next free runs/DATASET-MODEL")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+    parser.add_argument(
+        "--workers",
+        type=commands.number(int, 0, 256),
+        default=0,
+        help="processes that make the batches; default: 0, this one does",
+    )
+    parser.add_argument("--tensorboard", action="store_true", help="log to OUT/tensorboard too")
     return parser.parse_args()
+
+
+def mixed_set(text):
+    """An argparse type: (name, root) of a data set; one that is drawn needs no root."""
+    name, _, root = text.partition("=")
+    if name not in DATASETS:
+        known = ", ".join(DATASETS)
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=DIR with NAME one of {known}")
+    return name, root or None
 
 
 def default_out(dataset, model, *, resume):
     """The first runs/DATASET-MODEL[-2, -3, ...] without a checkpoint; to resume, the one before."""
     names = [f"{dataset}-{model}"]
-    while (Path("runs") / names[-1] / "checkpoint.pt").exists():
+    while (Path("runs") / names[-1] / "last.pt").exists():
         names.append(f"{dataset}-{model}-{len(names) + 1}")
     return Path("runs") / names[-2 if resume and len(names) > 1 else -1]
 
 
-def open_run(args):
-    """The folder and the state to continue, None for a new run, after all checks on the two."""
-    given = {name: getattr(args, name) for name in DEFAULTS}
-    out = args.out or default_out(
-        given["dataset"] or DEFAULTS["dataset"],
-        given["model"] or DEFAULTS["model"],
-        resume=args.resume,
-    )
-    path = out / "checkpoint.pt"
+def open_run(args, given):
+    """The folder and the state to continue, None for a new run, after all checks on the two.
+
+    Args:
+        args: of the command line.
+        given: the settings that the command line or the file names.
+    """
+    wanted = Settings(**given)
+    out = args.out or default_out(wanted.dataset, wanted.model, resume=args.resume)
+    path = out / "last.pt"
     if not args.resume:
         if path.exists():
             raise CheckpointError(f"{path} exists: add --resume, or choose another --out")
         return out, None
     state = checkpoint.load(path)
-    # An option left out means "as before"; one given must say what was trained with.
+    # A setting left out means "as before"; one given must say what was trained with.
     for name, value in given.items():
-        before = state["settings"].get(name)
-        if value is not None and value != before:
-            option = "--" + name.replace("_", "-")
-            raise CheckpointError(f"{path} was trained with {option} {before}, not {value}")
-    if args.epochs is not None and args.epochs < state["epoch"]:
-        raise CheckpointError(
-            f"{path} has {state['epoch']} epochs, more than --epochs {args.epochs}"
-        )
+        before = state["settings"][name]
+        if name == "epochs" and state["settings"]["schedule"] == "constant":
+            if value < state["epoch"]:
+                raise CheckpointError(
+                    f"{path} has {state['epoch']} epochs, more than --epochs {value}"
+                )
+            state["settings"]["epochs"] = value
+        elif value != before:
+            raise CheckpointError(
+                f"{path} was trained with {settings_module.option(name)} {before}, not {value}"
+            )
     return out, state
+
+
+def open_splits(args, settings):
+    """The three splits; all are read now, so that a bad file is found now."""
+    faces = {}
+    for split in SPLITS:
+        limit = settings.limit
+        if split == "validation":
+            limit = min(limit or VALIDATED, VALIDATED)
+        mix = args.mix if split == "train" else ()
+        faces[split] = commands.open_faces(
+            args, settings.dataset, split, labels=settings.labels, limit=limit, mix=mix
+        )
+        if not len(faces[split].images) and split != "validation":
+            raise DataError(f"{settings.dataset}: no usable face in the {split} split")
+    return faces
 
 
 def main():
     args = parse_arguments()
-    out, state = open_run(args)
-    settings = (
-        dict(state["settings"])
-        if state
-        else DEFAULTS
-        | {name: getattr(args, name) for name in DEFAULTS if getattr(args, name) is not None}
-    )
-    dataset = settings["dataset"]
-    faces = {}
-    for split in SPLITS:
-        limit = settings["limit"]
-        if split == "validation":
-            limit = min(limit or VALIDATED, VALIDATED)
-        faces[split] = open_dataset(dataset, args.root, split, limit=limit, skip_bad=args.skip_bad)
-        if not len(faces[split].images) and split != "validation":
-            raise DataError(f"{dataset}: no usable face in the {split} split")
-    count = len(faces["train"].images)
+    given = settings_module.read_file(args.config) if args.config else {}
+    given |= settings_module.given_options(args)
+    names = ",".join(name for name, _ in args.mix)
+    if given.get("mix", names) != names:
+        raise SettingsError(f"the file mixes {given['mix']!r}: name them with --mix NAME=DIR")
+    given["mix"] = names
+    processes = Processes()
+    device = processes.device(args.device)
+    out, state = open_run(args, given)
+    settings = Settings(**(state["settings"] if state else given))
+    processes.start(device)
+    try:
+        faces = open_splits(args, settings)
+        facts = {
+            "classes": list(faces["train"].label_set.names),
+            "side": faces["train"].images.shape[-1],
+            "faces": len(faces["train"].images),
+            "world": processes.world,
+        }
 
-    if state is None:
-        settings["epochs"] = args.epochs or EPOCHS[dataset]
-        settings["faces"] = count
-        settings["classes"] = list(faces["train"].label_set.names)
-        state = new_state(settings)
-        out.mkdir(parents=True, exist_ok=True)
-        checkpoint.save(out / "checkpoint.pt", state)
-    elif settings["faces"] != count:
-        raise CheckpointError(
-            f"{out / 'checkpoint.pt'} was trained on {settings['faces']} faces, here are {count}"
+        def save(state, *, best):
+            if processes.first:
+                if best:  # first: a kill in between leaves last.pt one epoch behind, to be redone
+                    checkpoint.save(out / "best.pt", state)
+                checkpoint.save(out / "last.pt", state)
+                if board and state["batch"] == 0 and state["history"]:
+                    board.write(state)
+
+        if state is None:
+            state, board = new_state(settings, **facts), None
+            if processes.first:
+                out.mkdir(parents=True, exist_ok=True)
+                save(state, best=True)
+        for name, value in facts.items():
+            if state[name] != value:
+                raise CheckpointError(
+                    f"{out / 'last.pt'} was trained with {name} {state[name]}, here: {value}"
+                )
+        board = None
+        if args.tensorboard and processes.first:
+            board = TensorBoard(out / "tensorboard", history=state["history"])
+        train(
+            state,
+            faces["train"],
+            faces["validation"],
+            device=device,
+            save=save,
+            processes=processes,
+            workers=args.workers,
         )
-    elif args.epochs:
-        state["settings"]["epochs"] = args.epochs
-
-    train(
-        state,
-        faces["train"],
-        faces["validation"],
-        epochs=state["settings"]["epochs"],
-        device=args.device,
-        save=lambda state: checkpoint.save(out / "checkpoint.pt", state),
-    )
-    print(evaluate.as_text(write_results(out, state, faces["test"], device=args.device)))
-    print(f"results in {out}")
-    evaluate.report_skipped(*faces.values())
+    finally:
+        processes.stop()
+    if processes.first:
+        print(evaluate.as_text(write_results(out, state, faces["test"], device=device)))
+        print(f"results in {out}")
+        commands.report_skipped(*faces.values())
 
 
 if __name__ == "__main__":
-    sys.exit(evaluate.exit_code(main))
+    sys.exit(commands.exit_code(main))

@@ -1,10 +1,11 @@
 """Augmentation of a whole batch at once: affine and mirror with the labels, colour and noise.
 
-Every random number comes from the generator passed in, on the CPU: the same generator state gives
-the same batch, on any device.
+What is random is drawn first (``draw``), on the CPU, and then applied: the same draws give the same
+batch on any device, and a part of the draws the same part of the batch.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,22 +21,47 @@ def normalise(images):
     return images.float().div_(255).sub_(0.5)
 
 
-def augment(images, labels, *, label_set, generator, points=None, points_mirror=None):
-    """A random similarity transform, mirror and colour change for each image of a batch.
+class Draws(NamedTuple):
+    """The random choices for a batch of n images; indexed, those of a part of it."""
+
+    mirrored: torch.Tensor  # (n,) bool
+    matrix: torch.Tensor  # (n, 2, 3), the similarity that follows the mirroring; see ``warp``
+    colour: torch.Tensor  # (n,) the change of colours: -1 none, 0 mix, 1 contrast, 2 noise
+    unit: torch.Tensor  # (n, 3, 3) in -1 .. 1, how much of it
+    seeds: torch.Tensor  # (n,) int64, for all else that is drawn for an image
+
+    def part(self, rows):
+        return Draws(*(field[rows] for field in self))
+
+
+def draw(n, size, *, generator):
+    """The random choices for ``n`` images of H x W = ``size``, from a CPU ``torch.Generator``."""
+    changed = torch.rand(n, generator=generator) < COLOUR_SHARE
+    kind = torch.randint(3, (n,), generator=generator)
+    return Draws(
+        mirrored=torch.rand(n, generator=generator) < 0.5,
+        matrix=random_similarity(n, size, generator=generator),
+        colour=torch.where(changed, kind, -1),
+        unit=torch.rand(n, 3, 3, generator=generator) * 2 - 1,
+        seeds=torch.randint(2**62, (n,), generator=generator),
+    )
+
+
+def augment(images, labels, draws, *, label_set, points=None, points_mirror=None):
+    """Transform, mirror and recolour each image of a batch as ``draws`` says.
 
     Args:
         images: (N, 3, H, W) uint8.
         labels: (N, H, W) uint8.
+        draws: from :func:`draw`, of N images.
         label_set: ``datasets.LabelSet``; its ``mirror`` swaps left and right labels.
-        generator: CPU ``torch.Generator``.
         points: (N, P, 2) float32, x and y in pixels, or None.
         points_mirror: the P indices that swap left and right points; needed with ``points``.
 
     Returns:
         images (N, 3, H, W) float32, labels (N, H, W) uint8, points (N, P, 2) or None.
     """
-    mirrored = torch.rand(len(images), generator=generator) < 0.5
-    matrix = random_similarity(len(images), images.shape[-2:], generator=generator)
+    mirrored, matrix = draws.mirrored, draws.matrix.clone()
     matrix[mirrored, :, 0] *= -1  # M R, with the reflection R of x about the image's middle
     images, labels, points = warp(normalise(images), labels, matrix, points=points)
     swap = torch.tensor(label_set.mirror, dtype=labels.dtype, device=labels.device)
@@ -43,7 +69,7 @@ def augment(images, labels, *, label_set, generator, points=None, points_mirror=
         labels[mirrored] = swap[labels[mirrored].long()]
     if points is not None:
         points[mirrored] = points[mirrored][:, list(points_mirror)]
-    return change_colours(images, generator=generator), labels, points
+    return change_colours(images, draws), labels, points
 
 
 def random_similarity(n, size, *, generator):
@@ -88,8 +114,8 @@ def warp(images, labels, matrix, *, points=None):
     return images, labels[:, 0].to(torch.uint8), points
 
 
-def change_colours(images, *, generator):
-    """On one image in five: mix the channels, stretch the contrast, or add noise.
+def change_colours(images, draws):
+    """Mix the channels, stretch the contrast, or add noise, as ``draws`` says.
 
     Args:
         images: (N, 3, H, W) float32 in -0.5 .. 0.5; written to.
@@ -97,20 +123,17 @@ def change_colours(images, *, generator):
     Returns:
         images.
     """
-    n = len(images)
-    chosen = torch.rand(n, generator=generator) < COLOUR_SHARE
-    kind = torch.randint(3, (n,), generator=generator)
-    unit = torch.rand(n, 3, 3, generator=generator) * 2 - 1
-    for i in chosen.nonzero()[:, 0].tolist():
-        image = images[i]
-        if kind[i] == 0:
-            mix = (torch.eye(3) + 0.2 * unit[i]).to(image)
+    for i in (draws.colour >= 0).nonzero()[:, 0].tolist():
+        image, unit = images[i], draws.unit[i]
+        if draws.colour[i] == 0:
+            mix = (torch.eye(3) + 0.2 * unit).to(image)
             image = torch.einsum("dc,chw->dhw", mix, image)
-        elif kind[i] == 1:
+        elif draws.colour[i] == 1:
             level = image.mean()
-            image = level + (image - level) * (1 + 0.4 * unit[i, 0, 0].item())
+            image = level + (image - level) * (1 + 0.4 * unit[0, 0].item())
         else:
+            generator = torch.Generator().manual_seed(draws.seeds[i].item())
             noise = torch.randn(image.shape, generator=generator)
-            image = image + 0.02 * (1 + unit[i, 0, 0].item()) * noise.to(image)
+            image = image + 0.02 * (1 + unit[0, 0].item()) * noise.to(image)
         images[i] = image.clamp(-0.5, 0.5)
     return images

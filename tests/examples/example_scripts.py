@@ -7,16 +7,16 @@ ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "face_parsing"
 
 # A run of a second or less.
-QUICK = ["--model", "cnn-s", "--limit", "4", "--batch-size", "2"]
+QUICK = ["--model", "cnn-s", "--limit", "4", "--batch-size", "2", "--no-cache"]
 
 
 def call(monkeypatch, script, *arguments):
     """Run the ``main`` of ``train`` or ``evaluate`` in this process; returns its exit code."""
-    import evaluate  # only after conftest.py has put the example on the path
+    import commands  # only after conftest.py has put the example on the path
 
     monkeypatch.setattr(sys, "argv", [script.__name__, *map(str, arguments)])
     try:
-        return evaluate.exit_code(script.main)
+        return commands.exit_code(script.main)
     except SystemExit as stop:  # argparse
         return stop.code
 

@@ -1,4 +1,4 @@
-"""The four networks: size, shapes, parts, layout."""
+"""The networks: size, shapes, parts, layout."""
 
 import pytest
 import torch
@@ -13,39 +13,52 @@ PARAMETERS = {
     "rnn": 15104 + 8 * 513 + 288 + 219 + 219,
     "cnn-s": 15104 + 16 * 513 + (16 * 9 + 0) * 3 + 3,
     "cnn-deep": 15104 + 16 * 513 + 435 + (16 * 9 * 32 + 32) + (32 * 9 * 32 + 32) + 32 * 9 * 3 + 3,
+    "mo": 15104 + 16 * 513 + (16 * 9 * 32 + 32) + (32 * 9 * 32 + 32) + 32 * 9 * 3 + 3 + 33,
 }
+# A scene's trunk: two 3x3x16 units of 2320 and a deconvolution of 32 * 32 * 16 + 32 more.
+SCENE = 2 * 2320 + 16416
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_model_has_the_parameters_counted_by_hand(name):
-    model = build_model(name, 3)
-    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
+@pytest.mark.parametrize("side", [128, 512])
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_model_has_the_parameters_counted_by_hand(name, side):
+    model = build_model(name, 3, side=side)
+    extra = SCENE if side == 512 else 0
+    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name] + extra
     widths = [m.out_channels for m in model.modules() if hasattr(m, "out_channels")]
     assert max(widths) <= 32
 
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("classes", [3, 11])
-def test_model_returns_the_stated_shapes(name, classes):
-    output = build_model(name, classes)(torch.zeros(2, 3, 24, 16))
-    assert output.logits.shape == (2, classes, 24, 16)
-    if name == "cnn-s":
+@pytest.mark.parametrize("side", [128, 512])
+def test_model_returns_the_stated_shapes(name, classes, side):
+    model = build_model(name, classes, side=side)
+    output = model(torch.zeros(2, 3, 96, 64))
+    height, width = (96, 64) if side == 128 else (48, 32)
+    assert output.logits.shape == (2, classes, height, width)
+    half = (height // 2, width // 2)
+    if name in ("cnn-s", "mo", "unet"):
         assert output.x_logits is None
     else:
-        assert output.x_logits.shape == (2, classes, 12, 8)
-    if name == "rnn-g":
-        assert output.gate_logit.shape == (2, 1, 12, 8)
-        assert output.gate.shape == (2, 8, 12, 8)
+        assert output.x_logits.shape == (2, classes, *half)
+    if name in ("rnn-g", "rnn-g+", "mo"):
+        assert output.gate_logit.shape == (2, 1, *half)
     else:
         assert output.gate_logit is None
+    if name in ("rnn-g", "rnn-g+"):
+        assert output.gate.shape[0] == 2
+        assert output.gate.shape[2:] == half
+    else:
         assert output.gate is None
 
 
+@pytest.mark.parametrize("side", [128, 512])
 @pytest.mark.parametrize("name", MODELS)
-def test_every_parameter_gets_a_gradient(name):
+def test_every_parameter_gets_a_gradient(name, side):
     torch.manual_seed(0)
-    model = build_model(name, 3)
-    output = model(torch.rand(2, 3, 16, 16) - 0.5)
+    model = build_model(name, 3, side=side)
+    output = model(torch.rand(2, 3, 64, 64) - 0.5)
     sum(part.square().sum() for part in output[:3] if part is not None).backward()
     for parameter_name, parameter in model.named_parameters():
         assert parameter.grad is not None, parameter_name
@@ -54,7 +67,7 @@ def test_every_parameter_gets_a_gradient(name):
 
 def test_pooling_before_relu_equals_the_papers_order():
     torch.manual_seed(0)
-    swapped = trunk(16)
+    swapped = trunk(16, scene=False)
     order = [0, 2, 1, 3, 5, 4, 6, 7, 8]  # conv, ReLU, pool
     paper = nn.Sequential(*[swapped[i] for i in order])
     x = torch.randn(2, 3, 16, 16)
@@ -75,7 +88,7 @@ def test_gates_start_open():
     assert (gate.abs() < 1).float().mean() > 0.9  # beyond 1 the clamp passes no gradient
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", PARAMETERS)
 def test_only_the_rnn_reaches_beyond_the_trunk(name):
     """A far pixel's logits have a gradient at the other end of the image, or none at all."""
     torch.manual_seed(0)
@@ -95,5 +108,7 @@ def test_channels_last_and_contiguous_images_give_the_same():
 
 
 def test_build_model_names_what_it_knows():
-    with pytest.raises(ValueError, match="model must be one of rnn-g, rnn, cnn-s, cnn-deep, got"):
-        build_model("unet", 3)
+    with pytest.raises(ValueError, match="model must be one of rnn-g, rnn, cnn-s, .*, got 'vgg'"):
+        build_model("vgg", 3)
+    with pytest.raises(ValueError, match="side must be 128 or 512, got 64"):
+        build_model("rnn-g", 3, side=64)

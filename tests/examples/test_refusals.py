@@ -9,6 +9,7 @@ import pytest
 import torch
 import train
 from example_scripts import QUICK, call, refused
+from losses import Loss
 
 
 @pytest.fixture(scope="module")
@@ -29,16 +30,19 @@ def finished(tmp_path_factory):
         ("--limit", 5),
         ("--batch-size", 3),
         ("--lr", 0.5),
+        ("--schedule", "cosine"),
+        ("--weight-x", 0.5),
+        ("--labels", "fine"),
     ],
 )
 def test_resume_with_another_setting_is_refused_by_name(
     option, value, finished, monkeypatch, capsys
 ):
-    before = (finished / "checkpoint.pt").read_bytes()
+    before = (finished / "last.pt").read_bytes()
     error = refused(monkeypatch, capsys, train, "--resume", "--out", finished, option, value)
     assert f"was trained with {option}" in error
     assert f"not {value}" in error
-    assert (finished / "checkpoint.pt").read_bytes() == before
+    assert (finished / "last.pt").read_bytes() == before
 
 
 def test_resume_to_fewer_epochs_is_refused(tmp_path, monkeypatch, capsys):
@@ -47,11 +51,18 @@ def test_resume_to_fewer_epochs_is_refused(tmp_path, monkeypatch, capsys):
     assert "has 2 epochs, more than --epochs 1" in refused(monkeypatch, capsys, train, *arguments)
 
 
+def test_longer_resume_with_a_schedule_that_knows_its_end_is_refused(tmp_path, monkeypatch, capsys):
+    arguments = [*QUICK, "--epochs", 1, "--schedule", "cosine", "--out", tmp_path]
+    assert call(monkeypatch, train, *arguments) == 0
+    error = refused(monkeypatch, capsys, train, "--resume", "--epochs", 2, "--out", tmp_path)
+    assert "was trained with --epochs 1, not 2" in error
+
+
 def test_existing_checkpoint_is_not_overwritten(finished, monkeypatch, capsys):
-    before = (finished / "checkpoint.pt").read_bytes()
+    before = (finished / "last.pt").read_bytes()
     error = refused(monkeypatch, capsys, train, *QUICK, "--epochs", 1, "--out", finished)
     assert "add --resume, or choose another --out" in error
-    assert (finished / "checkpoint.pt").read_bytes() == before
+    assert (finished / "last.pt").read_bytes() == before
 
 
 def test_default_out_is_a_fresh_folder(tmp_path, monkeypatch):
@@ -61,8 +72,8 @@ def test_default_out_is_a_fresh_folder(tmp_path, monkeypatch):
     runs = tmp_path / "runs"
     assert sorted(p.name for p in runs.iterdir()) == ["synthetic-cnn-s", "synthetic-cnn-s-2"]
     assert call(monkeypatch, train, "--model", "cnn-s", "--resume", "--epochs", 2) == 0
-    assert checkpoint.load(runs / "synthetic-cnn-s-2" / "checkpoint.pt")["epoch"] == 2
-    assert checkpoint.load(runs / "synthetic-cnn-s" / "checkpoint.pt")["epoch"] == 1
+    assert checkpoint.load(runs / "synthetic-cnn-s-2" / "last.pt")["epoch"] == 2
+    assert checkpoint.load(runs / "synthetic-cnn-s" / "last.pt")["epoch"] == 1
 
 
 @pytest.mark.parametrize(
@@ -75,6 +86,10 @@ def test_default_out_is_a_fresh_folder(tmp_path, monkeypatch):
         (["--limit", "-3"], "--limit"),
         (["--seed", "-1"], "--seed"),
         (["--lr", "nan"], "--lr"),
+        (["--weight-boundary", "-1"], "weight_boundary must be in 0 .. inf"),
+        (["--amp", "int8"], "--amp"),
+        (["--workers", "-1"], "--workers"),
+        (["--config", "/nonexistent.toml"], "/nonexistent.toml"),
         (["--device", "abacus"], "abacus"),
         (["--device", "meta"], "meta"),
         (["--dataset", "lfw-pl"], "needs --root"),
@@ -102,30 +117,31 @@ def test_lfw_pl_trains_evaluates_and_counts_skipped_faces(tmp_path, monkeypatch,
     root, out = lfw_tree.write_tree(tmp_path / "data"), tmp_path / "out"
     data = ["--dataset", "lfw-pl", "--root", root]
     lfw_tree.image_path(root, "Ann_Lee", 2).write_bytes(b"damaged")
-    arguments = [*data, "--model", "cnn-s", "--epochs", 1, "--out", out]
+    arguments = [*data, "--model", "cnn-s", "--epochs", 1, "--no-cache", "--out", out]
     assert "Ann_Lee_0002.jpg" in refused(monkeypatch, capsys, train, *arguments)
     assert not out.exists()
 
     assert call(monkeypatch, train, *arguments, "--skip-bad") == 0
     assert "1 bad faces skipped" in capsys.readouterr().err
     result = json.loads((out / "metrics.json").read_text())
-    assert call(monkeypatch, evaluate, "--checkpoint", out / "checkpoint.pt", *data, "--json") == 0
-    assert json.loads(capsys.readouterr().out) == result
+    arguments = ["--checkpoint", out / "best.pt", *data, "--no-cache", "--json"]
+    assert call(monkeypatch, evaluate, *arguments) == 0
+    assert json.loads(capsys.readouterr().out)["f"] == result["f"]
 
     # Mended in between: no longer the faces that it was trained on.
     lfw_tree.write_face(root, "Ann_Lee", 2)
-    error = refused(monkeypatch, capsys, train, *data, "--resume", "--out", out)
-    assert "trained on 2 faces, here are 3" in error
+    error = refused(monkeypatch, capsys, train, *data, "--resume", "--no-cache", "--out", out)
+    assert "was trained with faces 2, here: 3" in error
 
 
 def test_evaluate_refuses_what_is_not_a_checkpoint(tmp_path, finished, monkeypatch, capsys):
     missing = tmp_path / "none.pt"
     assert str(missing) in refused(monkeypatch, capsys, evaluate, "--checkpoint", missing)
     damaged = tmp_path / "damaged.pt"
-    damaged.write_bytes((finished / "checkpoint.pt").read_bytes()[:-100])
+    damaged.write_bytes((finished / "last.pt").read_bytes()[:-100])
     assert str(damaged) in refused(monkeypatch, capsys, evaluate, "--checkpoint", damaged)
 
-    state = checkpoint.load(finished / "checkpoint.pt")
+    state = checkpoint.load(finished / "last.pt")
     state["settings"]["model"] = "rnn"  # the weights are of another network
     other = tmp_path / "other.pt"
     checkpoint.save(other, state)
@@ -133,12 +149,50 @@ def test_evaluate_refuses_what_is_not_a_checkpoint(tmp_path, finished, monkeypat
     assert "holds no network that this program knows" in error
 
 
+def test_evaluate_refuses_another_model_and_other_classes(finished, monkeypatch, capsys):
+    given = ["--checkpoint", finished / "last.pt", "--limit", 2]
+    error = refused(monkeypatch, capsys, evaluate, *given, "--model", "rnn-g")
+    assert "holds the model cnn-s, not rnn-g" in error
+    error = refused(monkeypatch, capsys, evaluate, *given, "--parser", "det+rnn-g")
+    assert "holds the model cnn-s; det+rnn-g needs one of rnn-g" in error
+    error = refused(monkeypatch, capsys, evaluate, *given, "--labels", "fine")
+    assert "has 3 classes (background, skin, hair), these faces have 11" in error
+    error = refused(monkeypatch, capsys, evaluate, *given, "--dataset", "synthetic-multi")
+    assert "was trained on images of 128 pixels, these have 512" in error
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("lr = 'fast'", "lr must be float, got 'fast'"),
+        ("epochs = 0", "epochs must be in 1 .. inf, got 0"),
+        ("epochs = true", "epochs must be int, got True"),
+        ("model = 'vgg'", "model must be one of rnn-g"),
+        ("speed = 3", "unknown setting 'speed'"),
+        ("lr = ", "cannot read the settings"),
+    ],
+)
+def test_config_file_that_cannot_be_is_one_line(text, words, tmp_path, monkeypatch, capsys):
+    file = tmp_path / "settings.toml"
+    file.write_text(text)
+    out = tmp_path / "out"
+    error = refused(monkeypatch, capsys, train, "--config", file, "--out", out)
+    assert str(file) in error
+    assert words in error
+    assert not out.exists()
+
+
 def test_training_stops_at_a_loss_that_is_not_finite(tmp_path, monkeypatch, capsys):
     assert call(monkeypatch, train, *QUICK, "--epochs", 1, "--out", tmp_path) == 0
-    before = (tmp_path / "checkpoint.pt").read_bytes()
-    monkeypatch.setattr(
-        train, "parser_losses", lambda output, *_, **__: {"output": output.logits.sum() * torch.nan}
-    )
-    error = refused(monkeypatch, capsys, train, "--resume", "--epochs", 2, "--out", tmp_path)
-    assert "the loss is not finite" in error
-    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    before = (tmp_path / "last.pt").read_bytes()
+    original = train.parser_losses
+
+    def losses(*arguments, **options):
+        found = original(*arguments, **options)
+        return found | {"x": Loss(found["output"].total * torch.nan, found["output"].count)}
+
+    monkeypatch.setattr(train, "parser_losses", losses)
+    resumed = ["--resume", "--no-cache", "--epochs", 2, "--out", tmp_path]
+    error = refused(monkeypatch, capsys, train, *resumed)
+    assert "the loss 'x' is nan at step 3 (epoch 2, batch 1, training faces " in error
+    assert (tmp_path / "last.pt").read_bytes() == before

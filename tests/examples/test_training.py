@@ -1,4 +1,4 @@
-"""The scripts from end to end: results, bit-exact resuming, interruptions."""
+"""Training from end to end: results, bit-exact resuming, interruptions, settings."""
 
 import json
 import signal
@@ -11,7 +11,9 @@ import evaluate
 import pytest
 import torch
 import train
+from datasets import open_dataset
 from example_scripts import EXAMPLE, QUICK, call
+from settings import Settings, read_file
 
 
 def assert_same_training(a, b):
@@ -33,7 +35,7 @@ def assert_same_training(a, b):
         else:
             assert a == b, where
 
-    a, b = checkpoint.load(a / "checkpoint.pt"), checkpoint.load(b / "checkpoint.pt")
+    a, b = checkpoint.load(a / "last.pt"), checkpoint.load(b / "last.pt")
     assert a.pop("seconds") > 0
     assert b.pop("seconds") > 0
     assert_same(a, b, "")
@@ -49,7 +51,7 @@ def metrics_but_seconds(out):
 def test_train_writes_its_results_and_resumes_bit_for_bit(
     model, tmp_path, monkeypatch, one_thread, capsys
 ):
-    settings = ["--model", model, "--limit", "3", "--batch-size", "2", "--seed", "3"]
+    settings = ["--model", model, "--limit", "3", "--batch-size", "2", "--seed", "3", "--no-cache"]
     straight, parts = tmp_path / "straight", tmp_path / "parts"
     assert call(monkeypatch, train, *settings, "--epochs", 2, "--out", straight) == 0
     result = json.loads((straight / "metrics.json").read_text())
@@ -62,44 +64,134 @@ def test_train_writes_its_results_and_resumes_bit_for_bit(
     assert list(result["f"]) == ["background", "skin", "hair"]
     assert 0 < result["accuracy"] < 1
     names = sorted(p.name for p in straight.iterdir())
-    assert names == ["checkpoint.pt", "faces.png", "losses.png", "metrics.json"]
+    assert names == ["best.pt", "faces.png", "last.pt", "losses.png", "metrics.json"]
 
     assert call(monkeypatch, train, *settings, "--epochs", 1, "--out", parts) == 0
     torch.manual_seed(99)  # what happened in between must not matter
-    assert call(monkeypatch, train, "--resume", "--epochs", 2, "--out", parts) == 0
+    assert call(monkeypatch, train, "--resume", "--no-cache", "--epochs", 2, "--out", parts) == 0
     assert_same_training(straight, parts)
     assert metrics_but_seconds(straight) == metrics_but_seconds(parts)
 
     # evaluate.py says the same of the checkpoint alone.
     capsys.readouterr()
-    arguments = ["--checkpoint", straight / "checkpoint.pt", "--limit", 3, "--json"]
+    arguments = ["--checkpoint", straight / "best.pt", "--limit", 3, "--json"]
     assert call(monkeypatch, evaluate, *arguments) == 0
-    assert json.loads(capsys.readouterr().out) == result
+    again = json.loads(capsys.readouterr().out)
+    assert again["accuracy"] == result["accuracy"]
+    assert again["f"] == result["f"]
     assert call(monkeypatch, evaluate, *arguments[:-1], "--dataset", "synthetic") == 0
     assert f"accuracy: {100 * result['accuracy']:.2f} %" in capsys.readouterr().out
 
 
-def test_interrupted_epoch_is_run_again_bit_for_bit(tmp_path, monkeypatch, one_thread, capsys):
+def stop_at(monkeypatch, steps, ending):
+    """Let training end by ``ending`` (raised, or the signal sent) after these steps, counted on."""
+    done, original = [], train.update_average
+
+    def update(*arguments, **options):
+        original(*arguments, **options)
+        done.append(None)
+        if len(done) in steps:
+            if isinstance(ending, signal.Signals):
+                signal.raise_signal(ending)
+            else:
+                raise ending
+
+    monkeypatch.setattr(train, "update_average", update)
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_requested_stop_saves_the_step_and_goes_on_bit_for_bit(
+    ending, tmp_path, monkeypatch, one_thread, capsys
+):
     straight, cut = tmp_path / "straight", tmp_path / "cut"
-    assert call(monkeypatch, train, *QUICK, "--epochs", 3, "--out", straight) == 0
-
-    steps = []
-
-    def interrupted(*arguments, **options):
-        steps.append(None)
-        if len(steps) in (1, 4):  # two steps an epoch: in the first and in the second epoch
-            raise KeyboardInterrupt
-        return original(*arguments, **options)
-
-    original = train.update_average
-    monkeypatch.setattr(train, "update_average", interrupted)
-    assert call(monkeypatch, train, *QUICK, "--epochs", 3, "--out", cut) == 130
-    assert checkpoint.load(cut / "checkpoint.pt")["epoch"] == 0
-    assert call(monkeypatch, train, "--resume", "--out", cut) == 130
-    assert checkpoint.load(cut / "checkpoint.pt")["epoch"] == 1
+    arguments = [*QUICK, "--batch-size", 1, "--epochs", 3]  # four steps an epoch
+    assert call(monkeypatch, train, *arguments, "--out", straight) == 0
+    stop_at(monkeypatch, (1, 4), ending)  # seen in the step after
+    assert call(monkeypatch, train, *arguments, "--out", cut) == 130
+    state = checkpoint.load(cut / "last.pt")
+    assert (state["epoch"], state["batch"], state["step"]) == (0, 2, 2)
+    assert call(monkeypatch, train, "--resume", "--no-cache", "--out", cut) == 130
+    state = checkpoint.load(cut / "last.pt")
+    assert (state["epoch"], state["batch"], state["step"]) == (1, 1, 5)
     assert "Traceback" not in capsys.readouterr().err
-    assert call(monkeypatch, train, "--resume", "--out", cut) == 0
+    assert call(monkeypatch, train, "--resume", "--no-cache", "--out", cut) == 0
     assert_same_training(straight, cut)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_second_interrupt_stops_at_once_and_loses_the_epoch_alone(
+    tmp_path, monkeypatch, one_thread
+):
+    straight, cut = tmp_path / "straight", tmp_path / "cut"
+    assert call(monkeypatch, train, *QUICK, "--epochs", 2, "--out", straight) == 0
+    stop_at(monkeypatch, (3,), KeyboardInterrupt())
+    assert call(monkeypatch, train, *QUICK, "--epochs", 2, "--out", cut) == 130
+    state = checkpoint.load(cut / "last.pt")
+    assert (state["epoch"], state["batch"]) == (1, 0)
+    assert call(monkeypatch, train, "--resume", "--no-cache", "--out", cut) == 0
+    assert_same_training(straight, cut)
+
+
+def test_long_epochs_are_saved_in_between(tmp_path, monkeypatch, one_thread):
+    straight, cut = tmp_path / "straight", tmp_path / "cut"
+    assert call(monkeypatch, train, *QUICK, "--epochs", 2, "--out", straight) == 0
+    monkeypatch.setattr(train, "SAVE_SECONDS", 0)
+    stop_at(monkeypatch, (2,), KeyboardInterrupt())  # as a kill would, after the second step
+    assert call(monkeypatch, train, *QUICK, "--epochs", 2, "--out", cut) == 130
+    state = checkpoint.load(cut / "last.pt")
+    assert (state["epoch"], state["batch"]) == (0, 1)
+    assert call(monkeypatch, train, "--resume", "--no-cache", "--out", cut) == 0
+    assert_same_training(straight, cut)
+
+
+def test_workers_make_the_same_batches(tmp_path, monkeypatch, one_thread):
+    straight, helped = tmp_path / "straight", tmp_path / "helped"
+    assert call(monkeypatch, train, *QUICK, "--epochs", 1, "--out", straight) == 0
+    assert call(monkeypatch, train, *QUICK, "--epochs", 1, "--workers", 2, "--out", helped) == 0
+    assert_same_training(straight, helped)
+
+
+def test_best_checkpoint_is_the_best_on_validation(tmp_path, monkeypatch, one_thread):
+    scores = iter([0.25, 0.75, 0.5])
+    monkeypatch.setattr(train, "accuracy", lambda matrix: next(scores))
+    assert call(monkeypatch, train, *QUICK, "--epochs", 3, "--out", tmp_path) == 0
+    assert checkpoint.load(tmp_path / "best.pt")["epoch"] == 2
+    assert checkpoint.load(tmp_path / "last.pt")["epoch"] == 3
+    assert json.loads((tmp_path / "metrics.json").read_text())["epochs"] == 3
+
+
+def test_settings_come_from_the_file_and_options_win(tmp_path, monkeypatch, one_thread):
+    file = tmp_path / "settings.toml"
+    file.write_text('model = "mo"\nlimit = 2\nepochs = 1\nschedule = "cosine"\nclip = 1\n')
+    arguments = ["--config", file, "--model", "cnn-s", "--no-cache", "--out", tmp_path / "out"]
+    assert call(monkeypatch, train, *arguments) == 0
+    settings = checkpoint.load(tmp_path / "out" / "last.pt")["settings"]
+    expected = {"model": "cnn-s", "limit": 2, "epochs": 1, "schedule": "cosine", "clip": 1.0}
+    assert settings == vars(Settings()) | expected
+
+
+@pytest.mark.parametrize("path", sorted((EXAMPLE / "configs").glob("*/*.toml")), ids=lambda p: p.stem)
+def test_every_config_file_is_one_of_settings(path):
+    values = read_file(path)
+    assert values["model"] == path.stem
+    Settings(**values)
+
+
+@pytest.mark.parametrize("options", [["--amp", "bfloat16"], ["--clip", "0.1"], ["--model", "unet"]])
+def test_mixed_precision_clipping_and_batch_norm_train(options, tmp_path, monkeypatch, one_thread):
+    assert call(monkeypatch, train, *QUICK, *options, "--epochs", 2, "--out", tmp_path) == 0
+    history = checkpoint.load(tmp_path / "last.pt")["history"]
+    assert history[1]["output"] < history[0]["output"]
+
+
+def test_tensorboard_gets_the_history(tmp_path, monkeypatch, one_thread):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    assert call(monkeypatch, train, *QUICK, "--epochs", 2, "--tensorboard", "--out", tmp_path) == 0
+    log = events.EventAccumulator(str(tmp_path / "tensorboard"))
+    log.Reload()
+    history = checkpoint.load(tmp_path / "last.pt")["history"]
+    shown = [(e.step, e.value) for e in log.Scalars("output")]
+    assert shown == [(i + 1, pytest.approx(row["output"])) for i, row in enumerate(history)]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
@@ -109,26 +201,32 @@ def test_killed_run_resumes_bit_for_bit(
 ):
     out = tmp_path / "killed"
     command = [sys.executable, EXAMPLE / "train.py", *QUICK, "--epochs", "100000", "--out", out]
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command,
         env=script_environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    path = out / "checkpoint.pt"
-    deadline = time.monotonic() + 60
-    while not path.exists() or checkpoint.load(path)["epoch"] < 1:
-        assert time.monotonic() < deadline, "the run wrote no checkpoint"
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.02)
-    process.send_signal(getattr(signal, name))
-    _, error = process.communicate(timeout=30)
+        # Whoever runs the tests in the background may have SIGINT ignored, which is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as process:
+        try:
+            path = out / "last.pt"
+            deadline = time.monotonic() + 60
+            while not path.exists() or checkpoint.load(path)["epoch"] < 1:
+                assert time.monotonic() < deadline, "the run wrote no checkpoint"
+                assert process.poll() is None, process.stderr.read()
+                time.sleep(0.02)
+            process.send_signal(getattr(signal, name))
+            _, error = process.communicate(timeout=30)
+        finally:
+            process.kill()
     assert process.returncode == code
     assert "Traceback" not in error
 
     epochs = checkpoint.load(path)["epoch"] + 1
-    assert call(monkeypatch, train, "--resume", "--epochs", epochs, "--out", out) == 0
+    resumed = ["--resume", "--no-cache", "--epochs", epochs, "--out", out]
+    assert call(monkeypatch, train, *resumed) == 0
     straight = tmp_path / "straight"
     assert call(monkeypatch, train, *QUICK, "--epochs", epochs, "--out", straight) == 0
     assert_same_training(straight, out)
@@ -137,20 +235,24 @@ def test_killed_run_resumes_bit_for_bit(
 def test_finished_run_resumes_to_the_same_results(tmp_path, monkeypatch, one_thread):
     arguments = [*QUICK, "--epochs", 1, "--out", tmp_path]
     assert call(monkeypatch, train, *arguments) == 0
-    before = (tmp_path / "checkpoint.pt").read_bytes(), (tmp_path / "metrics.json").read_text()
+    before = (tmp_path / "last.pt").read_bytes(), (tmp_path / "metrics.json").read_text()
     (tmp_path / "metrics.json").unlink()
     assert call(monkeypatch, train, *arguments, "--resume") == 0
-    assert (tmp_path / "checkpoint.pt").read_bytes() == before[0]
+    assert (tmp_path / "last.pt").read_bytes() == before[0]
     assert (tmp_path / "metrics.json").read_text() == before[1]
 
 
 def test_training_learns(one_thread):
     """A hundred steps on a handful of faces beat the share of the largest class by far."""
-    settings = {**train.DEFAULTS, "model": "cnn-s", "classes": ["background", "skin", "hair"]}
-    state = train.new_state({**settings, "batch_size": 4})
-    faces = train.open_dataset("synthetic", None, "train", limit=16)
+    faces = open_dataset("synthetic", None, "train", limit=16)
+    settings = Settings(model="cnn-s", batch_size=4, epochs=25)
+    state = train.new_state(settings, classes=faces.label_set.names, side=128, faces=16)
     saved = []
-    train.train(state, faces, faces, epochs=25, device=torch.device("cpu"), save=saved.append)
+
+    def save(state, *, best):
+        saved.append(best)
+
+    train.train(state, faces, faces, device=torch.device("cpu"), save=save)
     assert len(saved) == 25
     assert state["history"][-1]["output"] < 0.8 * state["history"][0]["output"]
     assert state["history"][-1]["validation"] > (faces.labels == 0).float().mean() + 0.05

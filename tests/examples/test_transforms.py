@@ -1,9 +1,9 @@
-"""Augmentation moves image, labels and key points together, and repeats itself by generator."""
+"""Augmentation moves image, labels and key points together, and repeats itself by its draws."""
 
 import torch
 from datasets import COARSE, FINE
 from datasets.labels import POINTS_MIRROR
-from transforms import augment, change_colours, normalise, random_similarity, warp
+from transforms import augment, change_colours, draw, normalise, random_similarity, warp
 
 
 def generator(seed=0):
@@ -65,10 +65,10 @@ def test_augment_keeps_labels_and_points_on_the_image():
     moved, moved_labels, moved_points = augment(
         images,
         labels,
+        draw(16, (64, 64), generator=generator(1)),
         label_set=FINE,
         points=points,
         points_mirror=POINTS_MIRROR,
-        generator=generator(1),
     )
     assert moved.dtype == torch.float32
     assert moved_labels.dtype == torch.uint8
@@ -83,13 +83,17 @@ def test_augment_keeps_labels_and_points_on_the_image():
     assert not torch.equal(left, points[:, 0])
 
 
-def test_augment_repeats_by_generator_and_leaves_its_input_alone():
+def draws(n, seed=0, size=(32, 32)):
+    return draw(n, size, generator=generator(seed))
+
+
+def test_augment_repeats_by_draws_and_leaves_its_input_alone():
     images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
     labels = torch.randint(0, 3, (8, 32, 32), dtype=torch.uint8)
     before = images.clone(), labels.clone()
-    a = augment(images, labels, label_set=COARSE, generator=generator(5))
-    b = augment(images, labels, label_set=COARSE, generator=generator(5))
-    c = augment(images, labels, label_set=COARSE, generator=generator(6))
+    a = augment(images, labels, draws(8, 5), label_set=COARSE)
+    b = augment(images, labels, draws(8, 5), label_set=COARSE)
+    c = augment(images, labels, draws(8, 6), label_set=COARSE)
     assert torch.equal(a[0], b[0])
     assert torch.equal(a[1], b[1])
     assert not torch.equal(a[0], c[0])
@@ -97,10 +101,24 @@ def test_augment_repeats_by_generator_and_leaves_its_input_alone():
     assert torch.equal(labels, before[1])
 
 
+def test_augment_of_a_part_is_the_part_of_the_whole():
+    images = torch.randint(0, 256, (20, 3, 32, 32), dtype=torch.uint8)
+    labels = torch.randint(0, 3, (20, 32, 32), dtype=torch.uint8)
+    whole, rows = draws(20), slice(1, None, 3)
+    assert (whole.colour == 2).any()
+    all_images, all_labels, _ = augment(images, labels, whole, label_set=COARSE)
+    some, some_labels, _ = augment(images[rows], labels[rows], whole.part(rows), label_set=COARSE)
+    torch.testing.assert_close(some, all_images[rows], rtol=0, atol=1e-6)
+    assert torch.equal(some_labels, all_labels[rows])
+
+
 def test_change_colours_touches_one_image_in_five():
     images = torch.rand(400, 3, 8, 8) - 0.5
-    out = change_colours(images.clone(), generator=generator())
-    changed = (out != images).flatten(1).any(1).float().mean()
-    assert 0.14 < changed < 0.26
+    drawn = draws(400)
+    out = change_colours(images.clone(), drawn)
+    changed = (out != images).flatten(1).any(1)
+    assert torch.equal(changed, drawn.colour >= 0)
+    assert 0.14 < changed.float().mean() < 0.26
+    assert sorted(drawn.colour.unique().tolist()) == [-1, 0, 1, 2]
     assert out.min() >= -0.5
     assert out.max() <= 0.5

@@ -1,27 +1,40 @@
 """The networks by name."""
 
-from .coarse import FeedForwardParser, Parse, RecurrentParser
+from .coarse import FeedForwardParser, RecurrentParser
+from .parse import Parse
+from .plus import PlusParser
+from .unet import UNet
 
-__all__ = ["MODELS", "FeedForwardParser", "Parse", "RecurrentParser", "build_model"]
+__all__ = ["MODELS", "FeedForwardParser", "Parse", "PlusParser", "RecurrentParser", "UNet"]
+__all__ += ["build_model"]
 
+# name: (network, its options); each takes the number of classes and whether for scenes, too.
 MODELS = {
-    "rnn-g": lambda classes: RecurrentParser(classes, gated=True),
-    "rnn": lambda classes: RecurrentParser(classes, gated=False),
-    "cnn-s": lambda classes: FeedForwardParser(classes, deep=False),
-    "cnn-deep": lambda classes: FeedForwardParser(classes, deep=True),
+    "rnn-g": (RecurrentParser, {"gated": True}),
+    "rnn": (RecurrentParser, {"gated": False}),
+    "cnn-s": (FeedForwardParser, {"deep": False}),
+    "cnn-deep": (FeedForwardParser, {"deep": True}),
+    "mo": (FeedForwardParser, {"deep": True, "boundary": True}),
+    "rnn-g+": (PlusParser, {}),
+    "unet": (UNet, {}),
 }
 
 
-def build_model(name, classes):
+def build_model(name, classes, *, side=128):
     """A freshly initialised network; its weights come from PyTorch's global generator.
 
     Args:
         name: a key of ``MODELS``.
         classes: number of labels.
+        side: of the images that it is for, pixels: 128, one face, logits at full size; or 512, a
+            scene of many, logits at 256.
 
     Raises:
-        ValueError: unknown name.
+        ValueError: unknown name or side.
     """
     if name not in MODELS:
         raise ValueError(f"model must be one of {', '.join(MODELS)}, got {name!r}")
-    return MODELS[name](classes)
+    if side not in (128, 512):
+        raise ValueError(f"side must be 128 or 512, got {side!r}")
+    network, options = MODELS[name]
+    return network(classes, scene=side == 512, **options)

@@ -1,10 +1,10 @@
 """First stage: a small CNN, and the spatial RNN that spreads its labels between boundaries.
 
-Figure 1 of the paper. All networks share the trunk, take (N, 3, H, W) float32 images in -0.5 .. 0.5
-with H and W divisible by 4 (the paper's are 128), and work at half that size after the trunk.
+Figure 1 of the paper. All networks share the trunk and take (N, 3, H, W) float32 images in -0.5 ..
+0.5. Those for one face (the paper's are 128 x 128; H and W divisible by 4) work at half the input's
+size after the trunk and return logits at its full size. Those for a scene of many faces (512 x 512;
+divisible by 16) have two units and one deconvolution more, work at a quarter and return half.
 """
-
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,41 +12,36 @@ from torch import nn
 
 from gatedrnn import SpatialGatedRNN
 
+from .parse import Parse
+
 PROPAGATED = 8  # channels of X, and of G
 
 
-class Parse(NamedTuple):
-    """What a network returns; None where it has no such part."""
-
-    logits: torch.Tensor  # (N, classes, H, W)
-    x_logits: torch.Tensor | None = None  # (N, classes, H/2, W/2), read off X
-    gate_logit: torch.Tensor | None = None  # (N, 1, H/2, W/2): high where there is no boundary
-    gate: torch.Tensor | None = None  # (N, 8, H/2, W/2): G; the layer clamps it to -1 .. 1
-
-
-def trunk(channels):
-    """Conv1 to Deconv6: (N, 3, H, W) to (N, channels, H/2, W/2), without a last nonlinearity."""
-    layers = nn.Sequential(
+def trunk(channels, *, scene):
+    """Conv1 to Deconv6: (N, 3, H, W) to (N, channels, h, w), without a last nonlinearity."""
+    widths = (16, 16, 16, 32) if scene else (16, 32)
+    layers, before = [], 3
+    for i, width in enumerate(widths):
+        kernel = 3 if i else 5
         # conv - ReLU - pool, with the last two swapped: maximum and ReLU commute, and the ReLU
         # then touches a quarter of the pixels, which is a fifth of a training step.
-        nn.Conv2d(3, 16, 5, padding=2),
-        nn.MaxPool2d(2),
-        nn.ReLU(),
-        nn.Conv2d(16, 32, 3, padding=1),
-        nn.MaxPool2d(2),
-        nn.ReLU(),
-        nn.Conv2d(32, 32, 3, padding=1),
-        nn.ReLU(),
-        nn.ConvTranspose2d(32, channels, 4, stride=2, padding=1),
-    )
+        convolution = nn.Conv2d(before, width, kernel, padding=kernel // 2)
+        layers += [convolution, nn.MaxPool2d(2), nn.ReLU()]
+        before = width
+    layers += [nn.Conv2d(32, 32, 3, padding=1), nn.ReLU()]
+    if scene:
+        layers += [nn.ConvTranspose2d(32, 32, 4, stride=2, padding=1), nn.ReLU()]
+    layers.append(nn.ConvTranspose2d(32, channels, 4, stride=2, padding=1))
     for layer in layers:
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight)
             nn.init.zeros_(layer.bias)
-    # With stride 2 a kernel of 4 x 4 reaches each output pixel with 2 x 2 taps.
-    nn.init.normal_(layers[-1].weight, std=(32 * 2 * 2) ** -0.5)
-    nn.init.zeros_(layers[-1].bias)
-    return layers
+        elif isinstance(layer, nn.ConvTranspose2d):
+            # With stride 2 a kernel of 4 x 4 reaches each output pixel with 2 x 2 taps.
+            gain = 1 if layer is layers[-1] else 2**0.5
+            nn.init.normal_(layer.weight, std=gain * (32 * 2 * 2) ** -0.5)
+            nn.init.zeros_(layer.bias)
+    return nn.Sequential(*layers)
 
 
 def upsample(logits):
@@ -57,10 +52,10 @@ def upsample(logits):
 class RecurrentParser(nn.Module):
     """RNN-G (gated, Eq. (3)) and RNN (no gate, Eq. (1)): the trunk, then four scans and a max."""
 
-    def __init__(self, classes, *, gated):
+    def __init__(self, classes, *, gated, scene=False):
         super().__init__()
         self.gated = gated
-        self.trunk = trunk(2 * PROPAGATED if gated else PROPAGATED)
+        self.trunk = trunk(2 * PROPAGATED if gated else PROPAGATED, scene=scene)
         self.x_head = nn.Conv2d(PROPAGATED, classes, 3, padding=1)
         self.rnn = SpatialGatedRNN(PROPAGATED)
         self.head = nn.Conv2d(PROPAGATED, classes, 3, padding=1)
@@ -85,15 +80,21 @@ class RecurrentParser(nn.Module):
 
 
 class FeedForwardParser(nn.Module):
-    """CNN-S (the trunk and a convolution) and CNN-deep (two 3x3x32 convolutions for the RNN)."""
+    """CNN-S, CNN-deep and MO.
 
-    def __init__(self, classes, *, deep):
+    CNN-S is the trunk and a convolution. CNN-deep has two 3x3x32 convolutions in the RNN's place.
+    MO has those two, a second output for the boundary, and no supervision in between: the
+    multi-objective network whose two outputs a graph cut makes into labels.
+    """
+
+    def __init__(self, classes, *, deep, boundary=False, scene=False):
         super().__init__()
         channels = 2 * PROPAGATED
-        self.trunk = trunk(channels)
-        self.deep = None
+        self.trunk = trunk(channels, scene=scene)
+        self.deep = self.x_head = self.gate_head = None
         if deep:
-            self.x_head = nn.Conv2d(channels, classes, 3, padding=1)
+            if not boundary:
+                self.x_head = nn.Conv2d(channels, classes, 3, padding=1)
             self.deep = nn.Sequential(
                 nn.Conv2d(channels, 32, 3, padding=1),
                 nn.ReLU(),
@@ -102,6 +103,8 @@ class FeedForwardParser(nn.Module):
             )
             channels = 32
         self.head = nn.Conv2d(channels, classes, 3, padding=1)
+        if boundary:
+            self.gate_head = nn.Conv2d(channels, 1, 1)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images):
@@ -110,4 +113,9 @@ class FeedForwardParser(nn.Module):
         if self.deep is None:
             # X is what the output is read from: a loss on it apart would be the same loss twice.
             return Parse(upsample(self.head(x)))
-        return Parse(upsample(self.head(self.deep(x))), self.x_head(x))
+        deep = self.deep(x)
+        return Parse(
+            upsample(self.head(deep)),
+            None if self.x_head is None else self.x_head(x),
+            None if self.gate_head is None else self.gate_head(deep),
+        )

@@ -1,0 +1,69 @@
+"""The augmented batches of an epoch: the same for any number of workers and of processes."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+from transforms import augment, draw
+
+
+class Batch(NamedTuple):
+    """One process's part of a batch."""
+
+    images: torch.Tensor  # (n, 3, H, W) float32, channels_last
+    labels: torch.Tensor  # (n, H, W) uint8
+    seeds: torch.Tensor  # (n,) int64, one an image, for what the losses draw
+    faces: torch.Tensor  # (n,) int64, which faces of the split these are
+
+
+class Epoch(Dataset):
+    """The batches of one epoch, by number.
+
+    Batch i depends on (seed, epoch, i) alone, so that training can go on from any batch. Of its
+    ``world * batch_size`` faces, process ``rank`` of ``world`` gets every ``world``-th.
+    """
+
+    def __init__(self, faces, *, batch_size, seed, epoch, rank=0, world=1):
+        self.faces, self.seed, self.epoch = faces, seed, epoch
+        self.rank, self.world = rank, world
+        order = torch.randperm(len(faces.images), generator=generator(seed, epoch, 0))
+        self.chosen = order.split(world * batch_size)
+        # A last batch with fewer faces than processes would leave one with nothing to do.
+        if len(self.chosen) > 1 and len(self.chosen[-1]) < world:
+            self.chosen = self.chosen[:-1]
+
+    def __len__(self):
+        return len(self.chosen)
+
+    def __getitem__(self, i):
+        chosen = self.chosen[i]
+        size = self.faces.images.shape[-2:]
+        draws = draw(len(chosen), size, generator=generator(self.seed, self.epoch, 1 + i))
+        rows = slice(self.rank, None, self.world)
+        chosen, draws = chosen[rows], draws.part(rows)
+        images, labels, _ = augment(
+            self.faces.images[chosen],
+            self.faces.labels[chosen],
+            draws,
+            label_set=self.faces.label_set,
+        )
+        images = images.contiguous(memory_format=torch.channels_last)
+        return Batch(images, labels, draws.seeds, chosen)
+
+
+def generator(*key):
+    """A CPU generator that depends on a tuple of integers."""
+    seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+    return torch.Generator().manual_seed(seed >> 1)  # manual_seed takes a signed number
+
+
+def loader(epoch, *, start=0, workers=0, pin_memory=False):
+    """An iterable over the batches from number ``start`` on, made by ``workers`` processes."""
+    return DataLoader(
+        epoch,
+        batch_size=None,
+        sampler=range(start, len(epoch)),
+        num_workers=workers,
+        pin_memory=pin_memory,
+    )

@@ -1,0 +1,94 @@
+"""What the example's commands share: options, one-line errors, exit codes."""
+
+import argparse
+import math
+import sys
+from pathlib import Path
+
+import torch
+from checkpoint import CheckpointError
+from datasets import DATASETS, DataError, default_folder, open_dataset, open_mixed
+from settings import SettingsError
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaint is one line, without the usage in front."""
+
+    def error(self, message):
+        self.exit(2, f"error: {message}\n")
+
+
+def number(kind, low, high=math.inf):
+    """An argparse type: a number of ``kind`` in low .. high."""
+
+    def convert(text):
+        value = kind(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not in {low} .. {high}")
+        return value
+
+    convert.__name__ = kind.__name__  # argparse names the type by it
+    return convert
+
+
+def device(text):
+    """An argparse type: a device that can be used here."""
+    try:
+        found = torch.device(text)
+        torch.zeros(1, device=found).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        words = str(error).splitlines()[0]
+        raise argparse.ArgumentTypeError(f"cannot use device {text!r}: {words}") from None
+    return found
+
+
+def add_data_arguments(parser):
+    """Where the data lie and how they are read; nothing of it changes a result."""
+    parser.add_argument("--root", metavar="DIR", help="the folder that holds the data set")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out damaged files")
+    parser.add_argument(
+        "--cache",
+        metavar="DIR",
+        type=Path,
+        default=default_folder(),
+        help=f"where decoded faces are kept; default: {default_folder()}",
+    )
+    parser.add_argument("--no-cache", action="store_true", help="decode into memory every time")
+    parser.add_argument("--device", type=device, default="cpu")
+
+
+def open_faces(args, dataset, split, *, labels="coarse", limit=None):
+    """A split of the data set, opened as the options of :func:`add_data_arguments` say."""
+    return open_dataset(
+        dataset,
+        args.root,
+        split,
+        limit=limit,
+        labels=labels,
+        skip_bad=args.skip_bad,
+        cache=None if args.no_cache else args.cache,
+    )
+
+
+def add_dataset_argument(parser, **options):
+    parser.add_argument("--dataset", choices=DATASETS, **options)
+
+
+def report_skipped(*splits):
+    """Say what --skip-bad left out, on the error stream."""
+    skipped = [line for faces in splits for line in faces.skipped]
+    if skipped:
+        print(f"note: {len(skipped)} bad faces skipped, the first: {skipped[0]}", file=sys.stderr)
+
+
+def exit_code(main):
+    """Run ``main`` and turn what a user can cause into one line and an exit code."""
+    try:
+        main()
+    except (DataError, CheckpointError, SettingsError, OSError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,14 @@
+"""What every network returns."""
+
+from typing import NamedTuple
+
+import torch
+
+
+class Parse(NamedTuple):
+    """The maps of a batch; h x w is the size at which the network propagates. None: no such part."""
+
+    logits: torch.Tensor  # (N, classes, H, W), or half that size for 512 x 512 scenes
+    x_logits: torch.Tensor | None = None  # (N, classes, h, w), read off X
+    gate_logit: torch.Tensor | None = None  # (N, 1, h, w): high where there is no boundary
+    gate: torch.Tensor | None = None  # (N, C, h, w): G; the layer clamps it to -1 .. 1

@@ -1,0 +1,99 @@
+"""RNN-G+: the paper's idea with what has been learned since about training small networks."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from gatedrnn import SpatialGatedRNN
+
+from .parse import Parse
+
+
+def convolution(inputs, outputs, kernel=3, stride=1):
+    """Convolution, batch normalisation, ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
+
+
+class PlusParser(nn.Module):
+    """Encoder, summed skips up to half the input's size, one or more gated propagations, labels.
+
+    Args:
+        classes: number of labels.
+        first: channels at full size.
+        widths: channels at 1/2, 1/4, ... of the input's size.
+        convolutions: of each of these stages.
+        skip: channels of the decoder's sums.
+        channels: of X and of G.
+        propagations: how often the labels spread; each has weights of its own and the same gates,
+            and reads the one before with the labels before spreading added.
+        gates: ``"shared"`` (one map for all directions) or ``"direction"`` (a map for each).
+        gate_norm, merge: of the layer.
+    """
+
+    def __init__(
+        self,
+        classes,
+        *,
+        scene=False,
+        first=16,
+        widths=(32, 64, 96),
+        convolutions=1,
+        skip=32,
+        channels=16,
+        propagations=1,
+        gates="shared",
+        gate_norm="clamp",
+        merge="max",
+        norm=True,
+    ):
+        super().__init__()
+        self.first = convolution(3, first, 5)
+        self.stages, self.laterals = nn.ModuleList(), nn.ModuleList()
+        before = first
+        for width in widths:
+            layers = [convolution(before, width)]
+            layers += [convolution(width, width) for _ in range(convolutions - 1)]
+            self.stages.append(nn.Sequential(*layers))
+            self.laterals.append(nn.Conv2d(width, skip, 1))
+            before = width
+        self.smooth = nn.ModuleList(convolution(skip, skip) for _ in widths[:-1])
+        maps = 4 if gates == "direction" else 1
+        self.split = (channels, maps * channels)
+        self.maps = maps
+        self.to_x_and_g = nn.Conv2d(skip, sum(self.split), 1)
+        self.rnns = nn.ModuleList(
+            SpatialGatedRNN(channels, gate_norm=gate_norm, merge=merge) for _ in range(propagations)
+        )
+        self.norms = nn.ModuleList(
+            nn.BatchNorm2d(channels) if norm else nn.Identity() for _ in range(propagations)
+        )
+        self.x_head = nn.Conv2d(channels, classes, 3, padding=1)
+        self.gate_head = nn.Conv2d(self.split[1], 1, 1)
+        self.head = nn.Conv2d(channels, classes, 3, padding=1)
+        self.pool = nn.MaxPool2d(2)
+        with torch.no_grad():
+            self.to_x_and_g.weight[channels:] *= 0.2
+            self.to_x_and_g.bias[channels:] = 0.8
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, images):
+        """Images (N, 3, H, W) to :class:`Parse`."""
+        x = self.first(images)
+        maps = []
+        for stage, lateral in zip(self.stages, self.laterals, strict=True):
+            x = stage(self.pool(x))
+            maps.append(lateral(x))
+        x = maps.pop()
+        for lateral, smooth in zip(reversed(maps), self.smooth, strict=True):
+            x = smooth(lateral + F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        x, gate = self.to_x_and_g(x).split(self.split, 1)
+        g = gate.unflatten(1, (self.maps, -1)) if self.maps > 1 else gate
+        h = x
+        for rnn, norm in zip(self.rnns, self.norms, strict=True):
+            h = norm(rnn(h, g)) + x
+        logits = F.interpolate(self.head(h), scale_factor=2.0, mode="bilinear", align_corners=False)
+        return Parse(logits, self.x_head(x), self.gate_head(gate), gate)

@@ -1,0 +1,101 @@
+"""Every parser of the tables by name: a network, and what makes labels of its maps.
+
+``None`` takes the maximum; ``crf`` and ``graph-cut`` refine the maps of a network, with parameters
+searched on the validation split and kept beside the checkpoint; ``detect`` finds the faces of a
+scene and parses each by the network for single faces.
+"""
+
+import json
+
+import checkpoint
+import crf
+import detect
+import graph_cut
+import torch
+import transforms
+from models import MODELS
+from tqdm import tqdm
+
+PARSERS = {name: (name, None) for name in MODELS} | {
+    "cnn-crf": ("cnn-s", "crf"),
+    "mo": ("mo", "graph-cut"),
+    "det+rnn-g": ("rnn-g", "detect"),
+}
+SEARCHED = 60  # validation images
+TRIALS = 60
+
+
+@torch.inference_mode()
+def maps(model, images):
+    """Class probabilities (N, classes, h, w) and, or None, those of no boundary (N, 1, h', w')."""
+    device = next(model.parameters()).device
+    probabilities, open_gates = [], []
+    for image in images.split(1):
+        output = model(transforms.normalise(image.to(device)))
+        probabilities.append(output.logits.softmax(1).cpu())
+        if output.gate_logit is not None:
+            open_gates.append(output.gate_logit.sigmoid().cpu())
+    return torch.cat(probabilities), torch.cat(open_gates) if open_gates else None
+
+
+def make(name, model, validation, *, path, state):
+    """The function of a parser that refines or detects.
+
+    Args:
+        name: a key of ``PARSERS``.
+        model: its network, ready to evaluate.
+        validation: called without arguments for the validation faces, if a search is needed.
+        path: the checkpoint's file. NAME.json beside it keeps what the search found.
+        state: the checkpoint, whose step that file must have.
+
+    Returns:
+        a function of images (N, 3, H, W) uint8 to labels (N, h, w) uint8, and the parameters as a
+        dict, or None where there are none.
+    """
+    _, refinement = PARSERS[name]
+    if refinement == "detect":
+        detector = detect.open_detector()
+
+        def parse_scenes(images):
+            scenes = tqdm(images, "scenes", leave=False, disable=None)
+            parsed = [detect.parse_scene(model, image, detector=detector) for image in scenes]
+            return torch.stack(parsed)
+
+        return parse_scenes, None
+    file = path.with_name(f"{name}.json")
+    found = None
+    if file.is_file():
+        try:
+            kept = json.loads(file.read_text())
+            found = kept["parameters"] if kept["step"] == state["step"] else None
+        except (ValueError, KeyError, TypeError):
+            found = None  # damaged: searched again
+    if found is None:
+        faces = validation()
+        found = search(refinement, model, faces, seed=0)
+        text = json.dumps({"step": state["step"], "parameters": found}, indent=2) + "\n"
+        checkpoint.write_atomically(file, text.encode())
+    return refiner(refinement, model, found), found
+
+
+def search(refinement, model, faces, *, seed):
+    """The parameters that are best on ``faces``, as a dict for a JSON file."""
+    images, labels = faces.images[:SEARCHED], faces.labels[:SEARCHED]
+    probabilities, no_boundary = maps(model, images)
+    if refinement == "crf":
+        best, _ = crf.search(probabilities, images, labels, trials=TRIALS, seed=seed, progress=True)
+        return best._asdict()
+    best, _ = graph_cut.search(probabilities, no_boundary, labels, progress=True)
+    return {"smoothness": best}
+
+
+def refiner(refinement, model, found):
+    """The function that parses images with known parameters."""
+
+    def parse(images):
+        probabilities, no_boundary = maps(model, images)
+        if refinement == "crf":
+            return crf.refine(probabilities, images, crf.CrfParameters(**found), progress=True)
+        return graph_cut.expand(probabilities, no_boundary, **found, progress=True)
+
+    return parse

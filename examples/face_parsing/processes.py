@@ -1,0 +1,93 @@
+"""Several processes that train one model: what torchrun sets up, and one process as the usual case."""
+
+import os
+import signal
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+class Processes:
+    """This process's place among those that torchrun started; rank 0 of 1 without torchrun.
+
+    Use as a context: the group is made on entering and left at the end.
+    """
+
+    def __init__(self):
+        self.world = int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+
+    @property
+    def first(self):
+        """Whether this process is the one that prints and writes."""
+        return self.rank == 0
+
+    def device(self, device):
+        """The device of this process, where ``device`` names a kind."""
+        if self.world > 1 and device.type == "cuda" and device.index is None:
+            return torch.device("cuda", self.local_rank)
+        return device
+
+    def start(self, device):
+        """Meet the other processes: gloo on the CPU, NCCL on GPUs."""
+        if self.world > 1:
+            if device.type == "cuda":
+                torch.cuda.set_device(device)
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+    def stop(self):
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def wrap(self, model, device):
+        """The model whose backward pass averages the gradients over the processes.
+
+        Statistics of batch normalisation are shared on GPUs; PyTorch cannot on the CPU, where each
+        process has those of its own part, and evaluation those of rank 0.
+        """
+        if self.world == 1:
+            return model
+        if device.type == "cuda":
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            return DistributedDataParallel(model, device_ids=[device.index])
+        return DistributedDataParallel(model)
+
+    def add_up(self, tensor):
+        """The sum of a small tensor over the processes, in all of them."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+
+class StopRequest:
+    """Turns the first Ctrl-C (or SIGTERM) into a flag that the training reads between two steps.
+
+    So the state that is saved is the one after a whole step: the next, whose sums tell the other
+    processes too. A second one stops at once.
+    """
+
+    def __init__(self):
+        self.requested = False
+
+    def __enter__(self):
+        self.before = {}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # Ignored on purpose, as in a shell's background job: so it stays.
+            if signal.getsignal(number) == signal.SIG_IGN:
+                continue
+            try:
+                self.before[number] = signal.signal(number, self._request)
+            except ValueError:  # not the main thread: whoever runs it there handles signals
+                break
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _request(self, number, frame):
+        self.requested = True
+        signal.signal(number, signal.default_int_handler)

@@ -1,0 +1,314 @@
+"""Train and measure every row of a table of the paper: reproduce.py --table 1 --root DIR.
+
+Writes to --out: a folder for each training, table.json, table.md and figure.png. Run again, it goes
+on where it was stopped.
+"""
+
+import concurrent.futures
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import checkpoint
+import commands
+import evaluate
+import parsers
+import pictures
+import settings as settings_module
+import torch
+from checkpoint import CheckpointError
+from datasets import DataError
+from tqdm import tqdm
+
+HERE = Path(__file__).resolve().parent
+PICTURED = 6
+
+
+class Table(NamedTuple):
+    """A table of the paper, and how ours comes about."""
+
+    dataset: str
+    title: str
+    rows: dict[str, str]  # parser, as in parsers.PARSERS: its name in print
+    printed: dict[str, dict[str, float | None]]  # row: measure: percent, as the paper has it
+    remark: str
+
+
+_MEASURES = ("skin", "hair", "background", "accuracy")
+
+
+def _printed(rows):
+    return {name: dict(zip(_MEASURES, values, strict=True)) for name, values in rows.items()}
+
+
+TABLES = {
+    1: Table(
+        dataset="lfw-pl",
+        title="Table 1, one face",
+        rows={
+            "mo": "MO",
+            "cnn-s": "CNN-S",
+            "cnn-deep": "CNN-deep",
+            "cnn-crf": "CNN-CRF",
+            "rnn": "RNN",
+            "rnn-g": "RNN-G",
+            "rnn-g+": "RNN-G+",
+            "unet": "U-Net",
+        },
+        printed=_printed(
+            {
+                "mo": (93.93, 80.70, 97.10, 95.09),
+                "cnn-s": (90.47, 76.09, 95.42, 92.44),
+                "cnn-deep": (91.63, 78.30, 95.95, 93.27),
+                "cnn-crf": (91.25, 75.21, 99.58, 92.59),
+                "rnn": (93.72, 81.21, 97.15, 94.85),
+                "rnn-g": (97.55, 83.43, 94.37, 95.46),
+            }
+        ),
+        remark="The paper's F of skin and of background of RNN-G look swapped, and CNN-CRF's "
+        "99.58 looks like a misprint; as printed.",
+    ),
+    2: Table(
+        dataset="multi-face",
+        title="Table 2, many faces",
+        rows={
+            "cnn-deep": "CNN-deep",
+            "cnn-crf": "CNN-CRF",
+            "rnn": "RNN",
+            "det+rnn-g": "Det+RNN-G single",
+            "rnn-g": "RNN-G",
+            "rnn-g+": "RNN-G+",
+            "unet": "U-Net",
+        },
+        printed=_printed(
+            {
+                "cnn-deep": (75.56, 64.62, 96.5, 93.39),
+                "cnn-crf": (77.84, 61.53, 97.08, 94.5),
+                "rnn": (73.33, 62.85, 96.18, 92.78),
+                "det+rnn-g": (81.02, 55.35, 97.10, 94.42),
+                "rnn-g": (87.36, 73.09, 98.19, 96.35),
+            }
+        ),
+        remark="The paper's Multi-Face set was never released.",
+    ),
+}
+SINGLE = "lfw-pl"  # the set that Det+RNN-G single is trained on
+
+
+class Training(NamedTuple):
+    """One call of train.py."""
+
+    name: str  # of its folder
+    config: Path
+    root: Path
+
+
+def folder_of(root, dataset):
+    """ROOT/DATASET where there is such a folder, else ROOT itself."""
+    return root / dataset if (root / dataset).is_dir() else root
+
+
+def trainings(number, root, rows):
+    """The networks that a table's rows need, by the row's parser."""
+    table, needed = TABLES[number], {}
+    for row in rows:
+        network, refinement = parsers.PARSERS[row]
+        if refinement == "detect":
+            config, where = HERE / f"configs/table-1/{network}.toml", root / SINGLE
+            needed[row] = Training(f"{network}-single", config, where)
+        else:
+            config = HERE / f"configs/table-{number}/{network}.toml"
+            needed[row] = Training(network, config, folder_of(root, table.dataset))
+    return needed
+
+
+class Trainer:
+    """Runs train.py for several rows at a time and stops them all together."""
+
+    def __init__(self, args):
+        self.args = args
+        self.running, self.lock, self.stopping = set(), threading.Lock(), False
+
+    def run(self, training):
+        """Train, or go on; returns the exit code."""
+        out = self.args.out / training.name
+        out.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, str(HERE / "train.py"), "--config", str(training.config)]
+        command += ["--root", str(training.root), "--out", str(out)]
+        command += ["--device", str(self.args.device), "--cache", str(self.args.cache)]
+        for name in ("epochs", "limit"):
+            if getattr(self.args, name) is not None:
+                command += [f"--{name}", str(getattr(self.args, name))]
+        command += [f"--{flag}" for flag in ("skip-bad", "no-cache")
+                    if getattr(self.args, flag.replace("-", "_"))]
+        if (out / "last.pt").exists():
+            command.append("--resume")
+        threads = max(1, (os.cpu_count() or 1) // self.args.jobs)
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        with open(out / "log.txt", "ab") as log:
+            with self.lock:
+                if self.stopping:
+                    return 130
+                process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+                self.running.add(process)
+            code = process.wait()
+            self.running.discard(process)
+        return code
+
+    def stop(self):
+        with self.lock:
+            self.stopping = True
+            for process in list(self.running):
+                process.terminate()  # train.py saves first
+
+
+def train_all(args, needed):
+    """Train what is not trained yet; CheckpointError names the first that failed."""
+    todo = list(dict.fromkeys(needed.values()))
+    trainer = Trainer(args)
+    pool = concurrent.futures.ThreadPoolExecutor(args.jobs)
+    try:
+        futures = {pool.submit(trainer.run, training): training for training in todo}
+        bar = tqdm(concurrent.futures.as_completed(futures), "trainings", len(todo), disable=None)
+        for future in bar:
+            training = futures[future]
+            if future.result():
+                log = args.out / training.name / "log.txt"
+                lines = log.read_text(errors="replace").splitlines()
+                last = lines[-1] if lines else "no output"
+                raise CheckpointError(f"training {training.name} failed ({log}): {last}")
+    except BaseException:
+        trainer.stop()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def measure(args, number, needed):
+    """The result of every row, and what the figure shows: (results, photos, truth, columns)."""
+    table = TABLES[number]
+    faces = {}
+
+    def faces_of(split):
+        if split not in faces:
+            args.root_of_data = folder_of(args.root, table.dataset)
+            faces[split] = open_split(args, table.dataset, split)
+        return faces[split]
+
+    test = faces_of("test")
+    results, columns, gate = {}, {}, None
+    for row, training in tqdm(needed.items(), "rows", disable=None):
+        path = args.out / training.name / "best.pt"
+        state = checkpoint.load(path)
+        model = evaluate.load_model(state, args.device, path=path)
+        result = evaluate.summary_of(
+            row, model, test, state, table.dataset, faces_of, path
+        )
+        parse = parse_function(row, model, path, state, faces_of)
+        result["frames_per_second"] = round(frames_per_second(parse, test.images), 1)
+        results[row] = result
+        shown = test.images[:PICTURED]
+        columns[table.rows[row]] = parse(shown)
+        if row == "rnn-g":
+            _, gate = evaluate.predict(model, shown)
+    return results, test, columns, gate
+
+
+def open_split(args, dataset, split):
+    class Options:
+        root, skip_bad = args.root_of_data, args.skip_bad
+        cache, no_cache = args.cache, args.no_cache
+
+    found = commands.open_faces(Options, dataset, split, limit=args.limit)
+    if not len(found.images):
+        raise DataError(f"{dataset}: no usable face in the {split} split")
+    return found
+
+
+def parse_function(row, model, path, state, faces_of):
+    """images (N, 3, H, W) uint8 to labels, by a row's name."""
+    if parsers.PARSERS[row][1] is None:
+        return lambda images: evaluate.predict(model, images)[0]
+    parse, _ = parsers.make(row, model, lambda: faces_of("validation"), path=path, state=state)
+    return parse
+
+
+def frames_per_second(parse, images, *, seconds=2.0):
+    """One image at a time, labels included; the median over at most ``seconds``."""
+    times, end = [], time.perf_counter() + seconds
+    for i in range(10_000):
+        image = images[i % len(images)][None]
+        start = time.perf_counter()
+        parse(image)
+        times.append(time.perf_counter() - start)
+        if times[-1] + start > end and i >= 3:
+            break
+    return 1 / torch.tensor(times).median().item()
+
+
+def as_markdown(table, results):
+    """The table: ours, and the paper's in brackets."""
+    head = ["%"] + [table.rows[row] for row in results]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for measure in _MEASURES:
+        cells = [measure if measure == "accuracy" else f"F-{measure}"]
+        for row, result in results.items():
+            value = result["accuracy"] if measure == "accuracy" else result["f"][measure]
+            ours = "-" if value is None else f"{100 * value:.2f}"
+            paper = table.printed.get(row, {}).get(measure)
+            cells.append(ours if paper is None else f"{ours} ({paper:.2f})")
+        lines.append("| " + " | ".join(cells) + " |")
+    for key, label in (("parameters", "parameters"), ("frames_per_second", "frames/s, batch 1")):
+        cells = [label] + [f"{result[key]:,}" for result in results.values()]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main():
+    parser = commands.Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--table", type=int, choices=TABLES, required=True)
+    commands.add_data_arguments(parser)
+    parser.add_argument("--epochs", type=commands.number(int, 1), help="default: the configs'")
+    parser.add_argument("--limit", type=commands.number(int, 1), help="use N images of each split")
+    parser.add_argument("--jobs", type=commands.number(int, 1, 64), default=1,
+                        help="trainings at a time; default: 1")
+    parser.add_argument("--rows", nargs="+", help="some rows only")
+    parser.add_argument("--out", type=Path, help="default: runs/table-N")
+    args = parser.parse_args()
+    if args.root is None:
+        parser.error("--root DIR is needed: the folder that holds the data sets")
+    table = TABLES[args.table]
+    rows = args.rows or list(table.rows)
+    for row in rows:
+        if row not in table.rows:
+            parser.error(f"--rows: table {args.table} has {', '.join(table.rows)}; got {row!r}")
+    args.root = Path(args.root)
+    args.out = args.out or Path("runs") / f"table-{args.table}"
+    needed = trainings(args.table, args.root, rows)
+    for row, training in needed.items():
+        if not training.root.is_dir():
+            raise DataError(f"{table.rows[row]} needs {training.root}, and there is no such folder")
+    train_all(args, needed)
+    results, test, columns, gate = measure(args, args.table, needed)
+    write = checkpoint.write_atomically
+    write(args.out / "table.json", (json.dumps(results, indent=2) + "\n").encode())
+    text = f"# {table.title}: ours (the paper's)\n\n{as_markdown(table, results)}\n{table.remark}\n"
+    write(args.out / "table.md", text.encode())
+    pictures.save_faces(
+        args.out / "figure.png",
+        test.images[:PICTURED],
+        {"truth": test.labels[:PICTURED], **columns},
+        gate,
+        label_set=test.label_set,
+    )
+    print(text)
+    print(f"results in {args.out}")
+
+
+if __name__ == "__main__":
+    sys.exit(commands.exit_code(main))

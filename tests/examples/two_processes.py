@@ -1,0 +1,35 @@
+"""Trains a few steps in each process that torchrun starts, and writes each one's weights."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "face_parsing"))
+
+import torch
+import train
+from datasets import open_dataset
+from processes import Processes
+from settings import Settings
+
+
+def main(out, batch_size):
+    torch.set_num_threads(1)
+    device = torch.device("cpu")
+    processes = Processes()
+    faces = open_dataset("synthetic", None, "train", limit=10, progress=False)
+    settings = Settings(model="rnn-g", epochs=2, batch_size=int(batch_size), background=5, clip=1.0)
+    state = train.new_state(
+        settings, classes=faces.label_set.names, side=128, faces=10, world=processes.world
+    )
+    processes.start(device)
+    nothing = faces._replace(images=faces.images[:0], labels=faces.labels[:0])
+    options = {"device": device, "processes": processes, "save": lambda state, *, best: None}
+    train.train(state, faces, nothing, **options)
+    processes.stop()
+    torch.save(
+        {"model": state["model"], "history": state["history"], "step": state["step"]},
+        Path(out) / f"{processes.world}-{processes.rank}.pt",
+    )
+
+
+main(*sys.argv[1:])
