@@ -1,6 +1,6 @@
 """The data sets by name; each split becomes a ``Faces`` tuple of tensors."""
 
-from . import helen, lfw_pl, load, synthetic
+from . import celebamask_hq, celebamask_mini, helen, lapa, lfw_pl, load, multi_face, synthetic
 from .cache import default_folder
 from .faces import SIDE, DataError, Faces
 from .labels import COARSE, FINE, LABEL_SETS, LabelSet
@@ -10,7 +10,7 @@ __all__ += ["SPLITS", "default_folder", "open_dataset"]
 
 SPLITS = ("train", "validation", "test")
 DRAWN = {"synthetic": synthetic}
-ON_DISK = (lfw_pl, helen)
+ON_DISK = (lfw_pl, helen, celebamask_hq, celebamask_mini, lapa, multi_face)
 # Each module has SIDE, and COUNTS by split (None where nothing is published).
 DATASETS = DRAWN | {module.NAME: module for module in ON_DISK}
 
