@@ -154,8 +154,8 @@ def test_lfw_pl_reads_real_photographs(tmp_path):
 
 
 def test_open_dataset_names_what_it_knows(tree):
-    with pytest.raises(ValueError, match=r"data set must be one of .*lfw-pl.*, got 'helen'"):
-        open_dataset("helen", tree, "train")
+    with pytest.raises(ValueError, match=r"data set must be one of .*lfw-pl.*, got 'nowhere'"):
+        open_dataset("nowhere", tree, "train")
     with pytest.raises(ValueError, match="split must be one of"):
         open_dataset("lfw-pl", tree, "dev")
     with pytest.raises(ValueError, match="label set must be one of"):

@@ -1,33 +1,53 @@
-"""The data sets by name; each loader returns a ``Faces`` tuple of tensors in memory."""
+"""The data sets by name; each split becomes a ``Faces`` tuple of tensors."""
 
-from . import lfw_pl, synthetic
+from . import celebamask_hq, celebamask_mini, helen, lapa, lfw_pl, load, multi_face, synthetic
+from .cache import default_folder
 from .faces import SIDE, DataError, Faces
 from .labels import COARSE, FINE, LABEL_SETS, LabelSet
 
 __all__ = ["COARSE", "DATASETS", "FINE", "LABEL_SETS", "SIDE", "DataError", "Faces", "LabelSet"]
-__all__ += ["SPLITS", "open_dataset"]
+__all__ += ["SPLITS", "default_folder", "open_dataset"]
 
 SPLITS = ("train", "validation", "test")
-DATASETS = {"synthetic": synthetic.load, "lfw-pl": lfw_pl.load}
+DRAWN = {"synthetic": synthetic}
+ON_DISK = (lfw_pl, helen, celebamask_hq, celebamask_mini, lapa, multi_face)
+# Each module has SIDE, and COUNTS by split (None where nothing is published).
+DATASETS = DRAWN | {module.NAME: module for module in ON_DISK}
 
 
-def open_dataset(name, root, split, *, limit=None, labels="coarse", skip_bad=False, progress=True):
-    """Load one split of a data set into memory.
+def open_dataset(
+    name,
+    root,
+    split,
+    *,
+    limit=None,
+    labels="coarse",
+    skip_bad=False,
+    progress=True,
+    cache=None,
+    workers=None,
+):
+    """One split of a data set.
 
     Args:
         name: a key of ``DATASETS``.
-        root: the folder that holds the data set; not used by ``"synthetic"``.
+        root: the folder that holds the data set; not used by those that are drawn.
         split: ``"train"``, ``"validation"`` or ``"test"``.
         limit: take the first ``limit`` faces of the split only.
         labels: ``"coarse"`` (background, skin, hair) or ``"fine"`` (eleven classes).
         skip_bad: leave out files that cannot be used, and list them in ``Faces.skipped``.
         progress: show a progress bar on a terminal.
+        cache: a folder for decoded faces, such as ``default_folder()``: they are written there
+            once, and mapped into memory from then on. None decodes into memory. Not used by
+            those that are drawn.
+        workers: decoding threads; None for as many as there are processors.
 
     Returns:
         Faces.
 
     Raises:
-        DataError: a folder or file is missing or damaged (one line, naming it).
+        DataError: a folder or file is missing or damaged (one line, naming it), or the cache
+            would lie in the data set's own folder.
         ValueError: unknown name, split or label set.
     """
     for what, value, known in (
@@ -37,6 +57,7 @@ def open_dataset(name, root, split, *, limit=None, labels="coarse", skip_bad=Fal
     ):
         if value not in known:
             raise ValueError(f"{what} must be one of {', '.join(known)}, got {value!r}")
-    return DATASETS[name](
-        root, split, limit=limit, labels=labels, skip_bad=skip_bad, progress=progress
-    )
+    options = dict(limit=limit, labels=labels, skip_bad=skip_bad, progress=progress)
+    if name in DRAWN:
+        return DRAWN[name].load(root, split, **options)
+    return load.load(DATASETS[name], root, split, **options, cache=cache, workers=workers)

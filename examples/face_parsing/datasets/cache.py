@@ -1,0 +1,227 @@
+"""The cache of decoded faces: one .npy of records, mapped into memory, and a .json beside it.
+
+The .json is written last, so that its presence means a complete .npy. The file's name holds a
+fingerprint of all that the content depends on; a file is never changed, only replaced.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import time
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from .faces import DataError
+from .files import note
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: leftovers are told by their age alone
+    fcntl = None
+
+FORMAT = 1
+FRESH = 60  # seconds for which an unlocked temporary is left alone: it may be about to be locked
+OLD = 2 * 24 * 3600  # seconds after which one is removed where files cannot be locked
+CHUNK = 1 << 24
+
+
+class Key(NamedTuple):
+    """What a cache file is for. Another file of the same key is a stale one."""
+
+    dataset: str
+    split: str
+    labels: str
+    side: int
+    limit: int | None
+    root: str
+
+    def stem(self):
+        count = "all" if self.limit is None else self.limit
+        return f"{self.dataset}-{self.split}-{self.labels}-{self.side}-{count}"
+
+
+def default_folder():
+    """$GATEDRNN_CACHE, else gatedrnn in $XDG_CACHE_HOME, else in ~/.cache."""
+    if os.environ.get("GATEDRNN_CACHE"):
+        return Path(os.environ["GATEDRNN_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gatedrnn"
+
+
+def checked_folder(folder, root):
+    """The cache's folder as a Path.
+
+    Raises:
+        DataError: it lies at or below the data set's root, which is not ours to write to.
+    """
+    folder = Path(folder)
+    place, root = folder.expanduser().resolve(), Path(root).resolve()
+    if place == root or root in place.parents:
+        raise DataError(f"the cache folder {folder} lies in the data set's own folder {root}")
+    return place
+
+
+def record_type(side):
+    """The type of one face in the file."""
+    return np.dtype(
+        [("image", "u1", (3, side, side)), ("label", "u1", (side, side)), ("points", "<f4", (5, 2))]
+    )
+
+
+def fingerprint(root, records, rule):
+    """A digest of the format, the cutting rule and every source file's name, size and time."""
+    digest = hashlib.sha256(repr((FORMAT, rule)).encode())
+    prefix = len(str(root)) + 1  # Path.relative_to is slow for some hundred thousand files
+    for record in records:
+        for path in record.files():
+            path = str(path)
+            try:
+                status = os.stat(path)
+                facts = (status.st_size, status.st_mtime_ns)
+            except OSError:
+                facts = None
+            digest.update(repr((path[prefix:], facts)).encode())
+    return digest.hexdigest()[:20]
+
+
+def open_or_fill(folder, key, root, records, rule, rows, decoder, *, skip_bad):
+    """The faces of a cache file, which is written first where there is none.
+
+    Args:
+        folder: from :func:`checked_folder`.
+        rows: called without arguments; yields the faces as ``load.Decoder.rows`` does.
+        decoder: ``load.Decoder``, for what it skipped.
+
+    Returns:
+        A structured array (N,) of ``record_type``, mapped copy-on-write, and the skipped lines;
+        None and () where the cache cannot be written, with a note on the error stream.
+    """
+    mark = fingerprint(root, records, rule)
+    path = folder / f"{key.stem()}-{mark}.npy"
+    found = _open(path, key.side)
+    # Without skip_bad, decoding again ends at the bad file, with its error.
+    if found is not None and (skip_bad or not found[1]):
+        return found
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder)
+        with _temporary(folder, path.stem) as file:
+            kept = _write(file, rows(), len(records), key.side)
+            skipped = list(decoder.skipped)
+            if decoder.trouble or fingerprint(root, records, rule) != mark:
+                note(f"{key.root} changed or failed while it was read; it is not cached")
+                return None, ()
+            facts = {"count": kept, "crc32": _crc32(file.name), "skipped": skipped}
+            facts |= {"size": os.path.getsize(file.name), "key": key._asdict()}
+            # On disk before the .json that vouches for it.
+            os.fsync(file.fileno())
+            os.replace(file.name, path)
+        with _temporary(folder, path.stem) as file:
+            file.write(json.dumps(facts, indent=1).encode())
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(file.name, path.with_suffix(".json"))
+    except OSError as error:
+        note(f"cannot write the cache in {folder} ({error.strerror or error}); decoding to memory")
+        return None, ()
+    _remove_stale(folder, key, path)
+    found = _open(path, key.side)
+    if found is None:
+        note(f"the cache in {folder} does not keep what is written; decoding to memory")
+    return found or (None, ())
+
+
+def _open(path, side):
+    """The faces and skipped lines of a cache file, or None where there is none that is whole."""
+    try:
+        facts = json.loads(path.with_suffix(".json").read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        facts = None
+    try:
+        whole = os.path.getsize(path) == facts["size"] and _crc32(path) == facts["crc32"]
+        array = np.load(path, mmap_mode="c") if whole else None
+        if array is not None and array.dtype == record_type(side):
+            return array[: facts["count"]], tuple(facts["skipped"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    note(f"the cache file {path} is damaged; it is made anew")
+    return None
+
+
+def _write(file, rows, count, side):
+    """Write the good rows; returns their number. The rest of ``count`` rows are zeros.
+
+    Plain writes: on a full disk these fail, where a mapped file would end the process.
+    """
+    row_type = record_type(side)
+    header = {"descr": np.lib.format.dtype_to_descr(row_type), "fortran_order": False}
+    np.lib.format.write_array_header_1_0(file, header | {"shape": (count,)})
+    start, kept = file.tell(), 0
+    for row in rows:
+        if row is not None:
+            for value, kind in zip(row, ("u1", "u1", "<f4"), strict=True):
+                file.write(np.ascontiguousarray(value, kind).data)
+            kept += 1
+    file.flush()
+    file.truncate(start + count * row_type.itemsize)
+    return kept
+
+
+def _crc32(path):
+    value = 0
+    with open(path, "rb") as file:
+        while chunk := file.read(CHUNK):
+            value = zlib.crc32(chunk, value)
+    return value
+
+
+@contextlib.contextmanager
+def _temporary(folder, stem):
+    """A new file of this process alone, locked while it is open, and removed if it is still there.
+
+    The lock goes with the process, however that ends.
+    """
+    path = folder / f"{stem}.{secrets.token_hex(6)}.tmp"
+    try:
+        with open(path, "xb") as file:
+            if fcntl:
+                with contextlib.suppress(OSError):  # a file system without locks
+                    fcntl.flock(file, fcntl.LOCK_EX)
+            yield file
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder):
+    """Remove what killed writers left: temporaries that no process has locked, lone .npy files."""
+    for path in folder.glob("*.npy"):
+        with contextlib.suppress(OSError):
+            lone = not path.with_suffix(".json").exists()
+            if lone and time.time() - path.stat().st_mtime > FRESH:
+                path.unlink()
+    for path in folder.glob("*.tmp"):
+        with contextlib.suppress(OSError):
+            age = time.time() - path.stat().st_mtime
+            if fcntl and age > FRESH:
+                with open(path, "rb") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    path.unlink()
+            elif age > OLD:
+                path.unlink()
+
+
+def _remove_stale(folder, key, path):
+    """Remove the files of the same key that have another fingerprint."""
+    for other in folder.glob(f"{key.stem()}-*.json"):
+        if other.stem == path.stem:
+            continue
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            if json.loads(other.read_text())["key"] == key._asdict():
+                other.unlink()
+                other.with_suffix(".npy").unlink(missing_ok=True)
