@@ -1,15 +1,27 @@
 """The data sets by name; each split becomes a ``Faces`` tuple of tensors."""
 
-from . import celebamask_hq, celebamask_mini, helen, lapa, lfw_pl, load, multi_face, synthetic
+import torch
+
+from . import (
+    celebamask_hq,
+    celebamask_mini,
+    helen,
+    lapa,
+    lfw_pl,
+    load,
+    multi_face,
+    synthetic,
+    synthetic_multi,
+)
 from .cache import default_folder
 from .faces import SIDE, DataError, Faces
 from .labels import COARSE, FINE, LABEL_SETS, LabelSet
 
 __all__ = ["COARSE", "DATASETS", "FINE", "LABEL_SETS", "SIDE", "DataError", "Faces", "LabelSet"]
-__all__ += ["SPLITS", "default_folder", "open_dataset"]
+__all__ += ["SPLITS", "default_folder", "open_dataset", "open_mixed"]
 
 SPLITS = ("train", "validation", "test")
-DRAWN = {"synthetic": synthetic}
+DRAWN = {"synthetic": synthetic, "synthetic-multi": synthetic_multi}
 ON_DISK = (lfw_pl, helen, celebamask_hq, celebamask_mini, lapa, multi_face)
 # Each module has SIDE, and COUNTS by split (None where nothing is published).
 DATASETS = DRAWN | {module.NAME: module for module in ON_DISK}
@@ -61,3 +73,43 @@ def open_dataset(
     if name in DRAWN:
         return DRAWN[name].load(root, split, **options)
     return load.load(DATASETS[name], root, split, **options, cache=cache, workers=workers)
+
+
+def open_mixed(specs, split, **options):
+    """The same split of several data sets in one ``Faces``, in memory.
+
+    Args:
+        specs: (name, root) pairs.
+        split, options: as in :func:`open_dataset`; ``limit`` is for each set.
+
+    Returns:
+        Faces. Its points are None if no set has any; a face without points has NaN.
+
+    Raises:
+        DataError: as :func:`open_dataset`.
+        ValueError: no set, or sets whose faces differ in size.
+    """
+    specs = list(specs)
+    sides = {name: DATASETS[name].SIDE for name, _ in specs if name in DATASETS}
+    if not specs:
+        raise ValueError("no data set to mix")
+    if len(set(sides.values())) > 1:
+        sizes = ", ".join(f"{name} ({side} x {side})" for name, side in sides.items())
+        raise ValueError(f"sets of different sizes cannot be mixed: {sizes}")
+    parts = [open_dataset(name, root, split, **options) for name, root in specs]
+    points = None
+    if any(part.points is not None for part in parts):
+        missing = torch.full((1, 5, 2), torch.nan)
+        points = torch.cat(
+            [
+                missing.expand(len(part.images), -1, -1) if part.points is None else part.points
+                for part in parts
+            ]
+        )
+    return Faces(
+        images=torch.cat([part.images for part in parts]),
+        labels=torch.cat([part.labels for part in parts]),
+        label_set=parts[0].label_set,
+        points=points,
+        skipped=tuple(line for part in parts for line in part.skipped),
+    )

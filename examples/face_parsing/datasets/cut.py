@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from .labels import mapped
+
 RULE = 1  # raise it when the pixels that come out change: cached ones are then made anew
 MARGIN = 2  # side of the square about a face, in longer sides of its box
 
@@ -33,7 +35,7 @@ def face(labels, table, side):
     Raises:
         ValueError: there is no face label.
     """
-    on = (np.array(table.coarse) == 1)[labels]
+    on = mapped(labels, table.coarse) == 1
     rows, columns = np.flatnonzero(on.any(1)), np.flatnonzero(on.any(0))
     if not rows.size:
         raise ValueError("holds no face label")

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+import numpy as np
+
 
 class LabelSet(NamedTuple):
     """One set of classes; every tuple is indexed by the label."""
@@ -54,6 +56,14 @@ FINE = LabelSet(
     fine=(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10),
     mirror=(0, 1, 3, 2, 5, 4, 6, 7, 8, 9, 10),
 )
+
+
+def mapped(labels, table):
+    """Labels (H, W) uint8 through a table of new values, such as ``LabelSet.coarse``."""
+    # bytes.translate takes a quarter of the time of indexing.
+    new = labels.tobytes().translate(bytes(table) + bytes(256 - len(table)))
+    return np.frombuffer(new, np.uint8).reshape(labels.shape)
+
 
 # What a network learns.
 LABEL_SETS = {"coarse": COARSE, "fine": FINE}

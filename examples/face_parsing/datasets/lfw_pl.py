@@ -43,7 +43,8 @@ def read(record):
     """Labels (H, W) uint8 in TABLE, and no points."""
     (path,) = record.labels
     colours = files.read_pixels(NAME, path, record.origin, mode="RGB")
-    packed = (colours.astype(np.uint32) << np.array([16, 8, 0], np.uint32)).sum(-1)
+    red, green, blue = (colours[..., i].astype(np.uint32) for i in range(3))
+    packed = red << 16 | green << 8 | blue
     labels = np.full(packed.shape, 255, np.uint8)
     for label, (red, green, blue) in enumerate(TABLE.colours):
         labels[packed == (red << 16 | green << 8 | blue)] = label

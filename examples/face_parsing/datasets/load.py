@@ -13,7 +13,7 @@ from tqdm import tqdm
 from . import cache as caches
 from . import cut, files, points
 from .faces import DataError, Faces
-from .labels import LABEL_SETS
+from .labels import LABEL_SETS, mapped
 
 
 def load(
@@ -59,14 +59,14 @@ def load(
         return _faces(*arrays, decoder)
     key = caches.Key(source.NAME, split, labels, source.SIDE, limit, str(Path(root).resolve()))
     rule = repr((source.CUT, cut.RULE, source.TABLE, Image.__version__))
-    mapped, skipped = caches.open_or_fill(
+    stored, skipped = caches.open_or_fill(
         cache, key, Path(root), records, rule, rows, decoder, skip_bad=skip_bad
     )
-    if mapped is None:  # said by open_or_fill
+    if stored is None:  # said by open_or_fill
         decoder.skipped.clear()
         return _faces(*_in_memory(rows(), len(records), source.SIDE), decoder)
     decoder.skipped[:] = skipped
-    return _faces(mapped["image"], mapped["label"], np.array(mapped["points"]), decoder)
+    return _faces(stored["image"], stored["label"], np.array(stored["points"]), decoder)
 
 
 def _in_memory(rows, count, side):
@@ -101,7 +101,7 @@ class Decoder:
 
     def __init__(self, source, labels, skip_bad):
         self.source, self.labels, self.skip_bad = source, labels, skip_bad
-        self.table = np.array(getattr(source.TABLE, labels), np.uint8)
+        self.table = getattr(source.TABLE, labels)
         self.skipped = []
         self.trouble = False  # a file could not be read for a reason that may pass
 
@@ -150,7 +150,7 @@ class Decoder:
             labels, key_points = source.read(record)
             source.sizes_fit(name, record, image.size, labels.shape[::-1])
             if key_points is None and source.TABLE.fine is not None:
-                key_points = points.from_labels(np.array(source.TABLE.fine, np.uint8)[labels])
+                key_points = points.from_labels(mapped(labels, source.TABLE.fine))
             try:
                 place = cut.PLACES[source.CUT](labels, source.TABLE, source.SIDE)
             except ValueError as error:
@@ -164,6 +164,6 @@ class Decoder:
             key_points = np.full((5, 2), np.nan, np.float32)
         return (
             pixels.transpose(2, 0, 1),
-            self.table[labels],
+            mapped(labels, self.table),
             ((key_points - place[:2]) * place.scale).astype(np.float32),
         )

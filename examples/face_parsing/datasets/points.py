@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from .labels import FINE, POINTS
+from .labels import FINE, POINTS, mapped
 
 PART = {name: FINE.names.index(name) for name in FINE.names}
 LIPS = ("upper lip", "inner mouth", "lower lip")
 TIP_SHARE = 0.4  # the tip is the middle of this lowest part of the nose
-NEEDED = np.isin(np.arange(256), [PART[n] for n in ("left eye", "right eye", "nose", *LIPS)])
+NEEDED = [name in ("left eye", "right eye", "nose", *LIPS) for name in FINE.names]
 
 
 def from_labels(labels):
@@ -23,7 +23,7 @@ def from_labels(labels):
         (5, 2) float32: x, y in the order of ``labels.POINTS``, as in ``Faces.points``; NaN where
         the part is absent.
     """
-    places = np.flatnonzero(NEEDED[labels])
+    places = np.flatnonzero(mapped(labels, NEEDED).view(bool))
     kinds = labels.ravel()[places]
     rows, columns = np.divmod(places, labels.shape[1])
     pixels = np.stack([columns, rows], 1) + 0.5

@@ -1,0 +1,97 @@
+"""Look at a data set before training on it: python examples/face_parsing/datasets inspect."""
+
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a folder: its siblings are what the modules here import
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import checkpoint
+import evaluate
+
+from datasets import DATASETS, LABEL_SETS, SPLITS, DataError, default_folder, open_dataset, report
+
+
+def inspect(args):
+    """Print what is in a data set, write contact sheets, and end with an error on any problem."""
+    source = DATASETS[args.dataset]
+    splits = [args.split] if args.split else SPLITS
+    labels = args.labels or ("coarse" if source_is_coarse(source) else "fine")
+    sheets = {split: sheet_path(args, split, several=len(splits) > 1) for split in splits}
+    found, problems = {}, []
+    for split in splits:
+        if hasattr(source, "find"):
+            found[split] = source.find(args.root, split)
+        faces = open_dataset(
+            args.dataset,
+            args.root,
+            split,
+            limit=args.limit,
+            labels=labels,
+            skip_bad=True,
+            cache=None if args.no_cache else default_folder(),
+        )
+        lines, wrong = report.describe(source, split, faces, found.get(split))
+        if len(faces.images):
+            checkpoint.write_atomically(sheets[split], report.contact_sheet(faces))
+            lines.append(f"contact sheet: {sheets[split]}")
+        else:
+            wrong.append(f"{args.dataset}: no usable face in the {split} split")
+        print(f"{args.dataset}, {split}")
+        for line in lines:
+            print(f"  {line}")
+        for line in wrong:
+            print(f"  problem: {line}")
+        problems += wrong
+    shared = report.overlap(args.dataset, found)
+    for line in shared:
+        print(f"problem: {line}")
+    problems += shared
+    if problems and not args.skip_bad:
+        raise DataError(f"{args.dataset}: {len(problems)} problems, listed above")
+
+
+def source_is_coarse(source):
+    """Whether a set has labels for skin, hair and background alone."""
+    return hasattr(source, "TABLE") and source.TABLE.fine is None
+
+
+def sheet_path(args, split, *, several):
+    """Where the contact sheet of a split goes.
+
+    Raises:
+        DataError: that is in the data set's own folder.
+    """
+    path = args.out or Path(f"{args.dataset}-{split}.png")
+    if args.out and several:
+        path = path.with_name(f"{path.stem}-{split}{path.suffix}")
+    if args.root is not None:
+        root = Path(args.root).resolve()
+        if root in path.resolve().parents:
+            raise DataError(f"will not write {path} into the data set's own folder: give --out")
+    if not path.parent.is_dir():
+        raise DataError(f"no folder {path.parent} to write {path.name} in")
+    return path
+
+
+def main():
+    parser = evaluate.Parser(prog="datasets", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="inspect")
+    command = commands.add_parser("inspect", help="counts, sizes, problems and pictures of a set")
+    command.add_argument("--dataset", choices=DATASETS, required=True)
+    command.add_argument("--root", metavar="DIR", help="the folder that holds the data set")
+    command.add_argument("--split", choices=SPLITS, help="default: all three")
+    command.add_argument(
+        "--limit", type=evaluate.number(int, 1), help="open N faces of each split at most"
+    )
+    command.add_argument("--labels", choices=LABEL_SETS, help="default: fine where there are any")
+    command.add_argument(
+        "--out", type=Path, metavar="FILE.png", help="default: DATASET-SPLIT.png in this folder"
+    )
+    command.add_argument("--no-cache", action="store_true", help="decode anew, write no cache")
+    command.add_argument("--skip-bad", action="store_true", help="problems are no failure")
+    inspect(parser.parse_args())
+
+
+if __name__ == "__main__":
+    sys.exit(evaluate.exit_code(main))
