@@ -57,17 +57,24 @@ def add_data_arguments(parser):
     parser.add_argument("--device", type=device, default="cpu")
 
 
-def open_faces(args, dataset, split, *, labels="coarse", limit=None):
-    """A split of the data set, opened as the options of :func:`add_data_arguments` say."""
-    return open_dataset(
-        dataset,
-        args.root,
-        split,
+def open_faces(args, dataset, split, *, labels="coarse", limit=None, mix=()):
+    """A split of the data set, opened as the options of :func:`add_data_arguments` say.
+
+    Args:
+        mix: (name, root) of further sets that join it.
+    """
+    options = dict(
         limit=limit,
         labels=labels,
         skip_bad=args.skip_bad,
         cache=None if args.no_cache else args.cache,
     )
+    if not mix:
+        return open_dataset(dataset, args.root, split, **options)
+    try:
+        return open_mixed([(dataset, args.root), *mix], split, **options)
+    except ValueError as error:  # sizes that differ
+        raise DataError(str(error)) from None
 
 
 def add_dataset_argument(parser, **options):

@@ -53,7 +53,7 @@ def confusion(model, faces):
 
 
 def compare(predicted, faces):
-    """The confusion matrix of labels (N, h, w) against those of ``faces``, brought to their size."""
+    """The confusion matrix of labels (N, h, w) against those of ``faces``, at the former's size."""
     truth = resize_labels(faces.labels, predicted.shape[1:])
     return confusion_matrix(predicted, truth, len(faces.label_set.names))
 
@@ -86,9 +86,7 @@ def summary(model, faces, state, dataset):
 def load_model(state, device, *, path):
     """The network that a checkpoint describes, with its averaged weights, ready to evaluate."""
     try:
-        model = build_model(
-            state["settings"]["model"], len(state["classes"]), side=state["side"]
-        )
+        model = build_model(state["settings"]["model"], len(state["classes"]), side=state["side"])
         model.load_state_dict(state["average"])
     except (KeyError, TypeError, ValueError, RuntimeError):
         raise CheckpointError(f"{path} holds no network that this program knows") from None

@@ -1,8 +1,8 @@
 """The three losses of the first stage: labels from X, boundary from G, labels from the output.
 
-Each is a sum over pixels and their count, not a mean: both add up over the parts of a batch, so that
-processes that share a batch can divide by the count of all of it. What is drawn at random is drawn
-for each image from its own seed, for the same reason.
+Each is a sum over pixels and their count, not a mean: both add up over the parts of a batch, so
+that processes that share a batch can divide by the count of all of it. For the same reason, what is
+drawn at random is drawn for each image from its own seed.
 """
 
 from typing import NamedTuple

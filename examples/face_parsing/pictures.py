@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 
 def save_faces(path, images, labels, gate, *, label_set):
-    """One row a face: photo, its labels by one or more columns, and where there is one the gate map.
+    """One row a face: photo, its labels in one or more columns and, where there is one, the gate.
 
     Args:
         path: the PNG to write.

@@ -1,4 +1,4 @@
-"""Several processes that train one model: what torchrun sets up, and one process as the usual case."""
+"""Several processes that train one model, as torchrun starts them; one alone is the usual case."""
 
 import os
 import signal

@@ -19,7 +19,6 @@ import commands
 import evaluate
 import parsers
 import pictures
-import settings as settings_module
 import torch
 from checkpoint import CheckpointError
 from datasets import DataError
@@ -144,8 +143,11 @@ class Trainer:
         for name in ("epochs", "limit"):
             if getattr(self.args, name) is not None:
                 command += [f"--{name}", str(getattr(self.args, name))]
-        command += [f"--{flag}" for flag in ("skip-bad", "no-cache")
-                    if getattr(self.args, flag.replace("-", "_"))]
+        command += [
+            f"--{flag}"
+            for flag in ("skip-bad", "no-cache")
+            if getattr(self.args, flag.replace("-", "_"))
+        ]
         if (out / "last.pt").exists():
             command.append("--resume")
         threads = max(1, (os.cpu_count() or 1) // self.args.jobs)
@@ -206,9 +208,7 @@ def measure(args, number, needed):
         path = args.out / training.name / "best.pt"
         state = checkpoint.load(path)
         model = evaluate.load_model(state, args.device, path=path)
-        result = evaluate.summary_of(
-            row, model, test, state, table.dataset, faces_of, path
-        )
+        result = evaluate.summary_of(row, model, test, state, table.dataset, faces_of, path)
         parse = parse_function(row, model, path, state, faces_of)
         result["frames_per_second"] = round(frames_per_second(parse, test.images), 1)
         results[row] = result
@@ -275,8 +275,12 @@ def main():
     commands.add_data_arguments(parser)
     parser.add_argument("--epochs", type=commands.number(int, 1), help="default: the configs'")
     parser.add_argument("--limit", type=commands.number(int, 1), help="use N images of each split")
-    parser.add_argument("--jobs", type=commands.number(int, 1, 64), default=1,
-                        help="trainings at a time; default: 1")
+    parser.add_argument(
+        "--jobs",
+        type=commands.number(int, 1, 64),
+        default=1,
+        help="trainings at a time; default: 1",
+    )
     parser.add_argument("--rows", nargs="+", help="some rows only")
     parser.add_argument("--out", type=Path, help="default: runs/table-N")
     args = parser.parse_args()

@@ -198,9 +198,7 @@ def train_step(training, state, batch, batches, stop_requested):
     types = {"bfloat16": torch.bfloat16, "float16": torch.float16}
     with torch.autocast(device.type, types.get(settings.amp), enabled=settings.amp != "off"):
         output = training.parallel(batch.images.to(device, non_blocking=True))
-    output = output._replace(
-        **{k: v.float() for k, v in output._asdict().items() if v is not None}
-    )
+    output = output._replace(**{k: v.float() for k, v in output._asdict().items() if v is not None})
     losses = parser_losses(
         output,
         batch.labels.to(device, non_blocking=True),

@@ -170,7 +170,9 @@ def test_settings_come_from_the_file_and_options_win(tmp_path, monkeypatch, one_
     assert settings == vars(Settings()) | expected
 
 
-@pytest.mark.parametrize("path", sorted((EXAMPLE / "configs").glob("*/*.toml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", sorted((EXAMPLE / "configs").glob("*/*.toml")), ids=lambda p: p.stem
+)
 def test_every_config_file_is_one_of_settings(path):
     values = read_file(path)
     assert values["model"] == path.stem

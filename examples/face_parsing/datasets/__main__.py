@@ -7,7 +7,7 @@ if not __package__:  # run as a folder: its siblings are what the modules here i
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import checkpoint
-import evaluate
+import commands
 
 from datasets import DATASETS, LABEL_SETS, SPLITS, DataError, default_folder, open_dataset, report
 
@@ -75,14 +75,14 @@ def sheet_path(args, split, *, several):
 
 
 def main():
-    parser = evaluate.Parser(prog="datasets", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="inspect")
-    command = commands.add_parser("inspect", help="counts, sizes, problems and pictures of a set")
+    parser = commands.Parser(prog="datasets", description=__doc__)
+    actions = parser.add_subparsers(required=True, metavar="inspect")
+    command = actions.add_parser("inspect", help="counts, sizes, problems and pictures of a set")
     command.add_argument("--dataset", choices=DATASETS, required=True)
     command.add_argument("--root", metavar="DIR", help="the folder that holds the data set")
     command.add_argument("--split", choices=SPLITS, help="default: all three")
     command.add_argument(
-        "--limit", type=evaluate.number(int, 1), help="open N faces of each split at most"
+        "--limit", type=commands.number(int, 1), help="open N faces of each split at most"
     )
     command.add_argument("--labels", choices=LABEL_SETS, help="default: fine where there are any")
     command.add_argument(
@@ -94,4 +94,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(evaluate.exit_code(main))
+    sys.exit(commands.exit_code(main))

@@ -6,7 +6,7 @@ import torch
 
 
 class Parse(NamedTuple):
-    """The maps of a batch; h x w is the size at which the network propagates. None: no such part."""
+    """The maps of a batch; h x w is where the network propagates. None: there is no such part."""
 
     logits: torch.Tensor  # (N, classes, H, W), or half that size for 512 x 512 scenes
     x_logits: torch.Tensor | None = None  # (N, classes, h, w), read off X

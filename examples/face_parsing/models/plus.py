@@ -23,6 +23,7 @@ class PlusParser(nn.Module):
 
     Args:
         classes: number of labels.
+        scene: for 512 x 512 pixels and many faces; the logits are half that size.
         first: channels at full size.
         widths: channels at 1/2, 1/4, ... of the input's size.
         convolutions: of each of these stages.
@@ -51,7 +52,8 @@ class PlusParser(nn.Module):
         norm=True,
     ):
         super().__init__()
-        self.first = convolution(3, first, 5)
+        # A scene is halved here, so that the labels spread at a quarter of its size.
+        self.first = convolution(3, first, 5, stride=2 if scene else 1)
         self.stages, self.laterals = nn.ModuleList(), nn.ModuleList()
         before = first
         for width in widths:

@@ -22,8 +22,8 @@ def double_convolution(inputs, outputs):
 class UNet(nn.Module):
     """Ronneberger et al. 2015 with padding and batch normalisation.
 
-    Takes (N, 3, H, W) float32 images in -0.5 .. 0.5, H and W divisible by 16. With ``scene=True`` the
-    last decoder stage is left out and the logits are (N, classes, H/2, W/2), the size at which
+    Takes (N, 3, H, W) float32 images in -0.5 .. 0.5, H and W divisible by 16. With ``scene=True``
+    the last decoder stage is left out and the logits are (N, classes, H/2, W/2), the size at which
     scenes of many faces are compared.
     """
 

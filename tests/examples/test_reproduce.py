@@ -1,0 +1,126 @@
+"""A table from end to end on tiny trees: trained, stopped, gone on with, written."""
+
+import json
+import signal
+
+import lfw_tree
+import pytest
+import reproduce
+import torch
+from example_scripts import EXAMPLE, call, refused
+from metrics import f_measures
+from settings import read_file
+
+
+@pytest.fixture
+def root(tmp_path):
+    lfw_tree.write_tree(tmp_path / "data" / "lfw-pl")
+    return tmp_path / "data"
+
+
+def arguments(root, out, *rows):
+    return [
+        "--table",
+        1,
+        "--root",
+        root,
+        "--epochs",
+        1,
+        "--no-cache",
+        "--out",
+        out,
+        "--rows",
+        *rows,
+    ]
+
+
+def test_table_is_trained_written_and_not_trained_again(root, tmp_path, monkeypatch, one_thread):
+    out = tmp_path / "out"
+    rows = ("cnn-s", "cnn-crf", "mo", "rnn-g")
+    assert call(monkeypatch, reproduce, *arguments(root, out, *rows), "--jobs", 2) == 0
+    results = json.loads((out / "table.json").read_text())
+    assert list(results) == list(rows)
+    for result in results.values():
+        assert 0 <= result["accuracy"] <= 1
+        assert result["frames_per_second"] > 0
+        assert list(result["f"]) == ["background", "skin", "hair"]
+    # One network, with and without refinement; the three trainings share no folder.
+    assert results["cnn-crf"]["parameters"] == results["cnn-s"]["parameters"]
+    names = sorted(path.name for path in out.iterdir())
+    assert names == ["cnn-s", "figure.png", "mo", "rnn-g", "table.json", "table.md"]
+    text = (out / "table.md").read_text()
+    assert "| % | CNN-S | CNN-CRF | MO | RNN-G |" in text
+    assert "(97.55)" in text
+    accuracy = results["rnn-g"]["accuracy"]
+    assert f"| {100 * accuracy:.2f} (95.46) |" in text
+
+    before = (out / "cnn-s" / "last.pt").read_bytes(), (out / "cnn-s" / "cnn-crf.json").read_bytes()
+    assert call(monkeypatch, reproduce, *arguments(root, out, *rows)) == 0
+    after = (out / "cnn-s" / "last.pt").read_bytes(), (out / "cnn-s" / "cnn-crf.json").read_bytes()
+    assert after == before
+    again = json.loads((out / "table.json").read_text())
+    assert [r["f"] for r in again.values()] == [r["f"] for r in results.values()]
+
+
+def test_interrupted_table_stops_its_trainings_and_goes_on(root, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    waiting = reproduce.subprocess.Popen.wait
+    running = []
+
+    def interrupted(process, *args, **kwargs):
+        if not running:
+            running.append(process)
+            signal.raise_signal(signal.SIGINT)
+        return waiting(process, *args, **kwargs)
+
+    monkeypatch.setattr(reproduce.subprocess.Popen, "wait", interrupted)
+    given = arguments(root, out, "cnn-s")
+    assert call(monkeypatch, reproduce, *given) == 130
+    assert running[0].returncode is not None  # no process is left behind
+    assert "Traceback" not in capsys.readouterr().err
+    assert not (out / "table.json").exists()
+    monkeypatch.undo()
+    assert call(monkeypatch, reproduce, *given) == 0
+    assert (out / "table.json").exists()
+
+
+def test_failed_training_is_one_line_with_its_log(root, tmp_path, monkeypatch, capsys):
+    lfw_tree.image_path(root / "lfw-pl", "Ann_Lee", 2).write_bytes(b"damaged")
+    error = refused(monkeypatch, capsys, reproduce, *arguments(root, tmp_path / "out", "cnn-s"))
+    assert "training cnn-s failed" in error
+    assert "Ann_Lee_0002.jpg" in error
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--table", 3, "--root", "."], "--table"),
+        (["--table", 1], "--root DIR is needed"),
+        (["--table", 1, "--root", ".", "--rows", "gloc"], "table 1 has mo, cnn-s"),
+        (["--table", 1, "--root", "/nonexistent"], "/nonexistent"),
+        (["--table", 1, "--root", ".", "--jobs", 0], "--jobs"),
+    ],
+)
+def test_bad_arguments_are_one_line(given, words, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    assert words in refused(monkeypatch, capsys, reproduce, *given, "--out", out)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("number", reproduce.TABLES)
+def test_every_row_has_a_network_a_config_and_the_papers_figures_are_its_rows(number, tmp_path):
+    table = reproduce.TABLES[number]
+    assert set(table.printed) <= set(table.rows)
+    needed = reproduce.trainings(number, tmp_path, table.rows)
+    for row, training in needed.items():
+        network = reproduce.parsers.PARSERS[row][0]
+        assert read_file(training.config)["model"] == network
+        assert EXAMPLE in training.config.parents
+    assert len({t.name for t in needed.values()}) == len({t.config for t in needed.values()})
+
+
+def test_f_of_the_table_is_that_of_the_confusion_matrix():
+    matrix = torch.tensor([[8, 1, 1], [0, 5, 0], [2, 0, 3]])
+    result = reproduce.evaluate.scores(matrix, ("background", "skin", "hair"))
+    assert list(result["f"].values()) == f_measures(matrix)
+    assert result["accuracy"] == pytest.approx(16 / 20)
