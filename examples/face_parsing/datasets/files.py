@@ -28,7 +28,7 @@ class Record(NamedTuple):
     """Where one face lies on disk."""
 
     image: Path
-    labels: tuple[Path | str, ...]  # label files, of any number
+    labels: tuple[Path | str, ...]  # all label files that the face has
     origin: str  # what says that these files exist: the name of a list or a folder
     landmarks: Path | None = None
 
