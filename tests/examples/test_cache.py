@@ -11,6 +11,7 @@ import torch
 import trees
 from datasets import DataError, cache, default_folder, helen, load, open_dataset
 from example_scripts import EXAMPLE
+from PIL import Image
 
 # Reads a HELEN tree through a cache; prints the sum of all pixels.
 READER = """
@@ -80,9 +81,11 @@ def test_a_set_without_points_has_none_from_the_cache(tmp_path, folder):
 
 def test_writing_to_cached_tensors_leaves_the_file_alone(tree, folder):
     faces = read(tree, folder)
-    before = faces.images.clone()
+    (npy,) = files(folder, "*.npy")
+    before, images = npy.read_bytes(), faces.images.clone()
     faces.images.zero_()
-    assert torch.equal(read(tree, folder).images, before)
+    assert npy.read_bytes() == before
+    assert torch.equal(read(tree, folder).images, images)
 
 
 def test_split_limit_and_labels_have_files_of_their_own(tree, folder):
@@ -300,6 +303,23 @@ def test_a_file_that_changes_while_it_is_read_is_not_cached(tree, folder, monkey
     assert_same(faces, read(tree, None))
     assert files(folder) == []
     assert "changed or failed while it was read" in capsys.readouterr().err
+
+
+def test_trouble_that_may_pass_is_not_cached(tree, folder, monkeypatch, capsys):
+    """A share that is gone for a moment must not leave faces out for good."""
+    whole = Image.open
+
+    def fail(path):
+        if path == trees.image("helen", tree, 1):
+            raise OSError(5, "Input/output error")
+        return whole(path)
+
+    monkeypatch.setattr(Image, "open", fail)
+    faces = read(tree, folder, skip_bad=True)
+    assert len(faces.images) == 2
+    assert len(faces.skipped) == 1
+    assert files(folder) == []
+    assert "it is not cached" in capsys.readouterr().err
 
 
 def test_a_folder_that_cannot_be_written_is_a_note(tree, tmp_path, capsys):

@@ -208,12 +208,22 @@ def remove_leftovers(folder):
     for path in folder.glob("*.tmp"):
         with contextlib.suppress(OSError):
             age = time.time() - path.stat().st_mtime
-            if fcntl and age > FRESH:
-                with open(path, "rb") as file:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    path.unlink()
-            elif age > OLD:
+            if age > FRESH and _abandoned(path, age):
                 path.unlink()
+
+
+def _abandoned(path, age):
+    """Whether the writer of a temporary is gone."""
+    if fcntl:
+        with open(path, "rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except BlockingIOError:
+                return False
+            except OSError:
+                pass
+    return age > OLD
 
 
 def _remove_stale(folder, key, path):

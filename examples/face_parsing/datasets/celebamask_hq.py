@@ -7,6 +7,8 @@ There are no lists: of the images by number, the last tenth is the test split an
 it the validation split.
 """
 
+from pathlib import Path
+
 import numpy as np
 
 from . import files
@@ -49,7 +51,8 @@ def find(root, split):
             there = folder.is_dir()
             folders[folder] = set(files.entry_names(NAME, folder)) if there else set()
         wanted = [f"{k:05d}_{part}.png" for part in PARTS]
-        masks = [folder / name for name in wanted if name in folders[folder]]
+        # Strings: some hundred thousand Paths would take seconds to make.
+        masks = [f"{folder}/{name}" for name in wanted if name in folders[folder]]
         records.append(files.Record(root / IMAGES / f"{k}.jpg", tuple(masks), IMAGES))
     return records
 
@@ -82,5 +85,5 @@ def read(record):
                 f"{NAME}: {path} is {mask.shape[1]} x {mask.shape[0]}, "
                 f"{record.labels[0]} is {labels.shape[1]} x {labels.shape[0]}"
             )
-        labels[mask > 0] = 1 + PARTS.index(path.stem.partition("_")[2])
+        labels[mask > 0] = 1 + PARTS.index(Path(path).stem.partition("_")[2])
     return labels, None

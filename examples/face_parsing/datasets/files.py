@@ -10,15 +10,17 @@ from PIL import Image
 
 from .faces import DataError
 
-# What tells the sets apart: paths below the root, all of which a set has. Looked up in this order.
-LAYOUTS = {
-    "lfw-pl": ("lfw_funneled", "parts_lfw_funneled_gt_images"),
-    "celebamask-hq": ("CelebA-HQ-img", "CelebAMask-HQ-mask-anno"),
-    "helen": ("images", "labels", "exemplars.txt"),
-    "lapa": ("train/images", "train/labels"),
-    "celebamask-mini": ("images", "masks", "train.txt"),
-    "multi-face": ("images", "labels", "train.txt"),
-}
+# What tells the sets apart: paths below the root. A set that has all paths of a row is recognised;
+# the rows are tried in this order.
+LAYOUTS = (
+    ("lfw-pl", ("lfw_funneled", "parts_lfw_funneled_gt_images")),
+    ("celebamask-hq", ("CelebA-HQ-img", "CelebAMask-HQ-mask-anno")),
+    ("helen", ("images", "labels", "exemplars.txt")),
+    ("helen", ("images", "labels", "testing.txt")),
+    ("lapa", ("train/images", "train/labels")),
+    ("celebamask-mini", ("images", "masks", "train.txt")),
+    ("multi-face", ("images", "labels", "train.txt")),
+)
 NEIGHBOURS = 50  # folders in the root that are looked into for a set
 
 
@@ -26,7 +28,7 @@ class Record(NamedTuple):
     """Where one face lies on disk."""
 
     image: Path
-    labels: tuple[Path, ...]
+    labels: tuple[Path | str, ...]  # all label files that the face has
     origin: str  # what says that these files exist: the name of a list or a folder
     landmarks: Path | None = None
 
@@ -72,7 +74,7 @@ def found(folder):
 
 def looks_like(folder):
     """The data set that a folder holds, judged by its layout alone, or None."""
-    for name, marks in LAYOUTS.items():
+    for name, marks in LAYOUTS:
         if all((folder / mark).exists() for mark in marks):
             return name
     return None
