@@ -5,11 +5,9 @@ import contextlib
 import json
 import os
 import statistics
+import subprocess
 import sys
 from pathlib import Path
-
-# As train.py does; read by torch once.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import parser_contenders as contenders
 import timing
@@ -21,6 +19,8 @@ SECTIONS = ("frames", "layers", "training")
 BATCHES = {128: (1, 32), 512: (1, 4)}
 TRAINED = ("cnn-s", "rnn-g")  # the step of the second is compared with that of the first
 TRAINING_BATCHES = (10, 40)
+# train.py asks for huge pages, which torch reads once; a single frame is slower on them.
+HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 RESULTS = Path(__file__).resolve().parent / "results"
 # What is asked of RNN-G: frames a second, one at a time, with two threads; and its step to CNN-S's.
 FRAMES_TARGET = {128: 500, 512: 40}
@@ -230,10 +230,12 @@ def parse(argv):
     parser.add_argument("--budget", type=float, help="seconds for each contender")
     parser.add_argument("--quick", action="store_true", help="a trial run: uncompiled, one thread")
     parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
-    parser.add_argument("--out", type=Path, help=f"default: {RESULTS.name}/; with --quick: nothing")
+    parser.add_argument(
+        "--out", type=Path, help=f"default: {RESULTS.name}/; with --quick or --json: nothing"
+    )
     args = parser.parse_args(argv)
     quick = args.quick
-    args.out = args.out or (None if quick else RESULTS)
+    args.out = args.out or (None if quick or args.json else RESULTS)
     args.budget = args.budget or (0.02 if quick else 0.6)
     args.modes = args.modes or (("eager",) if quick else contenders.MODES)
     args.layouts = args.layouts or tuple(contenders.LAYOUTS)
@@ -252,9 +254,7 @@ def parse(argv):
 def run(args):
     """The report of all sections."""
     pace = {"budget_s": args.budget, "rounds": 3 if args.quick else 15}
-    training_batches = (2,) if args.quick else TRAINING_BATCHES
     report = {"machine": timing.facts(args.threads), "left_out": []}
-    report["machine"]["huge_pages"] = os.environ["THP_MEM_ALLOC_ENABLE"]
     for name, value in report["machine"].items():
         print(f"{name}: {value}")
     if (report["machine"]["load"] or 0) > 0.5:
@@ -274,11 +274,24 @@ def run(args):
                         for name in args.models
                         if name in MODELS
                     ]
-        if "training" in args.sections:
-            for batch in training_batches:
+        if tuple(args.sections) == ("training",) and HUGE_PAGES in os.environ:
+            for batch in (2,) if args.quick else TRAINING_BATCHES:
                 count = batch if args.quick else 4 * batch
                 report["training"] += bench_training(batch, threads, count, pace)
+        elif "training" in args.sections:
+            report["training"] += training_apart(args, threads)
     return report
+
+
+def training_apart(args, threads):
+    """The rows of the training section, measured in a process with train.py's environment."""
+    command = [sys.executable, __file__, "--sections", "training", "--json"]
+    command += ["--threads", str(threads), "--budget", str(args.budget)]
+    command += ["--quick"] if args.quick else []
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, HUGE_PAGES: "1"}
+    )
+    return json.loads(done.stdout)["training"]
 
 
 def main(argv=None):
@@ -288,7 +301,8 @@ def main(argv=None):
         with contextlib.redirect_stdout(sys.stderr if args.json else sys.stdout):
             report = run(args)
             text = markdown(report)
-            print("\n" + text)
+            if not args.json:
+                print("\n" + text)
     except contenders.WrongResult as error:
         print(f"bench_parser: nothing is timed while a result is wrong: {error}", file=sys.stderr)
         return 1
