@@ -1,0 +1,259 @@
+"""What bench_parser.py times: the parsers in every setting, their layers, and training steps."""
+
+import itertools
+import sys
+import time
+import types
+from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from gatedrnn import SpatialGatedRNN
+
+EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "face_parsing"
+sys.path.insert(0, str(EXAMPLE))
+
+import batches  # noqa: E402
+import datasets  # noqa: E402
+import losses  # noqa: E402
+import transforms  # noqa: E402
+from models import build_model  # noqa: E402
+
+CLASSES = 3
+MODES = ("eager", "compiled", "frozen")  # frozen: compiled with the weights as constants
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# The share of pixels that must get the label that the plain network gives them.
+AGREEMENT = {"float32": 0.999, "bfloat16": 0.9}
+# What makes labels of a network's maps, or of a scene; all have weights that nobody trained.
+REFINED = {
+    "cnn-crf": ("cnn-s", "crf"),
+    "mo-cut": ("mo", "graph_cut"),
+    "det+rnn-g": ("rnn-g", "detect"),
+}
+# As Kraehenbuehl and Koltun choose them; the time hardly depends on them, but for the steps.
+CRF = {
+    "smooth_weight": 3.0,
+    "smooth_sigma": 3.0,
+    "appearance_weight": 10.0,
+    "position_sigma": 80.0,
+    "colour_sigma": 13.0,
+    "steps": 5,
+}
+SMOOTHNESS = 1.0
+
+
+class WrongResult(Exception):
+    """A contender gives other labels than the plain network does."""
+
+
+class Setting(NamedTuple):
+    mode: str
+    layout: str
+    dtype: str
+
+
+PLAIN = Setting("eager", "channels_last", "float32")
+
+
+def photographs(side, batch):
+    """Drawn faces (batch, 3, side, side) uint8; several side by side where they are larger."""
+    per_row = side // datasets.SIDE
+    faces = datasets.open_dataset("synthetic", None, "test", limit=batch * per_row**2).images
+    rows = faces.unflatten(0, (batch, per_row, per_row)).permute(0, 3, 1, 4, 2, 5)
+    return rows.reshape(batch, 3, side, side)
+
+
+def network(name, side, images):
+    """A network ready to evaluate, all of whose classes occur in ``images`` (normalised)."""
+    torch.manual_seed(0)
+    model = build_model(name, CLASSES, side=side).eval().requires_grad_(False)
+    # Weights that nobody trained may give one class everywhere, which no error would change.
+    model.head.bias -= model(images).logits.mean((0, 2, 3))
+    return model
+
+
+def convert(model, dtype):
+    """A network whose convolutions, and the maps between layers, have ``dtype``.
+
+    Normalisations and the recurrent layer keep float32 parameters beside 16-bit maps: rounded
+    after the clamp, the norm of a weight could exceed one. Autocast computes the same, and casts
+    the weights of the convolutions again in every call.
+    """
+    model.to(dtype)
+    for module in model.modules():
+        if isinstance(module, (SpatialGatedRNN, nn.BatchNorm2d)):
+            module.float()
+    return model
+
+
+def networks(name, side, photos, *, modes, layouts, dtypes, threads):
+    """One network in each setting.
+
+    Args:
+        name: of the network.
+        side: that the network is for.
+        photos: (N, 3, side, side) uint8.
+        modes, layouts, dtypes: of MODES, LAYOUTS and DTYPES.
+        threads: for which to compile.
+
+    Returns:
+        (dict of Setting -> call that gives labels, dict of Setting -> share of labels that differ
+        from the plain network's, dict of Setting -> word why it does not run)
+
+    Raises:
+        WrongResult: one of them computes something else.
+    """
+    images = transforms.normalise(photos)
+    expected = labelling(network(name, side, images), images)()
+    calls, differs, missing = {}, {}, {}
+    for setting in map(Setting._make, itertools.product(modes, layouts, dtypes)):
+        layout, dtype = LAYOUTS[setting.layout], DTYPES[setting.dtype]
+        model = convert(network(name, side, images), dtype).to(memory_format=layout)
+        given = images.to(dtype, memory_format=layout)
+        call = labelling(model, given, setting.mode, threads)
+        try:
+            labels = call()
+        except RuntimeError as error:  # a compiler that is not there or fails
+            if setting.mode == "eager":
+                raise
+            missing[setting] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            continue
+        differs[setting] = (labels != expected).float().mean().item()
+        if not differs[setting] <= 1 - AGREEMENT[setting.dtype]:
+            raise WrongResult(
+                f"{name} {' '.join(setting)}: {differs[setting]:.2%} of the labels are others"
+            )
+        calls[setting] = call
+    return calls, differs, missing
+
+
+def labelling(model, images, mode="eager", threads=None):
+    """A call without arguments: one pass of ``images`` through ``model`` to labels."""
+
+    def parse(given):
+        return model(given).logits.argmax(1)
+
+    if mode != "eager":
+        # Compiled code hangs on the function's code: each contender gets its own, not one of a
+        # list that is searched in every call.
+        own = types.FunctionType(
+            parse.__code__.replace(), globals(), "parse", None, parse.__closure__
+        )
+        # The number of threads is part of the code, but not of the key under which it is kept.
+        options = {"freezing": mode == "frozen", "cpp.threads": threads or -1}
+        parse = torch.compile(own, dynamic=False, options=options)
+
+    @torch.inference_mode()
+    def call():
+        return parse(images)
+
+    return call
+
+
+def refined(name, side, photos):
+    """The call of a parser that refines maps or detects faces, or a word why there is none."""
+    of, module = REFINED[name]
+    if module == "detect" and side == datasets.SIDE:
+        return "for scenes only"
+    try:
+        tool = __import__(module)
+    except ModuleNotFoundError as error:
+        return f"no module {error.name}"
+    if module == "detect":
+        # The network for single faces, given to those that the cascade finds.
+        model = network(of, datasets.SIDE, transforms.normalise(photographs(datasets.SIDE, 1)))
+        detector = tool.open_detector()
+        return torch.inference_mode()(
+            lambda: [tool.parse_scene(model, photo, detector=detector) for photo in photos]
+        )
+    images = transforms.normalise(photos).contiguous(memory_format=torch.channels_last)
+    model = network(of, side, images)
+
+    @torch.inference_mode()
+    def call():
+        output = model(images)
+        probabilities = output.logits.softmax(1)
+        if module == "crf":
+            return tool.refine(probabilities, photos, tool.CrfParameters(**CRF), progress=False)
+        no_boundary = output.gate_logit.sigmoid()
+        return tool.expand(probabilities, no_boundary, smoothness=SMOOTHNESS, progress=False)
+
+    return call
+
+
+def kind(name, module):
+    """To which part of a network's time an innermost module counts."""
+    kinds = {
+        SpatialGatedRNN: "scan",
+        nn.ConvTranspose2d: "deconvolutions",
+        nn.MaxPool2d: "pooling",
+        nn.BatchNorm2d: "normalisation",
+        nn.ReLU: "ReLU",
+    }
+    if isinstance(module, nn.Conv2d):
+        return "heads" if name.rpartition(".")[2].endswith("head") else "convolutions"
+    return kinds.get(type(module), "the rest")
+
+
+def layer_seconds(model, images):
+    """Seconds of one pass, uncompiled, by kind of layer; what lies between them is the rest."""
+    seconds, started, hooks = defaultdict(float), [], []
+
+    def begin(*_):
+        started.append(time.perf_counter())
+
+    def end_of(part):
+        def end(*_):
+            seconds[part] += time.perf_counter() - started.pop()
+
+        return end
+
+    for name, module in model.named_modules():
+        if next(module.children(), None) is None:
+            hooks.append(module.register_forward_pre_hook(begin))
+            hooks.append(module.register_forward_hook(end_of(kind(name, module))))
+    try:
+        with torch.inference_mode():
+            start = time.perf_counter()
+            logits = model(images).logits
+            between = time.perf_counter()
+            logits.argmax(1)
+            end = time.perf_counter()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    seconds["the rest"] += between - start - sum(seconds.values())
+    seconds["argmax"] = end - between
+    return dict(seconds)
+
+
+def training_step(name, batch):
+    """A call that takes one training step of a network on a ``batches.Batch``, losses included."""
+    torch.manual_seed(0)
+    model = build_model(name, CLASSES, side=batch.images.shape[-1]).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    seeds = batch.seeds.tolist()
+
+    def step():
+        found = losses.parser_losses(model(batch.images), batch.labels, seeds=seeds)
+        optimizer.zero_grad()
+        sum(loss.total / loss.count for loss in found.values()).backward()
+        optimizer.step()
+
+    return step
+
+
+def epoch(batch_size, count):
+    """An augmented epoch, in batches of ``batch_size``, of ``count`` drawn faces in memory."""
+    faces = datasets.open_dataset("synthetic", None, "train", limit=count)
+    return batches.Epoch(faces, batch_size=batch_size, seed=0, epoch=0)
+
+
+def making_batches(an_epoch):
+    """A call that makes the next batch, from the first again after the last."""
+    numbers = itertools.cycle(range(len(an_epoch)))
+    return lambda: an_epoch[next(numbers)]
