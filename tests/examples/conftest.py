@@ -10,6 +10,14 @@ from example_scripts import EXAMPLE, ROOT
 sys.path.insert(0, str(EXAMPLE))
 
 
+@pytest.fixture(autouse=True, scope="session")
+def cache_of_the_tests(tmp_path_factory):
+    """Decoded faces never go into the cache of whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("GATEDRNN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def one_thread():
     """Bit-for-bit comparisons hold for one number of threads; one also keeps tiny runs quick."""
