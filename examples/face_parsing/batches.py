@@ -48,7 +48,7 @@ class Epoch(Dataset):
             draws,
             label_set=self.faces.label_set,
         )
-        images = images.contiguous(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=torch.channels_last)  # as network_input
         return Batch(images, labels, draws.seeds, chosen)
 
 

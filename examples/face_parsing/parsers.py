@@ -31,7 +31,7 @@ def maps(model, images):
     device = next(model.parameters()).device
     probabilities, open_gates = [], []
     for image in images.split(1):
-        output = model(transforms.normalise(image.to(device)))
+        output = model(transforms.network_input(image.to(device)))
         probabilities.append(output.logits.softmax(1).cpu())
         if output.gate_logit is not None:
             open_gates.append(output.gate_logit.sigmoid().cpu())

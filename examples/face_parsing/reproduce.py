@@ -81,8 +81,6 @@ TABLES = {
             "rnn": "RNN",
             "det+rnn-g": "Det+RNN-G single",
             "rnn-g": "RNN-G",
-            "rnn-g+": "RNN-G+",
-            "unet": "U-Net",
         },
         printed=_printed(
             {

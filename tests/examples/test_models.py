@@ -4,6 +4,7 @@ import pytest
 import torch
 from models import MODELS, build_model
 from models.coarse import trunk
+from models.pooling import MaxPool
 from torch import nn
 
 # Worked by hand, with biases: trunk 1216 + 4640 + 9248 = 15104; Deconv6 513 a channel; the RNN
@@ -63,6 +64,28 @@ def test_every_parameter_gets_a_gradient(name, side):
     for parameter_name, parameter in model.named_parameters():
         assert parameter.grad is not None, parameter_name
         assert parameter.grad.abs().max() > 0, parameter_name
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_evaluation_leaves_out_what_only_a_loss_reads(name):
+    torch.manual_seed(0)
+    model = build_model(name, 3)
+    images = torch.rand(1, 3, 32, 32) - 0.5
+    model(images)  # batch normalisation has seen something
+    with torch.no_grad():
+        output = model.eval()(images)
+    assert output.x_logits is None
+    assert (output.gate_logit is None) == (name != "mo")
+    torch.testing.assert_close(output.logits, model(images).logits)  # pooled in the other way
+
+
+def test_pooling_without_gradients_is_torch_pooling():
+    for size in ((2, 3, 8, 6), (1, 2, 7, 5), (1, 1, 3, 2)):
+        x = torch.randn(size)
+        x[..., 0] = torch.nan
+        pooled = MaxPool()(x)
+        with torch.no_grad():
+            torch.testing.assert_close(MaxPool()(x), pooled, rtol=0, atol=0, equal_nan=True)
 
 
 def test_pooling_before_relu_equals_the_papers_order():

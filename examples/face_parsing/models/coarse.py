@@ -13,6 +13,7 @@ from torch import nn
 from gatedrnn import SpatialGatedRNN
 
 from .parse import Parse
+from .pooling import MaxPool
 
 PROPAGATED = 8  # channels of X, and of G
 
@@ -26,7 +27,7 @@ def trunk(channels, *, scene):
         # conv - ReLU - pool, with the last two swapped: maximum and ReLU commute, and the ReLU
         # then touches a quarter of the pixels, which is a fifth of a training step.
         convolution = nn.Conv2d(before, width, kernel, padding=kernel // 2)
-        layers += [convolution, nn.MaxPool2d(2), nn.ReLU()]
+        layers += [convolution, MaxPool(), nn.ReLU()]
         before = width
     layers += [nn.Conv2d(32, 32, 3, padding=1), nn.ReLU()]
     if scene:
@@ -72,11 +73,11 @@ class RecurrentParser(nn.Module):
     def forward(self, images):
         """Images (N, 3, H, W) to :class:`Parse`."""
         features = self.trunk(images)
-        if not self.gated:
-            return Parse(upsample(self.head(self.rnn(features))), self.x_head(features))
-        x, g = features.split(PROPAGATED, 1)
+        x, g = features.split(PROPAGATED, 1) if self.gated else (features, None)
         logits = upsample(self.head(self.rnn(x, g)))
-        return Parse(logits, self.x_head(x), self.gate_head(g), g)
+        if not self.training:
+            return Parse(logits, gate=g)
+        return Parse(logits, self.x_head(x), self.gate_head(g) if self.gated else None, g)
 
 
 class FeedForwardParser(nn.Module):
@@ -116,6 +117,6 @@ class FeedForwardParser(nn.Module):
         deep = self.deep(x)
         return Parse(
             upsample(self.head(deep)),
-            None if self.x_head is None else self.x_head(x),
+            self.x_head(x) if self.x_head and self.training else None,
             None if self.gate_head is None else self.gate_head(deep),
         )

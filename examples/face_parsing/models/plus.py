@@ -7,6 +7,7 @@ from torch import nn
 from gatedrnn import SpatialGatedRNN
 
 from .parse import Parse
+from .pooling import MaxPool
 
 
 def convolution(inputs, outputs, kernel=3, stride=1):
@@ -76,7 +77,7 @@ class PlusParser(nn.Module):
         self.x_head = nn.Conv2d(channels, classes, 3, padding=1)
         self.gate_head = nn.Conv2d(self.split[1], 1, 1)
         self.head = nn.Conv2d(channels, classes, 3, padding=1)
-        self.pool = nn.MaxPool2d(2)
+        self.pool = MaxPool()
         with torch.no_grad():
             self.to_x_and_g.weight[channels:] *= 0.2
             self.to_x_and_g.bias[channels:] = 0.8
@@ -98,4 +99,6 @@ class PlusParser(nn.Module):
         for rnn, norm in zip(self.rnns, self.norms, strict=True):
             h = norm(rnn(h, g)) + x
         logits = F.interpolate(self.head(h), scale_factor=2.0, mode="bilinear", align_corners=False)
+        if not self.training:
+            return Parse(logits, gate=gate)
         return Parse(logits, self.x_head(x), self.gate_head(gate), gate)

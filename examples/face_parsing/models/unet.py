@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from .parse import Parse
+from .pooling import MaxPool
 
 WIDTHS = (16, 32, 64, 128, 256)  # channels at 1, 1/2, 1/4, 1/8 and 1/16 of the input's size
 
@@ -39,7 +40,7 @@ class UNet(nn.Module):
         if scene:
             del self.widen[-1], self.up[-1]
         self.head = nn.Conv2d(WIDTHS[int(scene)], classes, 1)
-        self.pool = nn.MaxPool2d(2)
+        self.pool = MaxPool()
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images):
