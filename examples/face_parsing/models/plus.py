@@ -19,6 +19,14 @@ def convolution(inputs, outputs, kernel=3, stride=1):
     )
 
 
+def position_of(images):
+    """Two maps (N, 2, H, W) beside images (N, 3, H, W): column and row, from -0.5 to 0.5."""
+    n, _, height, width = images.shape
+    columns = torch.linspace(-0.5, 0.5, width, dtype=images.dtype, device=images.device)
+    rows = torch.linspace(-0.5, 0.5, height, dtype=images.dtype, device=images.device)
+    return torch.stack(torch.meshgrid(rows, columns, indexing="ij")[::-1]).expand(n, -1, -1, -1)
+
+
 class PlusParser(nn.Module):
     """Encoder, summed skips up to half the input's size, one or more gated propagations, labels.
 
@@ -34,6 +42,8 @@ class PlusParser(nn.Module):
             and reads the one before with the labels before spreading added.
         gates: ``"shared"`` (one map for all directions) or ``"direction"`` (a map for each).
         gate_norm, merge: of the layer.
+        norm: normalise what a propagation returns.
+        position: give the network the pixel's place too: portraits are framed alike.
     """
 
     def __init__(
@@ -51,10 +61,12 @@ class PlusParser(nn.Module):
         gate_norm="clamp",
         merge="max",
         norm=True,
+        position=False,
     ):
         super().__init__()
         # A scene is halved here, so that the labels spread at a quarter of its size.
-        self.first = convolution(3, first, 5, stride=2 if scene else 1)
+        self.position = position
+        self.first = convolution(5 if position else 3, first, 5, stride=2 if scene else 1)
         self.stages, self.laterals = nn.ModuleList(), nn.ModuleList()
         before = first
         for width in widths:
@@ -85,6 +97,8 @@ class PlusParser(nn.Module):
 
     def forward(self, images):
         """Images (N, 3, H, W) to :class:`Parse`."""
+        if self.position:
+            images = torch.cat([images, position_of(images)], 1)
         x = self.first(images)
         maps = []
         for stage, lateral in zip(self.stages, self.laterals, strict=True):
