@@ -25,9 +25,9 @@ class Framing(NamedTuple):
     rise: float  # how far its middle lies above that of the box
 
 
-# The medians over the cascade's boxes on 57 portraits of CelebAMask-HQ, whole photographs as
-# lfw-pl and the CelebAMask-HQ loaders give them (5 % and 95 %: factor 1.45 and 1.73). LFW's own
-# are cut more widely, 2.2 by its report: ``framing`` measures it on the photographs trained with.
+# The medians over the cascade's boxes on 57 portraits of CelebAMask-HQ, whole photographs as the
+# loaders give them (5 % and 95 %: factor 1.45 and 1.73). Other photographs, LFW's own among them,
+# may be cut more widely: ``framing`` measures it on those that a network was trained with.
 FRAMING = Framing(factor=1.60, rise=0.08)
 
 
