@@ -57,12 +57,14 @@ def add_data_arguments(parser):
     parser.add_argument("--device", type=device, default="cpu")
 
 
-def open_faces(args, dataset, split, *, labels="coarse", limit=None, mix=()):
+def open_faces(args, dataset, split, *, root=None, labels="coarse", limit=None, mix=()):
     """A split of the data set, opened as the options of :func:`add_data_arguments` say.
 
     Args:
+        root: the data set's folder; None: ``args.root``.
         mix: (name, root) of further sets that join it.
     """
+    root = root or args.root
     options = dict(
         limit=limit,
         labels=labels,
@@ -70,9 +72,9 @@ def open_faces(args, dataset, split, *, labels="coarse", limit=None, mix=()):
         cache=None if args.no_cache else args.cache,
     )
     if not mix:
-        return open_dataset(dataset, args.root, split, **options)
+        return open_dataset(dataset, root, split, **options)
     try:
-        return open_mixed([(dataset, args.root), *mix], split, **options)
+        return open_mixed([(dataset, root), *mix], split, **options)
     except ValueError as error:  # sizes that differ
         raise DataError(str(error)) from None
 

@@ -13,6 +13,7 @@ import detect
 import graph_cut
 import torch
 import transforms
+from losses import resize_labels
 from models import MODELS
 from tqdm import tqdm
 
@@ -59,7 +60,8 @@ def make(name, model, validation, *, path, state):
         def parse_scenes(images):
             scenes = tqdm(images, "scenes", leave=False, disable=None)
             parsed = [detect.parse_scene(model, image, detector=detector) for image in scenes]
-            return torch.stack(parsed)
+            # At the size at which the networks for scenes are compared.
+            return resize_labels(torch.stack(parsed), [side // 2 for side in images.shape[2:]])
 
         return parse_scenes, None
     file = path.with_name(f"{name}.json")

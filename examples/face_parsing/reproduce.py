@@ -4,12 +4,10 @@ Writes to --out: a folder for each training, table.json, table.md and figure.png
 on where it was stopped.
 """
 
-import concurrent.futures
 import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +24,7 @@ from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
 PICTURED = 6
+POLL_SECONDS = 0.2
 
 
 class Table(NamedTuple):
@@ -124,80 +123,80 @@ def trainings(number, root, rows):
     return needed
 
 
-class Trainer:
-    """Runs train.py for several rows at a time and stops them all together."""
-
-    def __init__(self, args):
-        self.args = args
-        self.running, self.lock, self.stopping = set(), threading.Lock(), False
-
-    def run(self, training):
-        """Train, or go on; returns the exit code."""
-        out = self.args.out / training.name
-        out.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, str(HERE / "train.py"), "--config", str(training.config)]
-        command += ["--root", str(training.root), "--out", str(out)]
-        command += ["--device", str(self.args.device), "--cache", str(self.args.cache)]
-        for name in ("epochs", "limit"):
-            if getattr(self.args, name) is not None:
-                command += [f"--{name}", str(getattr(self.args, name))]
-        command += [
-            f"--{flag}"
-            for flag in ("skip-bad", "no-cache")
-            if getattr(self.args, flag.replace("-", "_"))
-        ]
-        if (out / "last.pt").exists():
-            command.append("--resume")
-        threads = max(1, (os.cpu_count() or 1) // self.args.jobs)
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        with open(out / "log.txt", "ab") as log:
-            with self.lock:
-                if self.stopping:
-                    return 130
-                process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-                self.running.add(process)
-            code = process.wait()
-            self.running.discard(process)
-        return code
-
-    def stop(self):
-        with self.lock:
-            self.stopping = True
-            for process in list(self.running):
-                process.terminate()  # train.py saves first
+def start(args, training):
+    """train.py for one training, or to go on with it, in a process of its own."""
+    out = args.out / training.name
+    out.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, str(HERE / "train.py"), "--config", str(training.config)]
+    command += ["--root", str(training.root), "--out", str(out)]
+    command += ["--device", str(args.device), "--cache", str(args.cache)]
+    for name in ("epochs", "limit"):
+        if getattr(args, name) is not None:
+            command += [f"--{name}", str(getattr(args, name))]
+    for name in ("skip_bad", "no_cache"):
+        if getattr(args, name):
+            command.append("--" + name.replace("_", "-"))
+    if (out / "last.pt").exists():
+        command.append("--resume")
+    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    with open(out / "log.txt", "ab") as log:
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
 
 def train_all(args, needed):
-    """Train what is not trained yet; CheckpointError names the first that failed."""
-    todo = list(dict.fromkeys(needed.values()))
-    trainer = Trainer(args)
-    pool = concurrent.futures.ThreadPoolExecutor(args.jobs)
+    """Train what is not trained yet, ``args.jobs`` at a time.
+
+    Raises:
+        CheckpointError: names the first that failed. The others are stopped, and save first.
+    """
+    waiting = list(dict.fromkeys(needed.values()))
+    running = {}
+    bar = tqdm(desc="trainings", total=len(waiting), disable=None)
     try:
-        futures = {pool.submit(trainer.run, training): training for training in todo}
-        bar = tqdm(concurrent.futures.as_completed(futures), "trainings", len(todo), disable=None)
-        for future in bar:
-            training = futures[future]
-            if future.result():
-                log = args.out / training.name / "log.txt"
-                lines = log.read_text(errors="replace").splitlines()
-                last = lines[-1] if lines else "no output"
-                raise CheckpointError(f"training {training.name} failed ({log}): {last}")
-    except BaseException:
-        trainer.stop()
-        raise
+        while waiting or running:
+            while waiting and len(running) < args.jobs:
+                training = waiting.pop(0)
+                running[training] = start(args, training)
+            time.sleep(POLL_SECONDS)
+            for training, process in list(running.items()):
+                if process.poll() is None:
+                    continue
+                del running[training]
+                bar.update()
+                if process.returncode:
+                    log = args.out / training.name / "log.txt"
+                    lines = log.read_text(errors="replace").splitlines()
+                    last = lines[-1] if lines else "no output"
+                    raise CheckpointError(f"training {training.name} failed ({log}): {last}")
     finally:
-        pool.shutdown(cancel_futures=True)
+        for process in running.values():
+            process.terminate()
+        for process in running.values():
+            process.wait()
+        bar.close()
 
 
 def measure(args, number, needed):
-    """The result of every row, and what the figure shows: (results, photos, truth, columns)."""
-    table = TABLES[number]
-    faces = {}
+    """The result of every row, and what the figure shows.
+
+    Returns:
+        results by row, the test faces, labels of the first ``PICTURED`` by row's name in print, and
+        the gate map of RNN-G, or None.
+    """
+    table, faces = TABLES[number], {}
 
     def faces_of(split):
         if split not in faces:
-            args.root_of_data = folder_of(args.root, table.dataset)
-            faces[split] = open_split(args, table.dataset, split)
+            faces[split] = commands.open_faces(
+                args,
+                table.dataset,
+                split,
+                root=folder_of(args.root, table.dataset),
+                limit=args.limit,
+            )
+            if not len(faces[split].images):
+                raise DataError(f"{table.dataset}: no usable face in the {split} split")
         return faces[split]
 
     test = faces_of("test")
@@ -215,17 +214,6 @@ def measure(args, number, needed):
         if row == "rnn-g":
             _, gate = evaluate.predict(model, shown)
     return results, test, columns, gate
-
-
-def open_split(args, dataset, split):
-    class Options:
-        root, skip_bad = args.root_of_data, args.skip_bad
-        cache, no_cache = args.cache, args.no_cache
-
-    found = commands.open_faces(Options, dataset, split, limit=args.limit)
-    if not len(found.images):
-        raise DataError(f"{dataset}: no usable face in the {split} split")
-    return found
 
 
 def parse_function(row, model, path, state, faces_of):
@@ -299,7 +287,11 @@ def main():
     results, test, columns, gate = measure(args, args.table, needed)
     write = checkpoint.write_atomically
     write(args.out / "table.json", (json.dumps(results, indent=2) + "\n").encode())
-    text = f"# {table.title}: ours (the paper's)\n\n{as_markdown(table, results)}\n{table.remark}\n"
+    text = (
+        f"# {table.title}: ours (the paper's)\n\n{as_markdown(table, results)}\n{table.remark} "
+        f"Frames/s on {args.device}, {torch.get_num_threads()} threads, "
+        f"PyTorch {torch.__version__}.\n"
+    )
     write(args.out / "table.md", text.encode())
     pictures.save_faces(
         args.out / "figure.png",

@@ -64,16 +64,17 @@ def test_table_is_trained_written_and_not_trained_again(root, tmp_path, monkeypa
 
 def test_interrupted_table_stops_its_trainings_and_goes_on(root, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
-    waiting = reproduce.subprocess.Popen.wait
-    running = []
+    running, original = [], reproduce.start
 
-    def interrupted(process, *args, **kwargs):
-        if not running:
-            running.append(process)
-            signal.raise_signal(signal.SIGINT)
-        return waiting(process, *args, **kwargs)
+    def start(*options):
+        running.append(original(*options))
+        return running[-1]
 
-    monkeypatch.setattr(reproduce.subprocess.Popen, "wait", interrupted)
+    def sleep(seconds):
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(reproduce, "start", start)
+    monkeypatch.setattr(reproduce.time, "sleep", sleep)
     given = arguments(root, out, "cnn-s")
     assert call(monkeypatch, reproduce, *given) == 130
     assert running[0].returncode is not None  # no process is left behind
