@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
-from crf import NONE, CrfParameters, Lattice, appearance_kernel, mean_field, refine, search
+from crf import NONE, CrfParameters, appearance_kernel, mean_field, refine, search
 from crf import smoothness_kernel as smoothness
+from lattice import Lattice
 from metrics import accuracy, confusion_matrix
 
 HEIGHT, WIDTH = 26, 22
