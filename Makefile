@@ -16,7 +16,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-gpu sanitize bench bench-gpu lint format clean
+.PHONY: help demo test test-gpu sanitize bench bench-gpu bench-parser lint format clean
 
 help:
 	@echo "make demo      build, check and train a small face parser (results in build/demo)"
@@ -24,6 +24,7 @@ help:
 	@echo "make test-gpu  run the kernel tests on a GPU; fails without one"
 	@echo "make sanitize  run the kernel tests under the address and undefined-behaviour sanitizers"
 	@echo "make bench     time the scan against its peers and this machine's limits"
+	@echo "make bench-parser  time the face parsers and a step of their training"
 	@echo "make bench-gpu time the scan on a GPU against its targets"
 	@echo "make lint      check style and types"
 	@echo "make format    rewrite Python and C++ in the project's style"
@@ -97,6 +98,9 @@ bench-gpu: $(GPU_LIB)/.installed
 
 bench: $(VENV)/.installed-bench
 	$(PY) benchmarks/bench_scan.py
+
+bench-parser: $(VENV)/.installed-examples
+	$(PY) benchmarks/bench_parser.py $(BENCH_ARGS)
 
 lint: $(VENV)/.installed-lint
 	$(PY) -m ruff check .

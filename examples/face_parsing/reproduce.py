@@ -20,80 +20,12 @@ import pictures
 import torch
 from checkpoint import CheckpointError
 from datasets import DataError
+from tables import MEASURES, TABLES
 from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
 PICTURED = 6
 POLL_SECONDS = 0.2
-
-
-class Table(NamedTuple):
-    """A table of the paper, and how ours comes about."""
-
-    dataset: str
-    title: str
-    rows: dict[str, str]  # parser, as in parsers.PARSERS: its name in print
-    printed: dict[str, dict[str, float | None]]  # row: measure: percent, as the paper has it
-    remark: str
-
-
-_MEASURES = ("skin", "hair", "background", "accuracy")
-
-
-def _printed(rows):
-    return {name: dict(zip(_MEASURES, values, strict=True)) for name, values in rows.items()}
-
-
-TABLES = {
-    1: Table(
-        dataset="lfw-pl",
-        title="Table 1, one face",
-        rows={
-            "mo": "MO",
-            "cnn-s": "CNN-S",
-            "cnn-deep": "CNN-deep",
-            "cnn-crf": "CNN-CRF",
-            "rnn": "RNN",
-            "rnn-g": "RNN-G",
-            "rnn-g+": "RNN-G+",
-            "unet": "U-Net",
-        },
-        printed=_printed(
-            {
-                "mo": (93.93, 80.70, 97.10, 95.09),
-                "cnn-s": (90.47, 76.09, 95.42, 92.44),
-                "cnn-deep": (91.63, 78.30, 95.95, 93.27),
-                "cnn-crf": (91.25, 75.21, 99.58, 92.59),
-                "rnn": (93.72, 81.21, 97.15, 94.85),
-                "rnn-g": (97.55, 83.43, 94.37, 95.46),
-            }
-        ),
-        remark="The paper's F of skin and of background of RNN-G look swapped, and CNN-CRF's "
-        "99.58 looks like a misprint; as printed.",
-    ),
-    2: Table(
-        dataset="multi-face",
-        title="Table 2, many faces",
-        rows={
-            "cnn-deep": "CNN-deep",
-            "cnn-crf": "CNN-CRF",
-            "rnn": "RNN",
-            "det+rnn-g": "Det+RNN-G single",
-            "rnn-g": "RNN-G",
-        },
-        printed=_printed(
-            {
-                "cnn-deep": (75.56, 64.62, 96.5, 93.39),
-                "cnn-crf": (77.84, 61.53, 97.08, 94.5),
-                "rnn": (73.33, 62.85, 96.18, 92.78),
-                "det+rnn-g": (81.02, 55.35, 97.10, 94.42),
-                "rnn-g": (87.36, 73.09, 98.19, 96.35),
-            }
-        ),
-        remark="The paper's Multi-Face set was never released.",
-    ),
-}
-SINGLE = "lfw-pl"  # the set that Det+RNN-G single is trained on
 
 
 class Training(NamedTuple):
@@ -109,17 +41,17 @@ def folder_of(root, dataset):
     return root / dataset if (root / dataset).is_dir() else root
 
 
-def trainings(number, root, rows):
-    """The networks that a table's rows need, by the row's parser."""
-    table, needed = TABLES[number], {}
-    for row in rows:
-        network, refinement = parsers.PARSERS[row]
-        if refinement == "detect":
-            config, where = HERE / f"configs/table-1/{network}.toml", root / SINGLE
-            needed[row] = Training(f"{network}-single", config, where)
+def trainings(table, root, rows):
+    """The training that each of these rows needs; two rows may need the same."""
+    needed = {}
+    for key in rows:
+        row = table.rows[key]
+        name = Path(row.config).name
+        if row.dataset is None:
+            where = folder_of(root, table.dataset)
         else:
-            config = HERE / f"configs/table-{number}/{network}.toml"
-            needed[row] = Training(network, config, folder_of(root, table.dataset))
+            name, where = f"{name}-{row.dataset}", root / row.dataset
+        needed[key] = Training(name, HERE / "configs" / f"{row.config}.toml", where)
     return needed
 
 
@@ -177,14 +109,14 @@ def train_all(args, needed):
         bar.close()
 
 
-def measure(args, number, needed):
+def measure(args, table, needed):
     """The result of every row, and what the figure shows.
 
     Returns:
         results by row, the test faces, labels of the first ``PICTURED`` by row's name in print, and
         the gate map of RNN-G, or None.
     """
-    table, faces = TABLES[number], {}
+    faces = {}
 
     def faces_of(split):
         if split not in faces:
@@ -201,26 +133,27 @@ def measure(args, number, needed):
 
     test = faces_of("test")
     results, columns, gate = {}, {}, None
-    for row, training in tqdm(needed.items(), "rows", disable=None):
+    for key, training in tqdm(needed.items(), "rows", disable=None):
+        row = table.rows[key]
         path = args.out / training.name / "best.pt"
         state = checkpoint.load(path)
         model = evaluate.load_model(state, args.device, path=path)
-        result = evaluate.summary_of(row, model, test, state, table.dataset, faces_of, path)
-        parse = parse_function(row, model, path, state, faces_of)
+        result = evaluate.summary_of(row.parser, model, test, state, table.dataset, faces_of, path)
+        parse = parse_function(row.parser, model, path, state, faces_of)
         result["frames_per_second"] = round(frames_per_second(parse, test.images), 1)
-        results[row] = result
+        results[key] = result
         shown = test.images[:PICTURED]
-        columns[table.rows[row]] = parse(shown)
-        if row == "rnn-g":
+        columns[row.title] = parse(shown)
+        if key == "rnn-g":
             _, gate = evaluate.predict(model, shown)
     return results, test, columns, gate
 
 
-def parse_function(row, model, path, state, faces_of):
-    """images (N, 3, H, W) uint8 to labels, by a row's name."""
-    if parsers.PARSERS[row][1] is None:
+def parse_function(name, model, path, state, faces_of):
+    """images (N, 3, H, W) uint8 to labels, by a parser's name."""
+    if parsers.PARSERS[name][1] is None:
         return lambda images: evaluate.predict(model, images)[0]
-    parse, _ = parsers.make(row, model, lambda: faces_of("validation"), path=path, state=state)
+    parse, _ = parsers.make(name, model, lambda: faces_of("validation"), path=path, state=state)
     return parse
 
 
@@ -239,25 +172,25 @@ def frames_per_second(parse, images, *, seconds=2.0):
 
 def as_markdown(table, results):
     """The table: ours, and the paper's in brackets."""
-    head = ["%"] + [table.rows[row] for row in results]
+    head = ["%"] + [table.rows[key].title for key in results]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for measure in _MEASURES:
+    for i, measure in enumerate(MEASURES):
         cells = [measure if measure == "accuracy" else f"F-{measure}"]
-        for row, result in results.items():
+        for key, result in results.items():
             value = result["accuracy"] if measure == "accuracy" else result["f"][measure]
             ours = "-" if value is None else f"{100 * value:.2f}"
-            paper = table.printed.get(row, {}).get(measure)
-            cells.append(ours if paper is None else f"{ours} ({paper:.2f})")
+            paper = table.rows[key].printed
+            cells.append(ours if paper is None else f"{ours} ({paper[i]:.2f})")
         lines.append("| " + " | ".join(cells) + " |")
-    for key, label in (("parameters", "parameters"), ("frames_per_second", "frames/s, batch 1")):
-        cells = [label] + [f"{result[key]:,}" for result in results.values()]
+    for fact, label in (("parameters", "parameters"), ("frames_per_second", "frames/s, batch 1")):
+        cells = [label] + [f"{result[fact]:,}" for result in results.values()]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
 def main():
     parser = commands.Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("--table", type=int, choices=TABLES, required=True)
+    parser.add_argument("--table", choices=TABLES, required=True)
     commands.add_data_arguments(parser)
     parser.add_argument("--epochs", type=commands.number(int, 1), help="default: the configs'")
     parser.add_argument("--limit", type=commands.number(int, 1), help="use N images of each split")
@@ -279,12 +212,14 @@ def main():
             parser.error(f"--rows: table {args.table} has {', '.join(table.rows)}; got {row!r}")
     args.root = Path(args.root)
     args.out = args.out or Path("runs") / f"table-{args.table}"
-    needed = trainings(args.table, args.root, rows)
+    needed = trainings(table, args.root, rows)
     for row, training in needed.items():
         if not training.root.is_dir():
-            raise DataError(f"{table.rows[row]} needs {training.root}, and there is no such folder")
+            raise DataError(
+                f"{table.rows[row].title} needs {training.root}, and there is no such folder"
+            )
     train_all(args, needed)
-    results, test, columns, gate = measure(args, args.table, needed)
+    results, test, columns, gate = measure(args, table, needed)
     write = checkpoint.write_atomically
     write(args.out / "table.json", (json.dumps(results, indent=2) + "\n").encode())
     text = (

@@ -62,16 +62,23 @@ class PlusParser(nn.Module):
         merge="max",
         norm=True,
         position=False,
+        strided=False,
+        refined=0,
     ):
         super().__init__()
         # A scene is halved here, so that the labels spread at a quarter of its size.
         self.position = position
-        self.first = convolution(5 if position else 3, first, 5, stride=2 if scene else 1)
+        self.first = convolution(
+            5 if position else 3, first, 5, stride=2 if scene or strided else 1
+        )
         self.stages, self.laterals = nn.ModuleList(), nn.ModuleList()
         before = first
-        for width in widths:
+        if isinstance(convolutions, int):
+            convolutions = [convolutions] * len(widths)
+        self.unpooled = strided and not scene
+        for width, count in zip(widths, convolutions, strict=True):
             layers = [convolution(before, width)]
-            layers += [convolution(width, width) for _ in range(convolutions - 1)]
+            layers += [convolution(width, width) for _ in range(count - 1)]
             self.stages.append(nn.Sequential(*layers))
             self.laterals.append(nn.Conv2d(width, skip, 1))
             before = width
@@ -88,7 +95,8 @@ class PlusParser(nn.Module):
         )
         self.x_head = nn.Conv2d(channels, classes, 3, padding=1)
         self.gate_head = nn.Conv2d(self.split[1], 1, 1)
-        self.head = nn.Conv2d(channels, classes, 3, padding=1)
+        head = nn.Conv2d(refined or channels, classes, 3, padding=1)
+        self.head = nn.Sequential(convolution(channels, refined), head) if refined else head
         self.pool = MaxPool()
         with torch.no_grad():
             self.to_x_and_g.weight[channels:] *= 0.2
@@ -101,8 +109,8 @@ class PlusParser(nn.Module):
             images = torch.cat([images, position_of(images)], 1)
         x = self.first(images)
         maps = []
-        for stage, lateral in zip(self.stages, self.laterals, strict=True):
-            x = stage(self.pool(x))
+        for i, (stage, lateral) in enumerate(zip(self.stages, self.laterals, strict=True)):
+            x = stage(x if i == 0 and self.unpooled else self.pool(x))
             maps.append(lateral(x))
         x = maps.pop()
         for lateral, smooth in zip(reversed(maps), self.smooth, strict=True):
