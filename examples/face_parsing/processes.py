@@ -10,10 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 class Processes:
-    """This process's place among those that torchrun started; rank 0 of 1 without torchrun.
-
-    Use as a context: the group is made on entering and left at the end.
-    """
+    """This process's place among those that torchrun started; rank 0 of 1 without torchrun."""
 
     def __init__(self):
         self.world = int(os.environ.get("WORLD_SIZE", "1"))

@@ -11,6 +11,7 @@ import evaluate
 import pytest
 import torch
 import train
+import training
 from datasets import open_dataset
 from example_scripts import EXAMPLE, QUICK, call
 from settings import Settings, read_file
@@ -85,7 +86,7 @@ def test_train_writes_its_results_and_resumes_bit_for_bit(
 
 def stop_at(monkeypatch, steps, ending):
     """Let training end by ``ending`` (raised, or the signal sent) after these steps, counted on."""
-    done, original = [], train.update_average
+    done, original = [], training.update_average
 
     def update(*arguments, **options):
         original(*arguments, **options)
@@ -96,7 +97,7 @@ def stop_at(monkeypatch, steps, ending):
             else:
                 raise ending
 
-    monkeypatch.setattr(train, "update_average", update)
+    monkeypatch.setattr(training, "update_average", update)
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
@@ -135,7 +136,7 @@ def test_second_interrupt_stops_at_once_and_loses_the_epoch_alone(
 def test_long_epochs_are_saved_in_between(tmp_path, monkeypatch, one_thread):
     straight, cut = tmp_path / "straight", tmp_path / "cut"
     assert call(monkeypatch, train, *QUICK, "--epochs", 2, "--out", straight) == 0
-    monkeypatch.setattr(train, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(training, "SAVE_SECONDS", 0)
     stop_at(monkeypatch, (2,), KeyboardInterrupt())  # as a kill would, after the second step
     assert call(monkeypatch, train, *QUICK, "--epochs", 2, "--out", cut) == 130
     state = checkpoint.load(cut / "last.pt")
@@ -153,7 +154,7 @@ def test_workers_make_the_same_batches(tmp_path, monkeypatch, one_thread):
 
 def test_best_checkpoint_is_the_best_on_validation(tmp_path, monkeypatch, one_thread):
     scores = iter([0.25, 0.75, 0.5])
-    monkeypatch.setattr(train, "accuracy", lambda matrix: next(scores))
+    monkeypatch.setattr(training, "accuracy", lambda matrix: next(scores))
     assert call(monkeypatch, train, *QUICK, "--epochs", 3, "--out", tmp_path) == 0
     assert checkpoint.load(tmp_path / "best.pt")["epoch"] == 2
     assert checkpoint.load(tmp_path / "last.pt")["epoch"] == 3
@@ -248,13 +249,13 @@ def test_training_learns(one_thread):
     """A hundred steps on a handful of faces beat the share of the largest class by far."""
     faces = open_dataset("synthetic", None, "train", limit=16)
     settings = Settings(model="cnn-s", batch_size=4, epochs=25)
-    state = train.new_state(settings, classes=faces.label_set.names, side=128, faces=16)
+    state = training.new_state(settings, classes=faces.label_set.names, side=128, faces=16)
     saved = []
 
     def save(state, *, best):
         saved.append(best)
 
-    train.train(state, faces, faces, device=torch.device("cpu"), save=save)
+    training.train(state, faces, faces, device=torch.device("cpu"), save=save)
     assert len(saved) == 25
     assert state["history"][-1]["output"] < 0.8 * state["history"][0]["output"]
     assert state["history"][-1]["validation"] > (faces.labels == 0).float().mean() + 0.05

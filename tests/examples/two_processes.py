@@ -6,7 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "face_parsing"))
 
 import torch
-import train
+import training
 from datasets import open_dataset
 from processes import Processes
 from settings import Settings
@@ -18,13 +18,13 @@ def main(out, batch_size):
     processes = Processes()
     faces = open_dataset("synthetic", None, "train", limit=10, progress=False)
     settings = Settings(model="rnn-g", epochs=2, batch_size=int(batch_size), background=5, clip=1.0)
-    state = train.new_state(
+    state = training.new_state(
         settings, classes=faces.label_set.names, side=128, faces=10, world=processes.world
     )
     processes.start(device)
     nothing = faces._replace(images=faces.images[:0], labels=faces.labels[:0])
     options = {"device": device, "processes": processes, "save": lambda state, *, best: None}
-    train.train(state, faces, nothing, **options)
+    training.train(state, faces, nothing, **options)
     processes.stop()
     torch.save(
         {"model": state["model"], "history": state["history"], "step": state["step"]},

@@ -1,0 +1,239 @@
+"""The training loop: from a state to a later one, step by step, in one process or several."""
+
+import math
+import time
+
+import evaluate
+import torch
+from batches import Epoch, loader
+from checkpoint import CheckpointError
+from losses import parser_losses
+from metrics import accuracy
+from models import build_model
+from processes import Processes, StopRequest
+from settings import Settings
+from tqdm import tqdm
+
+WARM_UP = 50  # steps
+AVERAGING = 8  # the average spans about the last 1 / (AVERAGING + 1) of all steps so far
+SAVE_SECONDS = 120  # a longer epoch is saved in between
+
+
+def new_state(settings, *, classes, side, faces, world=1):
+    """A training that has not begun, as ``checkpoint.save`` takes it.
+
+    Args:
+        settings: ``Settings``.
+        classes: the names of the labels.
+        side: of the images, pixels.
+        faces: in the training split.
+        world: processes.
+    """
+    torch.manual_seed(settings.seed)
+    model = build_model(settings.model, len(classes), side=side)
+    return {
+        "settings": vars(settings).copy(),
+        "classes": list(classes),
+        "side": side,
+        "faces": faces,
+        "world": world,
+        "epoch": 0,  # whole epochs done
+        "batch": 0,  # batches done of the next one
+        "step": 0,
+        "seconds": 0.0,  # in train_epoch
+        "sums": {},  # over those batches: each mean loss times the faces in it
+        "history": [],  # one dict an epoch
+        "best": -1.0,  # the highest validation accuracy
+        "model": model.state_dict(),
+        "average": {name: value.clone() for name, value in model.state_dict().items()},
+        "optimizer": torch.optim.AdamW(model.parameters()).state_dict(),
+        "scaler": {},
+    }
+
+
+class Training:
+    """The live objects of a training, made from a state and written back to it."""
+
+    def __init__(self, state, *, device, processes):
+        self.settings = Settings(**state["settings"])
+        self.device, self.processes = device, processes
+        build = (self.settings.model, len(state["classes"]))
+        self.model = build_model(*build, side=state["side"]).to(device)
+        self.average = build_model(*build, side=state["side"]).to(device).eval()
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), weight_decay=self.settings.weight_decay
+        )
+        self.scaler = torch.amp.GradScaler(
+            device.type, enabled=self.settings.amp == "float16" and device.type == "cuda"
+        )
+        try:
+            self.model.load_state_dict(state["model"])
+            self.average.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if state["scaler"]:
+                self.scaler.load_state_dict(state["scaler"])
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            words = " ".join(str(error).split())
+            raise CheckpointError(
+                f"the checkpoint's state does not fit its settings: {words}"
+            ) from None
+        self.parallel = processes.wrap(self.model, device)
+
+    def write_to(self, state):
+        state.update(
+            model=self.model.state_dict(),
+            average=self.average.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            scaler=self.scaler.state_dict(),
+        )
+
+
+def train(state, train_faces, validation_faces, *, device, save, processes=None, workers=0):
+    """Continue ``state`` to the epochs of its settings.
+
+    With a constant learning rate no step depends on how many are to follow: in place of a decay the
+    weights are averaged. So a run that was cut off, and one that is made longer, give the very bits
+    of one straight run (on the CPU, same number of threads).
+
+    Args:
+        state: from :func:`new_state` or ``checkpoint.load``; brought up to date in place.
+        train_faces, validation_faces: ``datasets.Faces``.
+        save: called as ``save(state, best=bool)`` after every epoch, after ``SAVE_SECONDS`` within
+            one, and before a requested stop.
+        processes: ``Processes`` that has started; None: this one alone.
+        workers: processes that make the batches.
+
+    Raises:
+        CheckpointError: the state does not fit its own settings.
+        FloatingPointError: a loss is not finite; the state before that step's epoch is on disk.
+        KeyboardInterrupt: on request, after saving.
+    """
+    processes = processes or Processes()
+    training = Training(state, device=device, processes=processes)
+    with StopRequest() as stop:
+        while state["epoch"] < training.settings.epochs:
+            train_epoch(training, state, train_faces, save=save, stop=stop, workers=workers)
+            row = {name: total / state["faces"] for name, total in state["sums"].items()}
+            if processes.first and len(validation_faces.images):
+                matrix = evaluate.confusion(training.average, validation_faces)
+                row["validation"] = accuracy(matrix)
+            score = row.get("validation", math.inf)  # without validation the last is the best
+            best = score > state["best"] or score == math.inf
+            state["history"] = [*state["history"], row]
+            state.update(epoch=state["epoch"] + 1, batch=0, sums={}, best=max(score, state["best"]))
+            training.write_to(state)
+            save(state, best=best)
+            if processes.first:
+                words = "  ".join(f"{k} {v:.4f}" for k, v in row.items())
+                print(f"epoch {state['epoch']}/{training.settings.epochs}  {words}")
+
+
+def train_epoch(training, state, faces, *, save, stop, workers):
+    """The batches of the present epoch that ``state`` has not seen."""
+    settings, processes = training.settings, training.processes
+    training.model.train()
+    epoch = Epoch(
+        faces,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        epoch=state["epoch"],
+        rank=processes.rank,
+        world=processes.world,
+    )
+    batches = loader(
+        epoch, start=state["batch"], workers=workers, pin_memory=training.device.type == "cuda"
+    )
+    bar = tqdm(
+        batches,
+        f"epoch {state['epoch'] + 1}/{settings.epochs}",
+        len(epoch),
+        initial=state["batch"],
+        leave=False,
+        disable=None if processes.first else True,
+    )
+    start = saved = time.perf_counter()
+    for batch in bar:
+        means, stopping = train_step(training, state, batch, len(epoch), stop.requested)
+        count = len(epoch.chosen[state["batch"]])
+        for name, mean in means.items():
+            state["sums"][name] = state["sums"].get(name, 0.0) + mean * count
+        state["batch"] += 1
+        now = time.perf_counter()
+        if stopping or now - saved > SAVE_SECONDS:
+            state["seconds"] += now - start
+            start = saved = now
+            training.write_to(state)
+            save(state, best=False)
+            if stopping:
+                raise KeyboardInterrupt
+    state["seconds"] += time.perf_counter() - start
+
+
+def train_step(training, state, batch, batches, stop_requested):
+    """One step on one batch; returns the mean losses by name and whether any process must stop."""
+    settings, processes, device = training.settings, training.processes, training.device
+    state["step"] += 1
+    for group in training.optimizer.param_groups:
+        group["lr"] = learning_rate(settings, state["step"], batches)
+    types = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+    with torch.autocast(device.type, types.get(settings.amp), enabled=settings.amp != "off"):
+        output = training.parallel(batch.images.to(device, non_blocking=True))
+    output = output._replace(**{k: v.float() for k, v in output._asdict().items() if v is not None})
+    losses = parser_losses(
+        output,
+        batch.labels.to(device, non_blocking=True),
+        seeds=batch.seeds.tolist(),
+        background=settings.background,
+    )
+    # Sums over all processes, and with them whether one was asked to stop: all must agree.
+    mine = [loss.total.detach() for loss in losses.values()]
+    mine += [loss.count for loss in losses.values()]
+    mine.append(torch.tensor(float(stop_requested), device=device))
+    *sums, stopping = processes.add_up(torch.stack(mine)).tolist()
+    totals, counts = sums[: len(losses)], sums[len(losses) :]
+    means = {
+        name: total / count if count else 0.0
+        for name, total, count in zip(losses, totals, counts, strict=True)
+    }
+    for name, mean in means.items():
+        if not math.isfinite(mean):
+            shown = ", ".join(map(str, batch.faces[:10].tolist()))
+            raise FloatingPointError(
+                f"the loss '{name}' is {mean} at step {state['step']} (epoch {state['epoch'] + 1}, "
+                f"batch {state['batch'] + 1}, training faces {shown})"
+            )
+    # The gradients are averaged over the processes; the mean is over the pixels of all of them.
+    loss = sum(
+        getattr(settings, f"weight_{name}") * processes.world / max(count, 1) * losses[name].total
+        for name, count in zip(losses, counts, strict=True)
+    )
+    training.optimizer.zero_grad()
+    training.scaler.scale(loss).backward()
+    if settings.clip:
+        training.scaler.unscale_(training.optimizer)
+        torch.nn.utils.clip_grad_norm_(training.model.parameters(), settings.clip)
+    training.scaler.step(training.optimizer)
+    training.scaler.update()
+    update_average(training.average, training.model, state["step"])
+    return means, stopping > 0
+
+
+def learning_rate(settings, step, batches):
+    """A linear warm-up, then constant, or a half cosine to zero at the last step."""
+    rate = settings.lr * min(1, step / WARM_UP)
+    if settings.schedule == "cosine":
+        done = min(1, step / (batches * settings.epochs))
+        rate *= 0.5 * (1 + math.cos(math.pi * done))
+    return rate
+
+
+@torch.no_grad()
+def update_average(average, model, step):
+    """Polynomial-decay averaging: the weight of a step is proportional to about step ** 8.
+
+    The running statistics of batch normalisation are averaged with the weights.
+    """
+    share = (AVERAGING + 1) / (AVERAGING + step)
+    old, new = average.state_dict().values(), model.state_dict().values()
+    pairs = [(a, b) for a, b in zip(old, new, strict=True) if a.is_floating_point()]
+    torch._foreach_lerp_([a for a, _ in pairs], [b for _, b in pairs], share)
