@@ -37,6 +37,7 @@ TABLES = {
             ),
             "rnn": Row("RNN", "rnn", "table-1/rnn", None, (93.72, 81.21, 97.15, 94.85)),
             "rnn-g": Row("RNN-G", "rnn-g", "table-1/rnn-g", None, (97.55, 83.43, 94.37, 95.46)),
+            "rnn-g+small": Row("RNN-G+ small", "rnn-g+small", "table-1/rnn-g+small"),
             "rnn-g+": Row("RNN-G+", "rnn-g+", "table-1/rnn-g+"),
             "unet": Row("U-Net", "unet", "table-1/unet"),
         },

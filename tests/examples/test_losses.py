@@ -126,6 +126,7 @@ def test_parser_losses_follow_the_parts_of_the_model(name, background):
     expected = {
         "rnn-g": ["output", "x", "boundary"],
         "rnn-g+": ["output", "x", "boundary"],
+        "rnn-g+small": ["output", "x", "boundary"],
         "rnn": ["output", "x"],
         "cnn-deep": ["output", "x"],
         "cnn-s": ["output"],

@@ -43,11 +43,11 @@ def test_model_returns_the_stated_shapes(name, classes, side):
         assert output.x_logits is None
     else:
         assert output.x_logits.shape == (2, classes, *half)
-    if name in ("rnn-g", "rnn-g+", "mo"):
+    if name in ("rnn-g", "rnn-g+", "rnn-g+small", "mo"):
         assert output.gate_logit.shape == (2, 1, *half)
     else:
         assert output.gate_logit is None
-    if name in ("rnn-g", "rnn-g+"):
+    if name in ("rnn-g", "rnn-g+", "rnn-g+small"):
         assert output.gate.shape[0] == 2
         assert output.gate.shape[2:] == half
     else:

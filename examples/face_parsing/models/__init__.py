@@ -8,6 +8,9 @@ from .unet import UNet
 __all__ = ["MODELS", "FeedForwardParser", "Parse", "PlusParser", "RecurrentParser", "UNet"]
 __all__ += ["build_model"]
 
+SMALL = {"first": 8, "strided": False, "widths": (12, 16, 24, 32), "convolutions": (1, 1, 1, 1)}
+SMALL |= {"skip": 16, "channels": 8, "refined": 0}
+
 # name: (network, its options); each takes the number of classes and whether for scenes, too.
 MODELS = {
     "rnn-g": (RecurrentParser, {"gated": True}),
@@ -16,6 +19,7 @@ MODELS = {
     "cnn-deep": (FeedForwardParser, {"deep": True}),
     "mo": (FeedForwardParser, {"deep": True, "boundary": True}),
     "rnn-g+": (PlusParser, {}),
+    "rnn-g+small": (PlusParser, SMALL),  # of the paper's size
     "unet": (UNet, {}),
 }
 

@@ -1,4 +1,4 @@
-"""RNN-G+: the paper's idea with what has been learned since about training small networks."""
+"""RNN-G+: the paper's idea with a trunk as one would build it today."""
 
 import torch
 import torch.nn.functional as F
@@ -28,22 +28,24 @@ def position_of(images):
 
 
 class PlusParser(nn.Module):
-    """Encoder, summed skips up to half the input's size, one or more gated propagations, labels.
+    """An encoder, summed skips up to half the input's size, gated propagations, labels.
+
+    Takes (N, 3, H, W) float32 images in -0.5 .. 0.5, H and W divisible by 32.
 
     Args:
         classes: number of labels.
-        scene: for 512 x 512 pixels and many faces; the logits are half that size.
-        first: channels at full size.
-        widths: channels at 1/2, 1/4, ... of the input's size.
-        convolutions: of each of these stages.
+        scene: for 512 x 512 pixels and many faces; the labels spread at a quarter of that, and the
+            logits are half of it.
+        first: channels of the 5 x 5 convolution.
+        strided: it steps by two, in place of the first pooling. A scene's does anyway.
+        widths: channels of the stages, at 1/2, 1/4, ... of the input's size.
+        convolutions: in each of these stages.
         skip: channels of the decoder's sums.
         channels: of X and of G.
-        propagations: how often the labels spread; each has weights of its own and the same gates,
-            and reads the one before with the labels before spreading added.
-        gates: ``"shared"`` (one map for all directions) or ``"direction"`` (a map for each).
-        gate_norm, merge: of the layer.
-        norm: normalise what a propagation returns.
-        position: give the network the pixel's place too: portraits are framed alike.
+        propagations: how often the labels spread. Each has weights of its own and the same gates,
+            and is added to X; the next one reads the sum.
+        refined: channels of a convolution between the last of these and the labels; 0: none.
+        position: give the network each pixel's place too: portraits are framed alike.
     """
 
     def __init__(
@@ -51,31 +53,25 @@ class PlusParser(nn.Module):
         classes,
         *,
         scene=False,
-        first=16,
-        widths=(32, 64, 96),
-        convolutions=1,
+        first=24,
+        strided=True,
+        widths=(32, 48, 64, 64),
+        convolutions=(1, 2, 2, 1),
         skip=32,
         channels=16,
         propagations=1,
-        gates="shared",
-        gate_norm="clamp",
-        merge="max",
-        norm=True,
-        position=False,
-        strided=False,
-        refined=0,
+        refined=24,
+        position=True,
     ):
         super().__init__()
-        # A scene is halved here, so that the labels spread at a quarter of its size.
-        self.position = position
+        self.position, self.channels = position, channels
         self.first = convolution(
-            5 if position else 3, first, 5, stride=2 if scene or strided else 1
+            5 if position else 3, first, 5, stride=2 if strided or scene else 1
         )
+        # A scene is halved by both: the same stages then see as much of a face.
+        self.pooled_first = scene or not strided
         self.stages, self.laterals = nn.ModuleList(), nn.ModuleList()
         before = first
-        if isinstance(convolutions, int):
-            convolutions = [convolutions] * len(widths)
-        self.unpooled = strided and not scene
         for width, count in zip(widths, convolutions, strict=True):
             layers = [convolution(before, width)]
             layers += [convolution(width, width) for _ in range(count - 1)]
@@ -83,22 +79,15 @@ class PlusParser(nn.Module):
             self.laterals.append(nn.Conv2d(width, skip, 1))
             before = width
         self.smooth = nn.ModuleList(convolution(skip, skip) for _ in widths[:-1])
-        maps = 4 if gates == "direction" else 1
-        self.split = (channels, maps * channels)
-        self.maps = maps
-        self.to_x_and_g = nn.Conv2d(skip, sum(self.split), 1)
-        self.rnns = nn.ModuleList(
-            SpatialGatedRNN(channels, gate_norm=gate_norm, merge=merge) for _ in range(propagations)
-        )
-        self.norms = nn.ModuleList(
-            nn.BatchNorm2d(channels) if norm else nn.Identity() for _ in range(propagations)
-        )
+        self.to_x_and_g = nn.Conv2d(skip, 2 * channels, 1)
+        self.rnns = nn.ModuleList(SpatialGatedRNN(channels) for _ in range(propagations))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(propagations))
         self.x_head = nn.Conv2d(channels, classes, 3, padding=1)
-        self.gate_head = nn.Conv2d(self.split[1], 1, 1)
+        self.gate_head = nn.Conv2d(channels, 1, 1)
         head = nn.Conv2d(refined or channels, classes, 3, padding=1)
         self.head = nn.Sequential(convolution(channels, refined), head) if refined else head
         self.pool = MaxPool()
-        with torch.no_grad():
+        with torch.no_grad():  # gates start open, as RNN-G's
             self.to_x_and_g.weight[channels:] *= 0.2
             self.to_x_and_g.bias[channels:] = 0.8
         self.to(memory_format=torch.channels_last)
@@ -110,17 +99,16 @@ class PlusParser(nn.Module):
         x = self.first(images)
         maps = []
         for i, (stage, lateral) in enumerate(zip(self.stages, self.laterals, strict=True)):
-            x = stage(x if i == 0 and self.unpooled else self.pool(x))
+            x = stage(self.pool(x) if i or self.pooled_first else x)
             maps.append(lateral(x))
         x = maps.pop()
         for lateral, smooth in zip(reversed(maps), self.smooth, strict=True):
             x = smooth(lateral + F.interpolate(x, scale_factor=2.0, mode="nearest"))
-        x, gate = self.to_x_and_g(x).split(self.split, 1)
-        g = gate.unflatten(1, (self.maps, -1)) if self.maps > 1 else gate
+        x, g = self.to_x_and_g(x).split(self.channels, 1)
         h = x
         for rnn, norm in zip(self.rnns, self.norms, strict=True):
             h = norm(rnn(h, g)) + x
         logits = F.interpolate(self.head(h), scale_factor=2.0, mode="bilinear", align_corners=False)
         if not self.training:
-            return Parse(logits, gate=gate)
-        return Parse(logits, self.x_head(x), self.gate_head(gate), gate)
+            return Parse(logits, gate=g)
+        return Parse(logits, self.x_head(x), self.gate_head(g), g)
