@@ -1,5 +1,6 @@
 """The augmented batches of an epoch: the same for any number of workers and of processes."""
 
+import signal
 from typing import NamedTuple
 
 import numpy as np
@@ -66,4 +67,11 @@ def loader(epoch, *, start=0, workers=0, pin_memory=False):
         sampler=range(start, len(epoch)),
         num_workers=workers,
         pin_memory=pin_memory,
+        worker_init_fn=_leave_signals_to_the_parent,
     )
+
+
+def _leave_signals_to_the_parent(worker):
+    """A signal to the whole group stops the training between two steps; workers last till then."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

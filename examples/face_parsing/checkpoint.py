@@ -1,5 +1,6 @@
 """Files that are whole or not there: atomic writing, and the checkpoint's own format."""
 
+import contextlib
 import io
 import os
 import zipfile
@@ -7,6 +8,11 @@ from pathlib import Path
 
 import torch
 from settings import FIELDS, check
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: nothing is locked
+    fcntl = None
 
 KIND = "gatedrnn face parser, version 2"
 # name: type of each entry; see train.py for what they hold.
@@ -21,6 +27,7 @@ ENTRIES = {
     "step": int,
     "seconds": float,
     "sums": dict,
+    "seen": int,
     "history": list,
     "best": float,
     "model": dict,
@@ -34,6 +41,33 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message is one line and names the file."""
 
 
+@contextlib.contextmanager
+def claimed(folder):
+    """Hold a folder for this process, and make it if need be; an empty one is removed at the end.
+
+    Raises:
+        CheckpointError: it is no folder, or another process holds it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except (FileExistsError, NotADirectoryError):
+        raise CheckpointError(f"--out must be a folder, {folder} is not") from None
+    try:
+        try:
+            if fcntl:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with the process
+        except BlockingIOError:
+            raise CheckpointError(f"another process is writing to {folder}") from None
+        for path in folder.glob("*.tmp"):  # of a process that was killed
+            path.unlink(missing_ok=True)
+        yield
+    finally:
+        os.close(handle)
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
 def write_atomically(path, data):
     """Write bytes so that ``path`` holds either its old content or all of the new.
 
@@ -41,13 +75,16 @@ def write_atomically(path, data):
     leaves the old file as it was.
     """
     path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None
     except BaseException:  # KeyboardInterrupt too
         temporary.unlink(missing_ok=True)
         raise

@@ -8,7 +8,10 @@ from pathlib import Path
 import torch
 from checkpoint import CheckpointError
 from datasets import DATASETS, DataError, default_folder, open_dataset, open_mixed
+from processes import StoppedError
 from settings import SettingsError
+
+EXPECTED = (DataError, CheckpointError, SettingsError, StoppedError, FloatingPointError, OSError)
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,8 +39,8 @@ def device(text):
     try:
         found = torch.device(text)
         torch.zeros(1, device=found).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        words = str(error).splitlines()[0]
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        words = str(error).splitlines()[0].partition(". ")[0]
         raise argparse.ArgumentTypeError(f"cannot use device {text!r}: {words}") from None
     return found
 
@@ -94,7 +97,7 @@ def exit_code(main):
     """Run ``main`` and turn what a user can cause into one line and an exit code."""
     try:
         main()
-    except (DataError, CheckpointError, SettingsError, OSError, FloatingPointError) as error:
+    except EXPECTED as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -35,7 +35,9 @@ class CrfParameters(NamedTuple):
     steps: int  # of mean field; 0 leaves the maps as they are
 
     def check(self):
-        """ValueError unless the weights are 0 or more, the sigmas positive, all finite."""
+        """ValueError unless weights are 0 or more, sigmas positive, all finite, steps whole."""
+        if type(self.steps) is not int:
+            raise ValueError(f"steps of the CRF cannot be {self.steps}")
         for name, value in self._asdict().items():
             enough = value > 0 if name.endswith("sigma") else value >= 0
             if not (enough and math.isfinite(value)):

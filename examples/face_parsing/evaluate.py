@@ -120,7 +120,7 @@ def main():
     parser.add_argument(
         "--parser",
         choices=parsers.PARSERS,
-        help="what makes labels of the network's maps; default: their maximum",
+        help="what makes labels of the maps; default: for MO a graph cut, else their maximum",
     )
     commands.add_dataset_argument(parser, help="default: the one it was trained on")
     parser.add_argument("--labels", choices=LABEL_SETS, help="default: those it was trained on")

@@ -69,7 +69,8 @@ def sample_background(labels, ratio, seeds):
 
     For scenes in which faces are few: an image without any contributes nothing.
     """
-    return sample(labels != 0, labels == 0, ratio, seeds)
+    # Another draw than the boundary's, which is made from what this one leaves.
+    return sample(labels != 0, labels == 0, ratio, [seed ^ 1 for seed in seeds])
 
 
 def label_loss(logits, labels, *, pixels=None):

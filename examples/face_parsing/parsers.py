@@ -6,6 +6,8 @@ scene and parses each by the network for single faces.
 """
 
 import json
+import sys
+import zlib
 
 import checkpoint
 import crf
@@ -45,9 +47,9 @@ def make(name, model, validation, *, path, state):
     Args:
         name: a key of ``PARSERS``.
         model: its network, ready to evaluate.
-        validation: called without arguments for the validation faces, if a search is needed.
+        validation: called without arguments for the validation faces.
         path: the checkpoint's file. NAME.json beside it keeps what the search found.
-        state: the checkpoint, whose step that file must have.
+        state: the checkpoint, whose weights that file must be for.
 
     Returns:
         a function of images (N, 3, H, W) uint8 to labels (N, h, w) uint8, and the parameters as a
@@ -64,20 +66,49 @@ def make(name, model, validation, *, path, state):
             return resize_labels(torch.stack(parsed), [side // 2 for side in images.shape[2:]])
 
         return parse_scenes, None
+    faces = validation()
     file = path.with_name(f"{name}.json")
-    found = None
-    if file.is_file():
-        try:
-            kept = json.loads(file.read_text())
-            found = kept["parameters"] if kept["step"] == state["step"] else None
-        except (ValueError, KeyError, TypeError):
-            found = None  # damaged: searched again
+    known = {
+        "weights": _digest(state["average"]),
+        "classes": state["classes"],
+        "images": _digest({"images": faces.images[:SEARCHED]}),
+        "trials": TRIALS,
+    }
+    found = kept(file, known, refinement)
     if found is None:
-        faces = validation()
         found = search(refinement, model, faces, seed=0)
-        text = json.dumps({"step": state["step"], "parameters": found}, indent=2) + "\n"
-        checkpoint.write_atomically(file, text.encode())
+        text = json.dumps(known | {"parameters": found}, indent=2) + "\n"
+        try:
+            checkpoint.write_atomically(file, text.encode())
+        except OSError as error:
+            print(f"note: what was found is not kept: {error}", file=sys.stderr)
     return refiner(refinement, model, found), found
+
+
+def kept(file, known, refinement):
+    """The parameters in a file that an earlier search for the same wrote, or None."""
+    try:
+        content = json.loads(file.read_text())
+        if {key: content[key] for key in known} != known:
+            return None
+        found = content["parameters"]
+        if refinement == "crf":
+            parameters = crf.CrfParameters(**found)
+            parameters.check()
+            return parameters._asdict()
+        if not 0 <= found["smoothness"] <= graph_cut.LARGEST:
+            return None
+        return {"smoothness": found["smoothness"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # none, or damaged: it is searched again
+
+
+def _digest(tensors):
+    """A checksum of tensors by name."""
+    value = 0
+    for tensor in tensors.values():
+        value = zlib.crc32(tensor.contiguous().cpu().numpy().tobytes(), value)
+    return value
 
 
 def search(refinement, model, faces, *, seed):

@@ -9,13 +9,23 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 
+class StoppedError(Exception):
+    """A training that cannot start or go on for want of a process; the message is one line."""
+
+
 class Processes:
     """This process's place among those that torchrun started; rank 0 of 1 without torchrun."""
 
     def __init__(self):
-        self.world = int(os.environ.get("WORLD_SIZE", "1"))
-        self.rank = int(os.environ.get("RANK", "0"))
-        self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        self.world = _number("WORLD_SIZE", 1)
+        self.rank, self.local_rank = _number("RANK", 0), _number("LOCAL_RANK", 0)
+        if self.world > 1:
+            missing = {"RANK", "MASTER_ADDR", "MASTER_PORT"} - os.environ.keys()
+            if missing:
+                raise StoppedError(
+                    f"WORLD_SIZE is {self.world} without {', '.join(sorted(missing))}: "
+                    "start several processes by torchrun"
+                )
 
     @property
     def first(self):
@@ -57,6 +67,13 @@ class Processes:
         if self.world > 1:
             dist.all_reduce(tensor)
         return tensor
+
+
+def _number(name, default):
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal():
+        raise StoppedError(f"the environment's {name} must be a number, got {text!r}")
+    return int(text)
 
 
 class StopRequest:

@@ -1,11 +1,12 @@
 """Train and measure every row of a table of the paper: reproduce.py --table 1 --root DIR.
 
-Writes to --out: a folder for each training, table.json, table.md and figure.png. Run again, it goes
-on where it was stopped.
+Writes to --out: a folder for each training, table.json, table.md and table.png (the labels of each
+row). Run again, it goes on where it was stopped.
 """
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -76,6 +77,20 @@ def start(args, training):
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
 
+def check_epochs(args, needed):
+    """CheckpointError before anything is trained, if a training cannot be made as long as asked."""
+    for training in needed.values():
+        path = args.out / training.name / "last.pt"
+        if args.epochs is None or not path.exists():
+            continue
+        before = checkpoint.load(path)["settings"]
+        if before["schedule"] != "constant" and before["epochs"] != args.epochs:
+            raise CheckpointError(
+                f"{path} was trained with --epochs {before['epochs']} and a {before['schedule']} "
+                f"schedule, which cannot be made {args.epochs}: choose another --out"
+            )
+
+
 def train_all(args, needed):
     """Train what is not trained yet, ``args.jobs`` at a time.
 
@@ -100,6 +115,8 @@ def train_all(args, needed):
                     log = args.out / training.name / "log.txt"
                     lines = log.read_text(errors="replace").splitlines()
                     last = lines[-1] if lines else "no output"
+                    if process.returncode < 0:
+                        last = f"ended by signal {-process.returncode}"
                     raise CheckpointError(f"training {training.name} failed ({log}): {last}")
     finally:
         for process in running.values():
@@ -218,18 +235,26 @@ def main():
             raise DataError(
                 f"{table.rows[row].title} needs {training.root}, and there is no such folder"
             )
-    train_all(args, needed)
-    results, test, columns, gate = measure(args, table, needed)
-    write = checkpoint.write_atomically
-    write(args.out / "table.json", (json.dumps(results, indent=2) + "\n").encode())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the trainings are stopped, too
+    with checkpoint.claimed(args.out):
+        check_epochs(args, needed)
+        train_all(args, needed)
+        write_table(args, table, *measure(args, table, needed), whole=rows == list(table.rows))
+
+
+def write_table(args, table, results, test, columns, gate, *, whole):
+    """table.json, table.md and table.png; of some rows only, some-rows.json and so on."""
+    stem = "table" if whole else "some-rows"
     text = (
         f"# {table.title}: ours (the paper's)\n\n{as_markdown(table, results)}\n{table.remark} "
         f"Frames/s on {args.device}, {torch.get_num_threads()} threads, "
         f"PyTorch {torch.__version__}.\n"
     )
-    write(args.out / "table.md", text.encode())
+    write = checkpoint.write_atomically
+    write(args.out / f"{stem}.json", (json.dumps(results, indent=2) + "\n").encode())
+    write(args.out / f"{stem}.md", text.encode())
     pictures.save_faces(
-        args.out / "figure.png",
+        args.out / f"{stem}.png",
         test.images[:PICTURED],
         {"truth": test.labels[:PICTURED], **columns},
         gate,

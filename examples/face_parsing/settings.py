@@ -45,11 +45,11 @@ class Settings:
         "constant", "of the learning rate, after a warm-up", choices=("constant", "cosine")
     )
     weight_decay: float = _setting(0.0, "of AdamW", low=0, high=1)
-    clip: float = _setting(0.0, "the gradient's norm is held at this; 0: it is not", low=0)
+    clip: float = _setting(0.0, "the gradient's norm is held at this, if not 0", low=0, high=1e6)
     amp: str = _setting("off", "autocast to this type", choices=("off", "bfloat16", "float16"))
-    weight_output: float = _setting(1.0, "of the loss of the output", low=0)
-    weight_x: float = _setting(1.0, "of the loss of X", low=0)
-    weight_boundary: float = _setting(1.0, "of the loss of the gate", low=0)
+    weight_output: float = _setting(1.0, "of the loss of the output", low=0, high=1e6)
+    weight_x: float = _setting(1.0, "of the loss of X", low=0, high=1e6)
+    weight_boundary: float = _setting(1.0, "of the loss of the gate", low=0, high=1e6)
     background: int = _setting(
         0, "background pixels for each other one in every loss; 0: all pixels", low=0
     )

@@ -5,6 +5,7 @@ metrics.json, faces.png, losses.png.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -29,23 +30,27 @@ VALIDATED = 200  # faces, at most, measured after each epoch
 PICTURED = 6
 
 
-def write_results(out, state, test_faces, *, device):
+def write_results(out, state, faces, *, device):
     """metrics.json, faces.png and losses.png, of the best weights; returns what the first holds."""
-    best = checkpoint.load(out / "best.pt")
-    model = evaluate.load_model(best, device, path=out / "best.pt")
-    result = evaluate.summary(model, test_faces, best, state["settings"]["dataset"])
+    path, test = out / "best.pt", faces["test"]
+    best = checkpoint.load(path)
+    model = evaluate.load_model(best, device, path=path)
+    settings = state["settings"]
+    result = evaluate.summary_of(
+        settings["model"], model, test, best, settings["dataset"], faces.get, path
+    )
     result["seconds"] = round(state["seconds"], 2)
     result["epochs"] = state["epoch"]
     text = json.dumps(result, indent=2) + "\n"
     checkpoint.write_atomically(out / "metrics.json", text.encode())
-    images = test_faces.images[:PICTURED]
+    images = test.images[:PICTURED]
     predicted, gate = evaluate.predict(model, images)
     pictures.save_faces(
         out / "faces.png",
         images,
-        {"truth": test_faces.labels[:PICTURED], "prediction": predicted},
+        {"truth": test.labels[:PICTURED], "prediction": predicted},
         gate,
-        label_set=test_faces.label_set,
+        label_set=test.label_set,
     )
     pictures.save_losses(out / "losses.png", state["history"])
     return result
@@ -98,46 +103,56 @@ def mixed_set(text):
     if name not in DATASETS:
         known = ", ".join(DATASETS)
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=DIR with NAME one of {known}")
+    if not root and hasattr(DATASETS[name], "find"):
+        raise argparse.ArgumentTypeError(f"{text!r} needs the folder of {name}: {name}=DIR")
     return name, root or None
 
 
-def default_out(dataset, model, *, resume):
-    """The first runs/DATASET-MODEL[-2, -3, ...] without a checkpoint; to resume, the one before."""
-    names = [f"{dataset}-{model}"]
+def default_out(wanted, *, resume):
+    """The first runs/DATASET-MODEL[-2, -3, ...] without a checkpoint; to resume, the one before.
+
+    Args:
+        wanted: ``Settings``.
+    """
+    names = [f"{wanted.dataset}-{wanted.model}"]
     while (Path("runs") / names[-1] / "last.pt").exists():
-        names.append(f"{dataset}-{model}-{len(names) + 1}")
+        names.append(f"{names[0]}-{len(names) + 1}")
     return Path("runs") / names[-2 if resume and len(names) > 1 else -1]
 
 
-def open_run(args, given):
-    """The folder and the state to continue, None for a new run, after all checks on the two.
+def open_run(args, given, out):
+    """The state to continue, None for a new run, after all checks on the two.
 
     Args:
         args: of the command line.
         given: the settings that the command line or the file names.
+        out: the folder.
     """
-    wanted = Settings(**given)
-    out = args.out or default_out(wanted.dataset, wanted.model, resume=args.resume)
     path = out / "last.pt"
     if not args.resume:
         if path.exists():
             raise CheckpointError(f"{path} exists: add --resume, or choose another --out")
-        return out, None
+        return None
     state = checkpoint.load(path)
+    before = state["settings"]
     # A setting left out means "as before"; one given must say what was trained with.
     for name, value in given.items():
-        before = state["settings"][name]
-        if name == "epochs" and state["settings"]["schedule"] == "constant":
-            if value < state["epoch"]:
-                raise CheckpointError(
-                    f"{path} has {state['epoch']} epochs, more than --epochs {value}"
-                )
-            state["settings"]["epochs"] = value
-        elif value != before:
+        option = settings_module.option(name)
+        if value == before[name]:
+            continue
+        if name == "epochs" and before["schedule"] != "constant":
             raise CheckpointError(
-                f"{path} was trained with {settings_module.option(name)} {before}, not {value}"
+                f"{path} was trained with {option} {before[name]} and a {before['schedule']} "
+                f"schedule, which cannot be made longer: not {value}"
             )
-    return out, state
+        if name == "epochs" and value >= state["epoch"]:
+            before["epochs"] = value
+        elif name == "epochs":
+            raise CheckpointError(f"{path} has {state['epoch']} epochs, more than {option} {value}")
+        else:
+            words = [repr(v) if v == "" else v for v in (before[name], value)]
+            raise CheckpointError(f"{path} was trained with {option} {words[0]}, not {words[1]}")
+    return state
 
 
 def open_splits(args, settings):
@@ -165,8 +180,18 @@ def main():
         raise SettingsError(f"the file mixes {given['mix']!r}: name them with --mix NAME=DIR")
     given["mix"] = names
     processes = Processes()
+    out = args.out or default_out(Settings(**given), resume=args.resume)
+    if args.resume and not (out / "last.pt").is_file():
+        raise CheckpointError(f"no checkpoint at {out / 'last.pt'}")
+    # The first process writes, and so it alone holds the folder.
+    with checkpoint.claimed(out) if processes.first else contextlib.nullcontext():
+        run(args, given, out, processes)
+
+
+def run(args, given, out, processes):
+    """Train as the command line says, in a folder that is this process's own."""
     device = processes.device(args.device)
-    out, state = open_run(args, given)
+    state = open_run(args, given, out)
     settings = Settings(**(state["settings"] if state else given))
     processes.start(device)
     try:
@@ -177,6 +202,11 @@ def main():
             "faces": len(faces["train"].images),
             "world": processes.world,
         }
+        if facts["faces"] < processes.world:
+            raise DataError(
+                f"{facts['faces']} training faces are too few for {processes.world} processes"
+            )
+        board = None
 
         def save(state, *, best):
             if processes.first:
@@ -187,16 +217,13 @@ def main():
                     board.write(state)
 
         if state is None:
-            state, board = new_state(settings, **facts), None
-            if processes.first:
-                out.mkdir(parents=True, exist_ok=True)
-                save(state, best=True)
+            state = new_state(settings, **facts)
+            save(state, best=True)
         for name, value in facts.items():
             if state[name] != value:
                 raise CheckpointError(
                     f"{out / 'last.pt'} was trained with {name} {state[name]}, here: {value}"
                 )
-        board = None
         if args.tensorboard and processes.first:
             board = TensorBoard(out / "tensorboard", history=state["history"])
         train(
@@ -211,7 +238,7 @@ def main():
     finally:
         processes.stop()
     if processes.first:
-        print(evaluate.as_text(write_results(out, state, faces["test"], device=device)))
+        print(evaluate.as_text(write_results(out, state, faces, device=device)))
         print(f"results in {out}")
         commands.report_skipped(*faces.values())
 

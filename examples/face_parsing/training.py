@@ -10,7 +10,7 @@ from checkpoint import CheckpointError
 from losses import parser_losses
 from metrics import accuracy
 from models import build_model
-from processes import Processes, StopRequest
+from processes import Processes, StoppedError, StopRequest
 from settings import Settings
 from tqdm import tqdm
 
@@ -42,6 +42,7 @@ def new_state(settings, *, classes, side, faces, world=1):
         "step": 0,
         "seconds": 0.0,  # in train_epoch
         "sums": {},  # over those batches: each mean loss times the faces in it
+        "seen": 0,  # faces in those batches
         "history": [],  # one dict an epoch
         "best": -1.0,  # the highest validation accuracy
         "model": model.state_dict(),
@@ -80,6 +81,10 @@ class Training:
         self.parallel = processes.wrap(self.model, device)
 
     def write_to(self, state):
+        """FloatingPointError if a weight is not finite: such a state is never saved."""
+        for name, value in self.model.state_dict().items():
+            if not value.isfinite().all():
+                raise FloatingPointError(f"weight '{name}' is not finite at step {state['step']}")
         state.update(
             model=self.model.state_dict(),
             average=self.average.state_dict(),
@@ -105,7 +110,8 @@ def train(state, train_faces, validation_faces, *, device, save, processes=None,
 
     Raises:
         CheckpointError: the state does not fit its own settings.
-        FloatingPointError: a loss is not finite; the state before that step's epoch is on disk.
+        FloatingPointError: a loss or a weight is not finite; the last save before that is on disk.
+        StoppedError: a process that makes the batches was killed.
         KeyboardInterrupt: on request, after saving.
     """
     processes = processes or Processes()
@@ -113,14 +119,15 @@ def train(state, train_faces, validation_faces, *, device, save, processes=None,
     with StopRequest() as stop:
         while state["epoch"] < training.settings.epochs:
             train_epoch(training, state, train_faces, save=save, stop=stop, workers=workers)
-            row = {name: total / state["faces"] for name, total in state["sums"].items()}
+            row = {name: total / state["seen"] for name, total in state["sums"].items()}
             if processes.first and len(validation_faces.images):
                 matrix = evaluate.confusion(training.average, validation_faces)
                 row["validation"] = accuracy(matrix)
             score = row.get("validation", math.inf)  # without validation the last is the best
             best = score > state["best"] or score == math.inf
             state["history"] = [*state["history"], row]
-            state.update(epoch=state["epoch"] + 1, batch=0, sums={}, best=max(score, state["best"]))
+            state.update(epoch=state["epoch"] + 1, batch=0, sums={}, seen=0)
+            state["best"] = max(score, state["best"])
             training.write_to(state)
             save(state, best=best)
             if processes.first:
@@ -152,11 +159,12 @@ def train_epoch(training, state, faces, *, save, stop, workers):
         disable=None if processes.first else True,
     )
     start = saved = time.perf_counter()
-    for batch in bar:
+    for batch in unbroken(bar):
         means, stopping = train_step(training, state, batch, len(epoch), stop.requested)
         count = len(epoch.chosen[state["batch"]])
         for name, mean in means.items():
             state["sums"][name] = state["sums"].get(name, 0.0) + mean * count
+        state["seen"] += count
         state["batch"] += 1
         now = time.perf_counter()
         if stopping or now - saved > SAVE_SECONDS:
@@ -167,6 +175,16 @@ def train_epoch(training, state, faces, *, save, stop, workers):
             if stopping:
                 raise KeyboardInterrupt
     state["seconds"] += time.perf_counter() - start
+
+
+def unbroken(batches):
+    """The batches; StoppedError if a process that makes them is gone."""
+    try:
+        yield from batches
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise StoppedError("a process that makes the batches (--workers) was killed") from None
 
 
 def train_step(training, state, batch, batches, stop_requested):

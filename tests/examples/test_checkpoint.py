@@ -19,6 +19,7 @@ STATE = {
     "step": 10,
     "seconds": 1.5,
     "sums": {},
+    "seen": 0,
     "history": [{"output": 0.5}],
     "best": 0.75,
     "model": {"w": torch.arange(2000.0)},

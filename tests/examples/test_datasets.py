@@ -85,6 +85,13 @@ def break_empty_image(root):
     return "cannot decode", str(path)
 
 
+def break_depth(root):
+    path = lfw_tree.image_path(root, "Ann_Lee", 2)
+    deep = Image.fromarray(np.full((250, 250), 40_000, np.uint16))
+    deep.save(path, format="PNG")  # whose values would be cut off at 255
+    return str(path), "must have 8 bits a channel, not be of mode I;16"
+
+
 def break_unknown_colour(root):
     path = lfw_tree.label_path(root, "Ann_Lee", 2)
     colours = np.array(Image.open(path))
@@ -103,6 +110,13 @@ def break_list_line(root):
     path = root / "parts_train.txt"
     path.write_text("Ann_Lee 1\nAnn_Lee_0002\n")
     return str(path), "line 2", "'Ann_Lee_0002'"
+
+
+def test_zero_byte_in_a_list_is_one_line(tree):
+    path = tree / "parts_train.txt"
+    path.write_bytes(b"Ann_Lee 1\nAnn\0Lee 2\n")
+    with pytest.raises(DataError, match="line 2 holds a zero byte"):
+        open_dataset("lfw-pl", tree, "train")
 
 
 BAD_TREES = [function for name, function in list(globals().items()) if name.startswith("break_")]

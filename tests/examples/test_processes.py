@@ -51,3 +51,11 @@ def test_train_runs_under_torchrun_and_one_process_writes(tmp_path, script_envir
     alone = subprocess.run(command, env=script_environment, capture_output=True, text=True)
     assert alone.returncode == 2
     assert "was trained with world 2, here: 1" in alone.stderr
+
+
+def test_fewer_faces_than_processes_is_one_line(tmp_path, script_environment):
+    arguments = [*QUICK, "--limit", 1, "--epochs", 1, "--out", tmp_path / "out"]
+    done = torchrun(script_environment, 2, EXAMPLE / "train.py", *arguments)
+    assert done.returncode != 0
+    assert "error: 1 training faces are too few for 2 processes" in done.stderr
+    assert not (tmp_path / "out").exists()

@@ -56,7 +56,7 @@ def test_longer_resume_with_a_schedule_that_knows_its_end_is_refused(tmp_path, m
     arguments = [*QUICK, "--epochs", 1, "--schedule", "cosine", "--out", tmp_path]
     assert call(monkeypatch, train, *arguments) == 0
     error = refused(monkeypatch, capsys, train, "--resume", "--epochs", 2, "--out", tmp_path)
-    assert "was trained with --epochs 1, not 2" in error
+    assert "was trained with --epochs 1 and a cosine schedule" in error
 
 
 def test_existing_checkpoint_is_not_overwritten(finished, monkeypatch, capsys):
@@ -87,7 +87,7 @@ def test_default_out_is_a_fresh_folder(tmp_path, monkeypatch):
         (["--limit", "-3"], "--limit"),
         (["--seed", "-1"], "--seed"),
         (["--lr", "nan"], "--lr"),
-        (["--weight-boundary", "-1"], "weight_boundary must be in 0 .. inf"),
+        (["--weight-boundary", "-1"], "weight_boundary must be in 0 .. 1000000"),
         (["--amp", "int8"], "--amp"),
         (["--workers", "-1"], "--workers"),
         (["--config", "/nonexistent.toml"], "/nonexistent.toml"),
@@ -133,6 +133,34 @@ def test_lfw_pl_trains_evaluates_and_counts_skipped_faces(tmp_path, monkeypatch,
     lfw_tree.write_face(root, "Ann_Lee", 2)
     error = refused(monkeypatch, capsys, train, *data, "--resume", "--no-cache", "--out", out)
     assert "was trained with faces 2, here: 3" in error
+
+
+def test_second_training_into_one_folder_is_refused(tmp_path, monkeypatch, capsys):
+    with checkpoint.claimed(tmp_path / "out"):
+        error = refused(monkeypatch, capsys, train, *QUICK, "--out", tmp_path / "out")
+    assert f"another process is writing to {tmp_path / 'out'}" in error
+    assert not (tmp_path / "out").exists()  # empty: it goes with whoever made it
+
+
+def test_leftovers_of_a_killed_process_are_removed(tmp_path):
+    (tmp_path / "last.pt.123.tmp").write_bytes(b"half")
+    with checkpoint.claimed(tmp_path):
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "without MASTER_ADDR, MASTER_PORT"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE must be a number, got 'two'"),
+    ],
+)
+def test_several_processes_without_torchrun_are_refused(
+    variables, words, tmp_path, monkeypatch, capsys
+):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert words in refused(monkeypatch, capsys, train, *QUICK, "--out", tmp_path / "out")
 
 
 def test_evaluate_refuses_what_is_not_a_checkpoint(tmp_path, finished, monkeypatch, capsys):
@@ -197,3 +225,15 @@ def test_training_stops_at_a_loss_that_is_not_finite(tmp_path, monkeypatch, caps
     error = refused(monkeypatch, capsys, train, *resumed)
     assert "the loss 'x' is nan at step 3 (epoch 2, batch 1, training faces " in error
     assert (tmp_path / "last.pt").read_bytes() == before
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch, capsys):
+    def ruin(average, model, step):
+        with torch.no_grad():
+            next(model.parameters()).fill_(torch.inf)
+
+    monkeypatch.setattr(training, "update_average", ruin)
+    arguments = [*QUICK, "--limit", 2, "--epochs", 1, "--out", tmp_path]
+    error = refused(monkeypatch, capsys, train, *arguments)
+    assert "weight 'trunk.0.weight' is not finite at step 1" in error
+    assert checkpoint.load(tmp_path / "last.pt")["step"] == 0

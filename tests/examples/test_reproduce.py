@@ -3,6 +3,7 @@
 import json
 import signal
 
+import checkpoint
 import lfw_tree
 import pytest
 import reproduce
@@ -10,8 +11,9 @@ import torch
 from example_scripts import call, refused
 from metrics import f_measures
 from parsers import PARSERS
-from settings import read_file
+from settings import Settings, read_file
 from tables import TABLES
+from training import new_state
 
 
 @pytest.fixture
@@ -29,7 +31,7 @@ def test_table_is_trained_written_and_not_trained_again(root, tmp_path, monkeypa
     out = tmp_path / "out"
     rows = ("cnn-s", "cnn-crf", "mo", "rnn-g")
     assert call(monkeypatch, reproduce, *arguments(root, out, *rows), "--jobs", 2) == 0
-    results = json.loads((out / "table.json").read_text())
+    results = json.loads((out / "some-rows.json").read_text())
     assert list(results) == list(rows)
     for result in results.values():
         assert 0 <= result["accuracy"] <= 1
@@ -38,8 +40,13 @@ def test_table_is_trained_written_and_not_trained_again(root, tmp_path, monkeypa
     # One network, with and without refinement; the three trainings share no folder.
     assert results["cnn-crf"]["parameters"] == results["cnn-s"]["parameters"]
     names = sorted(path.name for path in out.iterdir())
-    assert names == ["cnn-s", "figure.png", "mo", "rnn-g", "table.json", "table.md"]
-    text = (out / "table.md").read_text()
+    assert names == [
+        "cnn-s",
+        "mo",
+        "rnn-g",
+        *(f"some-rows.{kind}" for kind in ("json", "md", "png")),
+    ]
+    text = (out / "some-rows.md").read_text()
     assert "| % | CNN-S | CNN-CRF | MO | RNN-G |" in text
     assert "(97.55)" in text
     accuracy = results["rnn-g"]["accuracy"]
@@ -49,11 +56,15 @@ def test_table_is_trained_written_and_not_trained_again(root, tmp_path, monkeypa
     assert call(monkeypatch, reproduce, *arguments(root, out, *rows)) == 0
     after = (out / "cnn-s" / "last.pt").read_bytes(), (out / "cnn-s" / "cnn-crf.json").read_bytes()
     assert after == before
-    again = json.loads((out / "table.json").read_text())
+    again = json.loads((out / "some-rows.json").read_text())
     assert [r["f"] for r in again.values()] == [r["f"] for r in results.values()]
 
 
-def test_interrupted_table_stops_its_trainings_and_goes_on(root, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_table_stops_its_trainings_and_goes_on(
+    number, root, tmp_path, monkeypatch, capsys
+):
+    before = signal.getsignal(signal.SIGTERM)
     out = tmp_path / "out"
     running, original = [], reproduce.start
 
@@ -62,7 +73,7 @@ def test_interrupted_table_stops_its_trainings_and_goes_on(root, tmp_path, monke
         return running[-1]
 
     def sleep(seconds):
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(number)
 
     monkeypatch.setattr(reproduce, "start", start)
     monkeypatch.setattr(reproduce.time, "sleep", sleep)
@@ -70,10 +81,25 @@ def test_interrupted_table_stops_its_trainings_and_goes_on(root, tmp_path, monke
     assert call(monkeypatch, reproduce, *given) == 130
     assert running[0].returncode is not None  # no process is left behind
     assert "Traceback" not in capsys.readouterr().err
-    assert not (out / "table.json").exists()
+    assert not (out / "some-rows.json").exists()
     monkeypatch.undo()
+    signal.signal(signal.SIGTERM, before)
     assert call(monkeypatch, reproduce, *given) == 0
-    assert (out / "table.json").exists()
+    assert (out / "some-rows.json").exists()
+
+
+def test_a_row_whose_schedule_knows_its_end_is_refused_before_anything_is_trained(
+    root, tmp_path, monkeypatch, capsys
+):
+    settings = Settings(model="rnn-g+small", schedule="cosine", epochs=3)
+    state = new_state(settings, classes=["background", "skin", "hair"], side=128, faces=3)
+    out = tmp_path / "out"
+    (out / "rnn-g+small").mkdir(parents=True)
+    checkpoint.save(out / "rnn-g+small" / "last.pt", state)
+    given = arguments(root, out, "cnn-s", "rnn-g+small")
+    error = refused(monkeypatch, capsys, reproduce, *given)
+    assert "with --epochs 3 and a cosine schedule, which cannot be made 1" in error
+    assert not (out / "cnn-s").exists()
 
 
 def test_failed_training_is_one_line_with_its_log(root, tmp_path, monkeypatch, capsys):
@@ -81,6 +107,20 @@ def test_failed_training_is_one_line_with_its_log(root, tmp_path, monkeypatch, c
     error = refused(monkeypatch, capsys, reproduce, *arguments(root, tmp_path / "out", "cnn-s"))
     assert "training cnn-s failed" in error
     assert "Ann_Lee_0002.jpg" in error
+
+
+def test_training_that_was_killed_is_said_to_be(root, tmp_path, monkeypatch, capsys):
+    original = reproduce.start
+
+    def start(*options):
+        process = original(*options)
+        process.kill()
+        return process
+
+    monkeypatch.setattr(reproduce, "start", start)
+    error = refused(monkeypatch, capsys, reproduce, *arguments(root, tmp_path / "out", "cnn-s"))
+    assert "training cnn-s failed" in error
+    assert error.endswith("ended by signal 9")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Training from end to end: results, bit-exact resuming, interruptions, settings."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -150,6 +151,46 @@ def test_workers_make_the_same_batches(tmp_path, monkeypatch, one_thread):
     assert call(monkeypatch, train, *QUICK, "--epochs", 1, "--out", straight) == 0
     assert call(monkeypatch, train, *QUICK, "--epochs", 1, "--workers", 2, "--out", helped) == 0
     assert_same_training(straight, helped)
+
+
+def test_killed_worker_is_one_line(tmp_path, monkeypatch, one_thread, capsys):
+    original = training.loader
+
+    def doomed(*arguments, **options):
+        for batch in original(*arguments, **options):
+            yield batch
+            raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+    monkeypatch.setattr(training, "loader", doomed)
+    assert call(monkeypatch, train, *QUICK, "--epochs", 1, "--out", tmp_path) == 2
+    assert "a process that makes the batches (--workers) was killed" in capsys.readouterr().err
+    assert checkpoint.load(tmp_path / "last.pt")["epoch"] == 0
+
+
+def test_termination_of_the_whole_group_is_a_stop_with_workers_too(tmp_path, script_environment):
+    command = [sys.executable, EXAMPLE / "train.py", *QUICK, "--epochs", "100000"]
+    command += ["--workers", "2", "--out", tmp_path]
+    with subprocess.Popen(
+        command,
+        env=script_environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            deadline = time.monotonic() + 60
+            path = tmp_path / "last.pt"
+            while not path.exists() or checkpoint.load(path)["epoch"] < 1:
+                assert time.monotonic() < deadline, "the run wrote no checkpoint"
+                assert process.poll() is None, process.stderr.read()
+                time.sleep(0.02)
+            os.killpg(process.pid, signal.SIGTERM)
+            _, error = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    assert "Traceback" not in error
 
 
 def test_best_checkpoint_is_the_best_on_validation(tmp_path, monkeypatch, one_thread):

@@ -63,6 +63,8 @@ def sheet_path(args, split, *, several):
         DataError: that is in the data set's own folder.
     """
     path = args.out or Path(f"{args.dataset}-{split}.png")
+    if path.suffix.lower() != ".png":
+        raise DataError(f"--out must be a .png file, got {path}")
     if args.out and several:
         path = path.with_name(f"{path.stem}-{split}{path.suffix}")
     if args.root is not None:

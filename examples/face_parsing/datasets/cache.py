@@ -59,7 +59,10 @@ def checked_folder(folder, root):
         DataError: it lies at or below the data set's root, which is not ours to write to.
     """
     folder = Path(folder)
-    place, root = folder.expanduser().resolve(), Path(root).resolve()
+    try:
+        place, root = folder.expanduser().resolve(), Path(root).resolve()
+    except (RuntimeError, OSError) as error:  # no such user, a loop of links
+        raise DataError(f"cannot use the cache folder {folder} for {root}: {error}") from None
     if place == root or root in place.parents:
         raise DataError(f"the cache folder {folder} lies in the data set's own folder {root}")
     return place
@@ -139,7 +142,7 @@ def _open(path, side):
     """The faces and skipped lines of a cache file, or None where there is none that is whole."""
     try:
         facts = json.loads(path.with_suffix(".json").read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError):
         facts = None

@@ -107,6 +107,9 @@ def read_list(name, path):
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{name}: cannot read {path}: {error}") from None
+    for i, line in enumerate(lines, start=1):
+        if "\0" in line:
+            raise DataError(f"{name}: {path} line {i} holds a zero byte: {line!r}")
     return [(i, line.strip()) for i, line in enumerate(lines, start=1) if line.strip()]
 
 
@@ -126,9 +129,12 @@ def entry_names(name, folder):
 def open_image(name, path, origin):
     """An image file opened, its header read and its pixels not."""
     try:
-        return Image.open(path)
+        image = Image.open(path)
     except Exception as error:
         raise unreadable(name, path, origin, error) from error
+    if image.mode.startswith(("I", "F")):  # converted, these would be cut off at 255
+        raise DataError(f"{name}: {path} must have 8 bits a channel, not be of mode {image.mode}")
+    return image
 
 
 def unreadable(name, path, origin, error):
