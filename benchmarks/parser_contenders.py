@@ -72,7 +72,8 @@ def network(name, side, images):
     torch.manual_seed(0)
     model = build_model(name, CLASSES, side=side).eval().requires_grad_(False)
     # Weights that nobody trained may give one class everywhere, which no error would change.
-    model.head.bias -= model(images).logits.mean((0, 2, 3))
+    last = [layer for layer in model.head.modules() if isinstance(layer, nn.Conv2d)][-1]
+    last.bias -= model(images).logits.mean((0, 2, 3))
     return model
 
 
@@ -135,7 +136,7 @@ def labelling(model, images, mode="eager", threads=None):
     """A call without arguments: one pass of ``images`` through ``model`` to labels."""
 
     def parse(given):
-        return model(given).logits.argmax(1)
+        return model(given).logits.max(1).indices
 
     if mode != "eager":
         # Compiled code hangs on the function's code: each contender gets its own, not one of a
@@ -196,7 +197,7 @@ def kind(name, module):
     }
     if isinstance(module, nn.Conv2d):
         return "heads" if name.rpartition(".")[2].endswith("head") else "convolutions"
-    return kinds.get(type(module), "the rest")
+    return next((part for of, part in kinds.items() if isinstance(module, of)), "the rest")
 
 
 def layer_seconds(model, images):
@@ -221,13 +222,13 @@ def layer_seconds(model, images):
             start = time.perf_counter()
             logits = model(images).logits
             between = time.perf_counter()
-            logits.argmax(1)
+            logits.max(1)
             end = time.perf_counter()
     finally:
         for hook in hooks:
             hook.remove()
     seconds["the rest"] += between - start - sum(seconds.values())
-    seconds["argmax"] = end - between
+    seconds["maximum"] = end - between
     return dict(seconds)
 
 

@@ -54,7 +54,7 @@ def test_quick_run_writes_valid_json(tmp_path):
         assert 0 <= each["differs"] <= 0.1
 
     (layers,) = report["layers"]
-    assert {"convolutions", "deconvolutions", "scan", "heads", "the rest", "argmax"} <= set(
+    assert {"convolutions", "deconvolutions", "scan", "heads", "the rest", "maximum"} <= set(
         layers["shares"]
     )
     assert sum(layers["shares"].values()) == pytest.approx(1)
@@ -111,7 +111,7 @@ def test_converted_network_keeps_the_recurrence_in_float32():
     images = torch.zeros(1, 3, 32, 32)
     model = contenders.convert(contenders.network("rnn-g+", 128, images), torch.bfloat16)
     kinds = {name: p.dtype for name, p in model.named_parameters()}
-    assert kinds["head.weight"] == torch.bfloat16
+    assert kinds["x_head.weight"] == torch.bfloat16
     assert {d for name, d in kinds.items() if "rnns" in name or "norms" in name} == {torch.float32}
     assert model(images.bfloat16()).logits.dtype == torch.bfloat16
 
