@@ -52,7 +52,7 @@ $(VENV)/.installed-bench: $(NATIVE) | $(VENV)/.torch
 
 demo: $(VENV)/.installed-examples
 	$(PY) -m gatedrnn
-	$(PY) examples/face_parsing/train.py --out build/demo
+	$(PY) examples/face_parsing/train.py --out build/demo $(if $(wildcard build/demo/last.pt),--resume)
 
 test: $(VENV)/.installed-test
 	$(PY) -m pytest

@@ -153,6 +153,7 @@ def main():
 
     faces = faces_of(args.split)
     result = summary_of(name, model, faces, state, dataset, faces_of, args.checkpoint)
+    result = {"split": args.split, "faces": len(faces.images), **result}
     print(json.dumps(result) if args.json else as_text(result))
     commands.report_skipped(faces)
 

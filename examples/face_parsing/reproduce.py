@@ -243,8 +243,8 @@ def main():
 
 
 def write_table(args, table, results, test, columns, gate, *, whole):
-    """table.json, table.md and table.png; of some rows only, some-rows.json and so on."""
-    stem = "table" if whole else "some-rows"
+    """table.json, table.md and table.png; of some rows only, with their names in place of table."""
+    stem = "table" if whole else ",".join(results)
     text = (
         f"# {table.title}: ours (the paper's)\n\n{as_markdown(table, results)}\n{table.remark} "
         f"Frames/s on {args.device}, {torch.get_num_threads()} threads, "

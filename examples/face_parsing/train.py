@@ -221,8 +221,9 @@ def run(args, given, out, processes):
             save(state, best=True)
         for name, value in facts.items():
             if state[name] != value:
+                words = "processes" if name == "world" else name
                 raise CheckpointError(
-                    f"{out / 'last.pt'} was trained with {name} {state[name]}, here: {value}"
+                    f"{out / 'last.pt'} was trained with {words} {state[name]}, here: {value}"
                 )
         if args.tensorboard and processes.first:
             board = TensorBoard(out / "tensorboard", history=state["history"])

@@ -173,7 +173,7 @@ def train_epoch(training, state, faces, *, save, stop, workers):
             training.write_to(state)
             save(state, best=False)
             if stopping:
-                raise KeyboardInterrupt
+                raise KeyboardInterrupt("saved; --resume goes on from here")
     state["seconds"] += time.perf_counter() - start
 
 

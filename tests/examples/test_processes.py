@@ -50,7 +50,7 @@ def test_train_runs_under_torchrun_and_one_process_writes(tmp_path, script_envir
     command = [sys.executable, EXAMPLE / "train.py", "--resume", "--no-cache", "--out", out]
     alone = subprocess.run(command, env=script_environment, capture_output=True, text=True)
     assert alone.returncode == 2
-    assert "was trained with world 2, here: 1" in alone.stderr
+    assert "was trained with processes 2, here: 1" in alone.stderr
 
 
 def test_fewer_faces_than_processes_is_one_line(tmp_path, script_environment):

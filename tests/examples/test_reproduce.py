@@ -31,7 +31,7 @@ def test_table_is_trained_written_and_not_trained_again(root, tmp_path, monkeypa
     out = tmp_path / "out"
     rows = ("cnn-s", "cnn-crf", "mo", "rnn-g")
     assert call(monkeypatch, reproduce, *arguments(root, out, *rows), "--jobs", 2) == 0
-    results = json.loads((out / "some-rows.json").read_text())
+    results = json.loads((out / f"{','.join(rows)}.json").read_text())
     assert list(results) == list(rows)
     for result in results.values():
         assert 0 <= result["accuracy"] <= 1
@@ -40,13 +40,10 @@ def test_table_is_trained_written_and_not_trained_again(root, tmp_path, monkeypa
     # One network, with and without refinement; the three trainings share no folder.
     assert results["cnn-crf"]["parameters"] == results["cnn-s"]["parameters"]
     names = sorted(path.name for path in out.iterdir())
-    assert names == [
-        "cnn-s",
-        "mo",
-        "rnn-g",
-        *(f"some-rows.{kind}" for kind in ("json", "md", "png")),
-    ]
-    text = (out / "some-rows.md").read_text()
+    stem = ",".join(rows)
+    written = [f"{stem}.{kind}" for kind in ("json", "md", "png")]
+    assert names == sorted(["cnn-s", "mo", "rnn-g", *written])
+    text = (out / f"{stem}.md").read_text()
     assert "| % | CNN-S | CNN-CRF | MO | RNN-G |" in text
     assert "(97.55)" in text
     accuracy = results["rnn-g"]["accuracy"]
@@ -56,7 +53,7 @@ def test_table_is_trained_written_and_not_trained_again(root, tmp_path, monkeypa
     assert call(monkeypatch, reproduce, *arguments(root, out, *rows)) == 0
     after = (out / "cnn-s" / "last.pt").read_bytes(), (out / "cnn-s" / "cnn-crf.json").read_bytes()
     assert after == before
-    again = json.loads((out / "some-rows.json").read_text())
+    again = json.loads((out / f"{stem}.json").read_text())
     assert [r["f"] for r in again.values()] == [r["f"] for r in results.values()]
 
 
@@ -81,11 +78,11 @@ def test_interrupted_table_stops_its_trainings_and_goes_on(
     assert call(monkeypatch, reproduce, *given) == 130
     assert running[0].returncode is not None  # no process is left behind
     assert "Traceback" not in capsys.readouterr().err
-    assert not (out / "some-rows.json").exists()
+    assert not (out / "cnn-s.json").exists()
     monkeypatch.undo()
     signal.signal(signal.SIGTERM, before)
     assert call(monkeypatch, reproduce, *given) == 0
-    assert (out / "some-rows.json").exists()
+    assert (out / "cnn-s.json").exists()
 
 
 def test_a_row_whose_schedule_knows_its_end_is_refused_before_anything_is_trained(
