@@ -1,6 +1,7 @@
 """The example's modules import one another as top-level siblings, as its scripts do."""
 
 import os
+import signal
 import sys
 
 import pytest
@@ -16,6 +17,13 @@ def cache_of_the_tests(tmp_path_factory):
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv("GATEDRNN_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interrupts_are_heard():
+    """Whoever runs the tests in the background may have SIGINT ignored, which is inherited."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
