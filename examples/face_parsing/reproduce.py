@@ -235,11 +235,15 @@ def main():
             raise DataError(
                 f"{table.rows[row].title} needs {training.root}, and there is no such folder"
             )
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the trainings are stopped, too
-    with checkpoint.claimed(args.out):
-        check_epochs(args, needed)
-        train_all(args, needed)
-        write_table(args, table, *measure(args, table, needed), whole=rows == list(table.rows))
+    # As Ctrl-C, so that the trainings are stopped, too.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with checkpoint.claimed(args.out):
+            check_epochs(args, needed)
+            train_all(args, needed)
+            write_table(args, table, *measure(args, table, needed), whole=rows == list(table.rows))
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def write_table(args, table, results, test, columns, gate, *, whole):

@@ -61,7 +61,6 @@ def test_table_is_trained_written_and_not_trained_again(root, tmp_path, monkeypa
 def test_interrupted_table_stops_its_trainings_and_goes_on(
     number, root, tmp_path, monkeypatch, capsys
 ):
-    before = signal.getsignal(signal.SIGTERM)
     out = tmp_path / "out"
     running, original = [], reproduce.start
 
@@ -79,8 +78,8 @@ def test_interrupted_table_stops_its_trainings_and_goes_on(
     assert running[0].returncode is not None  # no process is left behind
     assert "Traceback" not in capsys.readouterr().err
     assert not (out / "cnn-s.json").exists()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     monkeypatch.undo()
-    signal.signal(signal.SIGTERM, before)
     assert call(monkeypatch, reproduce, *given) == 0
     assert (out / "cnn-s.json").exists()
 
