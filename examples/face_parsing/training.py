@@ -17,6 +17,7 @@ from tqdm import tqdm
 WARM_UP = 50  # steps
 AVERAGING = 8  # the average spans about the last 1 / (AVERAGING + 1) of all steps so far
 SAVE_SECONDS = 120  # a longer epoch is saved in between
+SAVED = "saved; --resume goes on from here"
 
 
 def new_state(settings, *, classes, side, faces, world=1):
@@ -159,7 +160,7 @@ def train_epoch(training, state, faces, *, save, stop, workers):
         disable=None if processes.first else True,
     )
     start = saved = time.perf_counter()
-    for batch in unbroken(bar):
+    for batch in unbroken(bar, stop):
         means, stopping = train_step(training, state, batch, len(epoch), stop.requested)
         count = len(epoch.chosen[state["batch"]])
         for name, mean in means.items():
@@ -173,17 +174,27 @@ def train_epoch(training, state, faces, *, save, stop, workers):
             training.write_to(state)
             save(state, best=False)
             if stopping:
-                raise KeyboardInterrupt("saved; --resume goes on from here")
+                raise KeyboardInterrupt(SAVED)
     state["seconds"] += time.perf_counter() - start
+    if state["batch"] < len(epoch):
+        training.write_to(state)
+        save(state, best=False)
+        raise KeyboardInterrupt(SAVED)
 
 
-def unbroken(batches):
-    """The batches; StoppedError if a process that makes them is gone."""
+def unbroken(batches, stop):
+    """The batches; StoppedError if a process that makes them is gone.
+
+    Where a stop was requested of all of them, one that is just starting may go at once: no more
+    batches come then.
+    """
     try:
         yield from batches
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
+        if stop.requested:
+            return
         raise StoppedError("a process that makes the batches (--workers) was killed") from None
 
 
