@@ -176,7 +176,7 @@ def train_epoch(training, state, faces, *, save, stop, workers):
             if stopping:
                 raise KeyboardInterrupt(SAVED)
     state["seconds"] += time.perf_counter() - start
-    if state["batch"] < len(epoch):
+    if state["batch"] < len(epoch):  # the workers heard of the stop before this process did
         training.write_to(state)
         save(state, best=False)
         raise KeyboardInterrupt(SAVED)
