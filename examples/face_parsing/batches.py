@@ -59,19 +59,21 @@ def generator(*key):
     return torch.Generator().manual_seed(seed >> 1)  # manual_seed takes a signed number
 
 
-def loader(epoch, *, start=0, workers=0, pin_memory=False):
-    """An iterable over the batches from number ``start`` on, made by ``workers`` processes."""
-    return DataLoader(
+def batches(epoch, *, start=0, workers=0, pin_memory=False):
+    """Yields the batches from number ``start`` on, made by ``workers`` processes."""
+    loader = DataLoader(
         epoch,
         batch_size=None,
         sampler=range(start, len(epoch)),
         num_workers=workers,
         pin_memory=pin_memory,
-        worker_init_fn=_leave_signals_to_the_parent,
     )
-
-
-def _leave_signals_to_the_parent(worker):
-    """A signal to the whole group stops the training between two steps; workers last till then."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    # A signal to the whole group stops the training between two steps, and the workers must last
+    # till then: they inherit these as blocked, so that there is no moment at which one kills them.
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        iterator = iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    yield from iterator

@@ -5,7 +5,7 @@ import time
 
 import evaluate
 import torch
-from batches import Epoch, loader
+from batches import Epoch, batches
 from checkpoint import CheckpointError
 from losses import parser_losses
 from metrics import accuracy
@@ -148,11 +148,10 @@ def train_epoch(training, state, faces, *, save, stop, workers):
         rank=processes.rank,
         world=processes.world,
     )
-    batches = loader(
-        epoch, start=state["batch"], workers=workers, pin_memory=training.device.type == "cuda"
-    )
     bar = tqdm(
-        batches,
+        batches(
+            epoch, start=state["batch"], workers=workers, pin_memory=training.device.type == "cuda"
+        ),
         f"epoch {state['epoch'] + 1}/{settings.epochs}",
         len(epoch),
         initial=state["batch"],
@@ -160,7 +159,7 @@ def train_epoch(training, state, faces, *, save, stop, workers):
         disable=None if processes.first else True,
     )
     start = saved = time.perf_counter()
-    for batch in unbroken(bar, stop):
+    for batch in unbroken(bar):
         means, stopping = train_step(training, state, batch, len(epoch), stop.requested)
         count = len(epoch.chosen[state["batch"]])
         for name, mean in means.items():
@@ -176,34 +175,24 @@ def train_epoch(training, state, faces, *, save, stop, workers):
             if stopping:
                 raise KeyboardInterrupt(SAVED)
     state["seconds"] += time.perf_counter() - start
-    if state["batch"] < len(epoch):  # the workers heard of the stop before this process did
-        training.write_to(state)
-        save(state, best=False)
-        raise KeyboardInterrupt(SAVED)
 
 
-def unbroken(batches, stop):
-    """The batches; StoppedError if a process that makes them is gone.
-
-    Where a stop was requested of all of them, one that is just starting may go at once: no more
-    batches come then.
-    """
+def unbroken(made):
+    """The batches; StoppedError if a process that makes them is gone."""
     try:
-        yield from batches
+        yield from made
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        if stop.requested:
-            return
         raise StoppedError("a process that makes the batches (--workers) was killed") from None
 
 
-def train_step(training, state, batch, batches, stop_requested):
+def train_step(training, state, batch, steps, stop_requested):
     """One step on one batch; returns the mean losses by name and whether any process must stop."""
     settings, processes, device = training.settings, training.processes, training.device
     state["step"] += 1
     for group in training.optimizer.param_groups:
-        group["lr"] = learning_rate(settings, state["step"], batches)
+        group["lr"] = learning_rate(settings, state["step"], steps)
     types = {"bfloat16": torch.bfloat16, "float16": torch.float16}
     with torch.autocast(device.type, types.get(settings.amp), enabled=settings.amp != "off"):
         output = training.parallel(batch.images.to(device, non_blocking=True))
@@ -247,11 +236,11 @@ def train_step(training, state, batch, batches, stop_requested):
     return means, stopping > 0
 
 
-def learning_rate(settings, step, batches):
+def learning_rate(settings, step, steps):
     """A linear warm-up, then constant, or a half cosine to zero at the last step."""
     rate = settings.lr * min(1, step / WARM_UP)
     if settings.schedule == "cosine":
-        done = min(1, step / (batches * settings.epochs))
+        done = min(1, step / (steps * settings.epochs))
         rate *= 0.5 * (1 + math.cos(math.pi * done))
     return rate
 
