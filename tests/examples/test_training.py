@@ -154,14 +154,14 @@ def test_workers_make_the_same_batches(tmp_path, monkeypatch, one_thread):
 
 
 def test_killed_worker_is_one_line(tmp_path, monkeypatch, one_thread, capsys):
-    original = training.loader
+    original = training.batches
 
     def doomed(*arguments, **options):
         for batch in original(*arguments, **options):
             yield batch
             raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
 
-    monkeypatch.setattr(training, "loader", doomed)
+    monkeypatch.setattr(training, "batches", doomed)
     assert call(monkeypatch, train, *QUICK, "--epochs", 1, "--out", tmp_path) == 2
     assert "a process that makes the batches (--workers) was killed" in capsys.readouterr().err
     assert checkpoint.load(tmp_path / "last.pt")["epoch"] == 0
