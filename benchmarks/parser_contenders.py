@@ -20,6 +20,7 @@ import batches  # noqa: E402
 import datasets  # noqa: E402
 import losses  # noqa: E402
 import transforms  # noqa: E402
+import views  # noqa: E402
 from models import build_model  # noqa: E402
 
 CLASSES = 3
@@ -251,7 +252,7 @@ def training_step(name, batch):
 def epoch(batch_size, count):
     """An augmented epoch, in batches of ``batch_size``, of ``count`` drawn faces in memory."""
     faces = datasets.open_dataset("synthetic", None, "train", limit=count)
-    return batches.Epoch(faces, batch_size=batch_size, seed=0, epoch=0)
+    return batches.Epoch(faces, views.Whole(faces), batch_size=batch_size, seed=0, epoch=0)
 
 
 def making_batches(an_epoch):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
-from transforms import augment, draw
+from transforms import draw
 
 
 class Batch(NamedTuple):
@@ -14,8 +14,17 @@ class Batch(NamedTuple):
 
     images: torch.Tensor  # (n, 3, H, W) float32, channels_last
     labels: torch.Tensor  # (n, H, W) uint8
+    points: torch.Tensor | None  # (n, 5, 2) in pixels, NaN where not seen; None in the whole view
     seeds: torch.Tensor  # (n,) int64, one an image, for what the losses draw
     faces: torch.Tensor  # (n,) int64, which faces of the split these are
+
+    def to(self, device):
+        """The same with images, labels and points on a device."""
+        moved = self._asdict()
+        for name in ("images", "labels", "points"):
+            if moved[name] is not None:
+                moved[name] = moved[name].to(device, non_blocking=True)
+        return Batch(**moved)
 
 
 class Epoch(Dataset):
@@ -25,8 +34,8 @@ class Epoch(Dataset):
     ``world * batch_size`` faces, process ``rank`` of ``world`` gets every ``world``-th.
     """
 
-    def __init__(self, faces, *, batch_size, seed, epoch, rank=0, world=1):
-        self.faces, self.seed, self.epoch = faces, seed, epoch
+    def __init__(self, faces, view, *, batch_size, seed, epoch, rank=0, world=1):
+        self.faces, self.view, self.seed, self.epoch = faces, view, seed, epoch
         self.rank, self.world = rank, world
         order = torch.randperm(len(faces.images), generator=generator(seed, epoch, 0))
         self.chosen = order.split(world * batch_size)
@@ -39,18 +48,17 @@ class Epoch(Dataset):
 
     def __getitem__(self, i):
         chosen = self.chosen[i]
-        size = self.faces.images.shape[-2:]
-        draws = draw(len(chosen), size, generator=generator(self.seed, self.epoch, 1 + i))
+        draws = draw(
+            len(chosen),
+            self.view.size,
+            generator=generator(self.seed, self.epoch, 1 + i),
+            strength=self.view.strength,
+        )
         rows = slice(self.rank, None, self.world)
         chosen, draws = chosen[rows], draws.part(rows)
-        images, labels, _ = augment(
-            self.faces.images[chosen],
-            self.faces.labels[chosen],
-            draws,
-            label_set=self.faces.label_set,
-        )
+        images, labels, points = self.view.batch(self.faces, chosen, draws)
         images = images.contiguous(memory_format=torch.channels_last)  # as network_input
-        return Batch(images, labels, draws.seeds, chosen)
+        return Batch(images, labels, points, draws.seeds, chosen)
 
 
 def generator(*key):

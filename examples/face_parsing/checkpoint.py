@@ -14,12 +14,13 @@ try:
 except ImportError:  # not a POSIX system: nothing is locked
     fcntl = None
 
-KIND = "gatedrnn face parser, version 2"
+KIND = "gatedrnn face parser, version 3"
 # name: type of each entry; see train.py for what they hold.
 ENTRIES = {
     "settings": dict,
     "classes": list,
     "side": int,
+    "layout": dict,
     "faces": int,
     "world": int,
     "epoch": int,
@@ -107,6 +108,24 @@ def load(path):
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}")
+    state = read(path, KIND)
+    for name, kind in ENTRIES.items():
+        if not isinstance(state.get(name), kind):
+            raise CheckpointError(f"checkpoint {path} has no usable entry '{name}'")
+    for name in FIELDS:
+        try:
+            state["settings"][name] = check(name, state["settings"].get(name))
+        except ValueError as error:
+            raise CheckpointError(f"checkpoint {path}: {error}") from None
+    return state
+
+
+def read(path, kind):
+    """What ``torch.save`` wrote of a dict with ``"kind": kind``, onto the CPU, without that entry.
+
+    Raises:
+        CheckpointError: damaged, or of another kind.
+    """
     try:
         # torch.load does not look at the checksums that torch.save wrote; zipfile does.
         with zipfile.ZipFile(path) as archive:
@@ -116,14 +135,6 @@ def load(path):
         whole = False
     if not whole:
         raise CheckpointError(f"{path} is damaged, or not a checkpoint of this program")
-    if not isinstance(state, dict) or state.pop("kind", None) != KIND:
+    if not isinstance(state, dict) or state.pop("kind", None) != kind:
         raise CheckpointError(f"{path} is not a checkpoint of this program")
-    for name, kind in ENTRIES.items():
-        if not isinstance(state.get(name), kind):
-            raise CheckpointError(f"checkpoint {path} has no usable entry '{name}'")
-    for name in FIELDS:
-        try:
-            state["settings"][name] = check(name, state["settings"].get(name))
-        except ValueError as error:
-            raise CheckpointError(f"checkpoint {path}: {error}") from None
     return state

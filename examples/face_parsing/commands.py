@@ -60,17 +60,17 @@ def add_data_arguments(parser):
     parser.add_argument("--device", type=device, default="cpu")
 
 
-def open_faces(args, dataset, split, *, root=None, labels="coarse", limit=None, mix=()):
+def open_faces(args, dataset, split, *, root=None, limit=None, mix=(), **options):
     """A split of the data set, opened as the options of :func:`add_data_arguments` say.
 
     Args:
         root: the data set's folder; None: ``args.root``.
         mix: (name, root) of further sets that join it.
+        options: ``labels`` and ``side`` of ``open_dataset``.
     """
     root = root or args.root
-    options = dict(
+    options |= dict(
         limit=limit,
-        labels=labels,
         skip_bad=args.skip_bad,
         cache=None if args.no_cache else args.cache,
     )

@@ -12,9 +12,11 @@ import torch
 import transforms
 from checkpoint import CheckpointError
 from datasets import LABEL_SETS, SPLITS, DataError
+from datasets.labels import POINTS
 from losses import resize_labels
-from metrics import accuracy, confusion_matrix, f_measures
-from models import MODELS, build_model
+from metrics import accuracy, confusion_matrix, f_measures, point_errors
+from models import MODELS, SECOND_STAGE, PointsNet, build_model
+from views import Layout, how_to_open, make_view
 
 BATCH_PIXELS = 100 * 128 * 128
 
@@ -65,6 +67,34 @@ def scores(matrix, names):
     return {"accuracy": accuracy(matrix), "f": dict(zip(names, f, strict=True))}
 
 
+@torch.inference_mode()
+def predict_points(model, images):
+    """The key points of images (N, 3, H, W) uint8: (N, P, 2), x and y in pixels, on the CPU."""
+    device = next(model.parameters()).device
+    size = torch.tensor([images.shape[3], images.shape[2]])
+    points = [model(transforms.network_input(b.to(device))).points.cpu() for b in batches(images)]
+    return torch.cat(points) * size
+
+
+def measure(model, faces):
+    """What a network makes of ``faces``: accuracy and F, or the error of its key points.
+
+    The latter are means over the faces, in distances between the eyes' centres; by point and
+    ``"mean"``, over all points.
+    """
+    if not isinstance(model, PointsNet):
+        return scores(confusion(model, faces), faces.label_set.names)
+    errors = point_errors(predict_points(model, faces.images), faces.points)
+    by_point = dict(zip(POINTS, errors.nanmean(0).tolist(), strict=True))
+    return {"error": {"mean": errors.nanmean().item(), **by_point}}
+
+
+def score(model, faces):
+    """One number, the larger the better: accuracy, or 1 less the points' mean error."""
+    result = measure(model, faces)
+    return 1 - result["error"]["mean"] if "error" in result else result["accuracy"]
+
+
 def summary(model, faces, state, dataset):
     """What metrics.json holds.
 
@@ -80,7 +110,7 @@ def summary(model, faces, state, dataset):
         "parameters": sum(p.numel() for p in model.parameters()),
         "epochs": state["epoch"],
         "seconds": round(state["seconds"], 2),
-        **scores(confusion(model, faces), faces.label_set.names),
+        **measure(model, faces),
     }
 
 
@@ -101,7 +131,7 @@ def check_fits(state, faces, *, path, scene):
         scene: whether the parser cuts faces out, so that the sizes may differ.
     """
     names = list(faces.label_set.names)
-    if state["classes"] != names:
+    if state["classes"] != names and state["settings"]["view"] != "box":
         raise CheckpointError(
             f"{path} has {len(state['classes'])} classes ({', '.join(state['classes'])}), "
             f"these faces have {len(names)} ({', '.join(names)})"
@@ -116,7 +146,9 @@ def check_fits(state, faces, *, path, scene):
 def main():
     parser = commands.Parser(description=__doc__)
     parser.add_argument("--checkpoint", required=True, metavar="FILE", type=Path)
-    parser.add_argument("--model", choices=MODELS, help="refuse a checkpoint of another one")
+    parser.add_argument(
+        "--model", choices=(*MODELS, *SECOND_STAGE), help="refuse a checkpoint of another one"
+    )
     parser.add_argument(
         "--parser",
         choices=parsers.PARSERS,
@@ -144,10 +176,14 @@ def main():
     dataset = args.dataset or state["settings"]["dataset"]
 
     def faces_of(split):
-        labels = args.labels or state["settings"]["labels"]
-        faces = commands.open_faces(args, dataset, split, labels=labels, limit=args.limit)
+        labels, view = args.labels or state["settings"]["labels"], state["settings"]["view"]
+        options = how_to_open(view, labels)
+        faces = commands.open_faces(args, dataset, split, limit=args.limit, **options)
         if not len(faces.images):
             raise DataError(f"{dataset}: no usable face in the {split} split")
+        if view != "whole":
+            layout = Layout.of(state["layout"])
+            faces = make_view(view, faces, labels=labels, layout=layout).still(faces)
         check_fits(state, faces, path=args.checkpoint, scene=refinement == "detect")
         return faces
 
@@ -182,9 +218,13 @@ def summary_of(name, model, faces, state, dataset, faces_of, path):
 
 def as_text(result):
     """The summary, one ``key: value`` a line."""
-    lines = [f"{key}: {value}" for key, value in result.items() if key not in ("accuracy", "f")]
-    lines.append(f"accuracy: {100 * result['accuracy']:.2f} %")
-    for name, value in result["f"].items():
+    measures = ("accuracy", "f", "error")
+    lines = [f"{key}: {value}" for key, value in result.items() if key not in measures]
+    for name, value in result.get("error", {}).items():
+        lines.append(f"error {name}: {100 * value:.2f} % of the distance between the eyes")
+    if "accuracy" in result:
+        lines.append(f"accuracy: {100 * result['accuracy']:.2f} %")
+    for name, value in result.get("f", {}).items():
         lines.append(f"F {name}: " + ("-" if value is None else f"{100 * value:.2f} %"))
     return "\n".join(lines)
 

@@ -1,5 +1,7 @@
 """The three losses of the first stage: labels from X, boundary from G, labels from the output.
 
+The second stage has the last of these; the key points have a loss of their own.
+
 Each is a sum over pixels and their count, not a mean: both add up over the parts of a batch, so
 that processes that share a batch can divide by the count of all of it. For the same reason, what is
 drawn at random is drawn for each image from its own seed.
@@ -9,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from models import Points
 
 OTHERS_PER_BOUNDARY = 5
 
@@ -137,3 +140,31 @@ def parser_losses(output, labels, *, seeds, background=0):
         else:
             losses[name] = label_loss(logits, labels, pixels=pixels)
     return losses
+
+
+def points_loss(output, points):
+    """The distance of each key point from its place, in widths of the picture.
+
+    Args:
+        output: ``models.Points``, in picture heights and widths.
+        points: (N, P, 2), in the same; one that is NaN does not count.
+    """
+    seen = ~points.isnan().any(-1)
+    # The root's slope at zero is infinite, and so is NaN's beyond a mask.
+    squared = (output.points - torch.where(seen[..., None], points, 0)).square().sum(-1)
+    return Loss(((squared + 1e-8).sqrt() * seen).sum(), seen.sum().float())
+
+
+def losses_of(output, batch, *, background=0):
+    """The losses of one batch by name, whatever the network returns.
+
+    Args:
+        output: ``models.Parse`` or ``models.Points``.
+        batch: ``batches.Batch``, on the output's device.
+        background: see :func:`parser_losses`.
+    """
+    if isinstance(output, Points):
+        size = torch.tensor(batch.images.shape[:1:-1], device=batch.points.device)
+        return {"output": points_loss(output, batch.points / size)}
+    seeds = batch.seeds.tolist()
+    return parser_losses(output, batch.labels, seeds=seeds, background=background)

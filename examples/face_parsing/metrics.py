@@ -1,4 +1,4 @@
-"""Per-pixel accuracy and the F-measure of each class, from one confusion matrix of the test set."""
+"""Accuracy and F of each class, from one confusion matrix of the test set; error of key points."""
 
 import torch
 
@@ -33,3 +33,16 @@ def f_measures(confusion):
     hits = confusion.diagonal().double()
     # Row sum = TP + FN, column sum = TP + FP.
     return (2 * hits / (confusion.sum(0) + confusion.sum(1))).tolist()
+
+
+def point_errors(predicted, truth):
+    """Distances of key points in distances between the eyes' centres.
+
+    Args:
+        predicted, truth: (N, 5, 2) in the order of ``datasets.labels.POINTS``, in one unit.
+
+    Returns:
+        (N, 5); NaN where the truth lacks the point or one of the eyes.
+    """
+    between = (truth[:, 0] - truth[:, 1]).norm(dim=-1)
+    return (predicted - truth).norm(dim=-1) / between[:, None]

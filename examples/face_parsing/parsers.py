@@ -16,10 +16,10 @@ import graph_cut
 import torch
 import transforms
 from losses import resize_labels
-from models import MODELS
+from models import MODELS, SECOND_STAGE
 from tqdm import tqdm
 
-PARSERS = {name: (name, None) for name in MODELS} | {
+PARSERS = {name: (name, None) for name in (*MODELS, *SECOND_STAGE)} | {
     "cnn-crf": ("cnn-s", "crf"),
     "mo": ("mo", "graph-cut"),
     "det+rnn-g": ("rnn-g", "detect"),

@@ -1,10 +1,11 @@
-"""The two pictures of a training run: parsed test faces, and the losses by epoch."""
+"""Pictures of a training: parsed test faces or their key points, and the losses by epoch."""
 
 import io
 
 import torch
 from checkpoint import write_atomically
 from matplotlib.figure import Figure
+from metrics import point_errors
 
 
 def save_faces(path, images, labels, gate, *, label_set):
@@ -34,12 +35,53 @@ def save_faces(path, images, labels, gate, *, label_set):
     _write(figure, path)
 
 
+def save_points(path, images, points, *, shown):
+    """Key points on some faces, and how many of all have an error below a bound.
+
+    Args:
+        path: the PNG to write.
+        images: (N, 3, H, W) uint8.
+        points: dict with "truth" and "prediction", (N, 5, 2) in pixels.
+        shown: how many faces.
+    """
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(3, 2))
+    axes = left.subplots(2, -(-shown // 2), squeeze=False).flat
+    for i, axis in enumerate(axes):
+        axis.set_axis_off()
+        if i < min(shown, len(images)):
+            axis.imshow(images[i].permute(1, 2, 0).numpy())
+            for (title, places), mark in zip(points.items(), "+x", strict=True):
+                axis.plot(*places[i].T.numpy(), mark, label=title)
+    axes[0].legend(fontsize=7, loc="lower left")
+    draw_error_curve(right.subplots(), {"": point_errors(points["prediction"], points["truth"])})
+    _write(figure, path)
+
+
+def draw_error_curve(axes, errors):
+    """The share of faces whose mean error is below a bound.
+
+    Args:
+        axes: of matplotlib.
+        errors: dict of a title to errors (N, 5) from ``metrics.point_errors``.
+    """
+    for title, each in errors.items():
+        mean = 100 * each.nanmean(1)
+        mean = mean[~mean.isnan()].sort().values
+        share = 100 * torch.arange(1, len(mean) + 1) / max(1, len(mean))
+        axes.step(mean, share, where="post", label=f"{title} mean {mean.mean():.1f} %".strip())
+    axes.set(xlabel="mean error, % of the distance between the eyes", ylabel="% of faces")
+    axes.set(xlim=(0, 20), ylim=(0, 100))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+
+
 def save_losses(path, history):
     """The training losses and the validation accuracy by epoch.
 
     Args:
         path: the PNG to write.
-        history: one dict an epoch, name to value; "validation" is an accuracy, the rest losses.
+        history: one dict an epoch, name to value; "validation" is a score, the rest losses.
     """
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -49,7 +91,7 @@ def save_losses(path, history):
         axes.plot(epochs, [row[name] for row in history], marker=".", label=name)
     left.set(title="training losses", xlabel="epoch", ylim=(0, None))
     left.legend()
-    right.set(title="validation accuracy", xlabel="epoch")
+    right.set(title="validation", xlabel="epoch")
     _write(figure, path)
 
 

@@ -13,7 +13,8 @@ except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib
 
 from datasets import DATASETS, LABEL_SETS
-from models import MODELS
+from models import MODELS, SECOND_STAGE
+from views import VIEWS
 
 
 class SettingsError(ValueError):
@@ -34,8 +35,11 @@ class Settings:
 
     dataset: str = _setting("synthetic", "the data set", choices=tuple(DATASETS))
     mix: str = _setting("", "further sets to train on, by comma")
-    labels: str = _setting("coarse", "which classes", choices=tuple(LABEL_SETS))
-    model: str = _setting("rnn-g", "the network", choices=tuple(MODELS))
+    labels: str = _setting(
+        "coarse", "which classes, of the whole and of the face", choices=tuple(LABEL_SETS)
+    )
+    view: str = _setting("whole", "what the network is shown of a face", choices=VIEWS)
+    model: str = _setting("rnn-g", "the network", choices=(*MODELS, *SECOND_STAGE))
     limit: int | None = _setting(None, "use N faces of each split at most", low=1)
     seed: int = _setting(0, "of the weights and of all that is drawn", low=0, high=2**63 - 1)
     epochs: int = _setting(20, "passes over the training faces", low=1)

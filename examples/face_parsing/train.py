@@ -22,9 +22,11 @@ import pictures
 import settings as settings_module
 from checkpoint import CheckpointError
 from datasets import DATASETS, SPLITS, DataError
+from models import PointsNet
 from processes import Processes
 from settings import Settings, SettingsError
 from training import new_state, train
+from views import PARTS, Layout, how_to_open, make_view
 
 VALIDATED = 200  # faces, at most, measured after each epoch
 PICTURED = 6
@@ -44,14 +46,18 @@ def write_results(out, state, faces, *, device):
     text = json.dumps(result, indent=2) + "\n"
     checkpoint.write_atomically(out / "metrics.json", text.encode())
     images = test.images[:PICTURED]
-    predicted, gate = evaluate.predict(model, images)
-    pictures.save_faces(
-        out / "faces.png",
-        images,
-        {"truth": test.labels[:PICTURED], "prediction": predicted},
-        gate,
-        label_set=test.label_set,
-    )
+    if isinstance(model, PointsNet):
+        points = {"truth": test.points, "prediction": evaluate.predict_points(model, test.images)}
+        pictures.save_points(out / "faces.png", test.images, points, shown=PICTURED)
+    else:
+        predicted, gate = evaluate.predict(model, images)
+        pictures.save_faces(
+            out / "faces.png",
+            images,
+            {"truth": test.labels[:PICTURED], "prediction": predicted},
+            gate,
+            label_set=test.label_set,
+        )
     pictures.save_losses(out / "losses.png", state["history"])
     return result
 
@@ -74,6 +80,14 @@ class TensorBoard:
 
 def parse_arguments():
     parser = commands.Parser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--stage", type=int, choices=(1, 2), help="2: a part of the face, by --part"
+    )
+    task = parser.add_mutually_exclusive_group()
+    task.add_argument("--part", choices=PARTS, help="with --stage 2: --model part --view PART")
+    task.add_argument(
+        "--points", action="store_true", help="the key points: --model points --view box"
+    )
     parser.add_argument("--config", metavar="FILE", help="a TOML file of settings; options win")
     settings_module.add_options(parser, without=["mix"])
     parser.add_argument(
@@ -94,7 +108,29 @@ def parse_arguments():
         help="processes that make the batches; default: 0, this one does",
     )
     parser.add_argument("--tensorboard", action="store_true", help="log to OUT/tensorboard too")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if (args.stage == 2) != (args.part is not None):
+        parser.error("--stage 2 and --part PART go together")
+    return args
+
+
+def named_task(args, given):
+    """The settings with those that --part or --points stands for.
+
+    Raises:
+        SettingsError: the command line or the file says otherwise.
+    """
+    task = {}
+    if args.part:
+        task = {"model": "part", "view": args.part}
+    elif args.points:
+        task = {"model": "points", "view": "box"}
+    for name, value in task.items():
+        if given.get(name, value) != value:
+            named = f"--part {args.part}" if args.part else "--points"
+            option = settings_module.option(name)
+            raise SettingsError(f"{named} means {option} {value}, not {given[name]}")
+    return given | task
 
 
 def mixed_set(text):
@@ -109,12 +145,13 @@ def mixed_set(text):
 
 
 def default_out(wanted, *, resume):
-    """The first runs/DATASET-MODEL[-2, -3, ...] without a checkpoint; to resume, the one before.
+    """The first runs/DATASET[-VIEW]-MODEL[-2, -3, ...] without a checkpoint; to resume, the last.
 
     Args:
         wanted: ``Settings``.
     """
-    names = [f"{wanted.dataset}-{wanted.model}"]
+    what = wanted.model if wanted.view in ("whole", "box") else f"{wanted.view}-{wanted.model}"
+    names = [f"{wanted.dataset}-{what}"]
     while (Path("runs") / names[-1] / "last.pt").exists():
         names.append(f"{names[0]}-{len(names) + 1}")
     return Path("runs") / names[-2 if resume and len(names) > 1 else -1]
@@ -164,7 +201,12 @@ def open_splits(args, settings):
             limit = min(limit or VALIDATED, VALIDATED)
         mix = args.mix if split == "train" else ()
         faces[split] = commands.open_faces(
-            args, settings.dataset, split, labels=settings.labels, limit=limit, mix=mix
+            args,
+            settings.dataset,
+            split,
+            limit=limit,
+            mix=mix,
+            **how_to_open(settings.view, settings.labels),
         )
         if not len(faces[split].images) and split != "validation":
             raise DataError(f"{settings.dataset}: no usable face in the {split} split")
@@ -174,7 +216,7 @@ def open_splits(args, settings):
 def main():
     args = parse_arguments()
     given = settings_module.read_file(args.config) if args.config else {}
-    given |= settings_module.given_options(args)
+    given = named_task(args, given | settings_module.given_options(args))
     names = ",".join(name for name, _ in args.mix)
     if given.get("mix", names) != names:
         raise SettingsError(f"the file mixes {given['mix']!r}: name them with --mix NAME=DIR")
@@ -193,19 +235,21 @@ def run(args, given, out, processes):
     device = processes.device(args.device)
     state = open_run(args, given, out)
     settings = Settings(**(state["settings"] if state else given))
+    if (settings.view == "box") != (settings.model == "points"):
+        raise SettingsError(
+            "--view box and --model points go together, "
+            f"got --view {settings.view} --model {settings.model}"
+        )
     processes.start(device)
     try:
         faces = open_splits(args, settings)
-        facts = {
-            "classes": list(faces["train"].label_set.names),
-            "side": faces["train"].images.shape[-1],
-            "faces": len(faces["train"].images),
-            "world": processes.world,
-        }
-        if facts["faces"] < processes.world:
-            raise DataError(
-                f"{facts['faces']} training faces are too few for {processes.world} processes"
-            )
+        layout = Layout.of(state["layout"]) if state and state["layout"] else None
+        view = make_view(settings.view, faces["train"], labels=settings.labels, layout=layout)
+        stills = {split: view.still(faces[split]) for split in ("validation", "test")}
+        count = len(faces["train"].images)
+        facts = view.facts()
+        if count < processes.world:
+            raise DataError(f"{count} training faces are too few for {processes.world} processes")
         board = None
 
         def save(state, *, best):
@@ -217,9 +261,9 @@ def run(args, given, out, processes):
                     board.write(state)
 
         if state is None:
-            state = new_state(settings, **facts)
+            state = new_state(settings, facts, faces=count, world=processes.world)
             save(state, best=True)
-        for name, value in facts.items():
+        for name, value in {**facts, "faces": count, "world": processes.world}.items():
             if state[name] != value:
                 words = "processes" if name == "world" else name
                 raise CheckpointError(
@@ -230,7 +274,8 @@ def run(args, given, out, processes):
         train(
             state,
             faces["train"],
-            faces["validation"],
+            stills["validation"],
+            view=view,
             device=device,
             save=save,
             processes=processes,
@@ -239,7 +284,7 @@ def run(args, given, out, processes):
     finally:
         processes.stop()
     if processes.first:
-        print(evaluate.as_text(write_results(out, state, faces, device=device)))
+        print(evaluate.as_text(write_results(out, state, stills, device=device)))
         print(f"results in {out}")
         commands.report_skipped(*faces.values())
 

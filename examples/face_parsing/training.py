@@ -7,8 +7,7 @@ import evaluate
 import torch
 from batches import Epoch, batches
 from checkpoint import CheckpointError
-from losses import parser_losses
-from metrics import accuracy
+from losses import losses_of
 from models import build_model
 from processes import Processes, StoppedError, StopRequest
 from settings import Settings
@@ -20,22 +19,20 @@ SAVE_SECONDS = 120  # a longer epoch is saved in between
 SAVED = "saved; --resume goes on from here"
 
 
-def new_state(settings, *, classes, side, faces, world=1):
+def new_state(settings, facts, *, faces, world=1):
     """A training that has not begun, as ``checkpoint.save`` takes it.
 
     Args:
         settings: ``Settings``.
-        classes: the names of the labels.
-        side: of the images, pixels.
+        facts: ``view.facts()``.
         faces: in the training split.
         world: processes.
     """
     torch.manual_seed(settings.seed)
-    model = build_model(settings.model, len(classes), side=side)
+    model = build_model(settings.model, len(facts["classes"]), side=facts["side"])
     return {
         "settings": vars(settings).copy(),
-        "classes": list(classes),
-        "side": side,
+        **facts,
         "faces": faces,
         "world": world,
         "epoch": 0,  # whole epochs done
@@ -94,7 +91,7 @@ class Training:
         )
 
 
-def train(state, train_faces, validation_faces, *, device, save, processes=None, workers=0):
+def train(state, train_faces, validation, *, view, device, save, processes=None, workers=0):
     """Continue ``state`` to the epochs of its settings.
 
     With a constant learning rate no step depends on how many are to follow: in place of a decay the
@@ -103,7 +100,9 @@ def train(state, train_faces, validation_faces, *, device, save, processes=None,
 
     Args:
         state: from :func:`new_state` or ``checkpoint.load``; brought up to date in place.
-        train_faces, validation_faces: ``datasets.Faces``.
+        train_faces: ``datasets.Faces``.
+        validation: the validation faces as ``view.still`` gives them.
+        view: from ``views.make_view``.
         save: called as ``save(state, best=bool)`` after every epoch, after ``SAVE_SECONDS`` within
             one, and before a requested stop.
         processes: ``Processes`` that has started; None: this one alone.
@@ -119,11 +118,10 @@ def train(state, train_faces, validation_faces, *, device, save, processes=None,
     training = Training(state, device=device, processes=processes)
     with StopRequest() as stop:
         while state["epoch"] < training.settings.epochs:
-            train_epoch(training, state, train_faces, save=save, stop=stop, workers=workers)
+            train_epoch(training, state, train_faces, view, save=save, stop=stop, workers=workers)
             row = {name: total / state["seen"] for name, total in state["sums"].items()}
-            if processes.first and len(validation_faces.images):
-                matrix = evaluate.confusion(training.average, validation_faces)
-                row["validation"] = accuracy(matrix)
+            if processes.first and len(validation.images):
+                row["validation"] = evaluate.score(training.average, validation)
             score = row.get("validation", math.inf)  # without validation the last is the best
             best = score > state["best"] or score == math.inf
             state["history"] = [*state["history"], row]
@@ -136,12 +134,13 @@ def train(state, train_faces, validation_faces, *, device, save, processes=None,
                 print(f"epoch {state['epoch']}/{training.settings.epochs}  {words}")
 
 
-def train_epoch(training, state, faces, *, save, stop, workers):
+def train_epoch(training, state, faces, view, *, save, stop, workers):
     """The batches of the present epoch that ``state`` has not seen."""
     settings, processes = training.settings, training.processes
     training.model.train()
     epoch = Epoch(
         faces,
+        view,
         batch_size=settings.batch_size,
         seed=settings.seed,
         epoch=state["epoch"],
@@ -193,16 +192,12 @@ def train_step(training, state, batch, steps, stop_requested):
     state["step"] += 1
     for group in training.optimizer.param_groups:
         group["lr"] = learning_rate(settings, state["step"], steps)
+    batch = batch.to(device)
     types = {"bfloat16": torch.bfloat16, "float16": torch.float16}
     with torch.autocast(device.type, types.get(settings.amp), enabled=settings.amp != "off"):
-        output = training.parallel(batch.images.to(device, non_blocking=True))
+        output = training.parallel(batch.images)
     output = output._replace(**{k: v.float() for k, v in output._asdict().items() if v is not None})
-    losses = parser_losses(
-        output,
-        batch.labels.to(device, non_blocking=True),
-        seeds=batch.seeds.tolist(),
-        background=settings.background,
-    )
+    losses = losses_of(output, batch, background=settings.background)
     # Sums over all processes, and with them whether one was asked to stop: all must agree.
     mine = [loss.total.detach() for loss in losses.values()]
     mine += [loss.count for loss in losses.values()]

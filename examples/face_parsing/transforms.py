@@ -39,13 +39,16 @@ class Draws(NamedTuple):
         return Draws(*(field[rows] for field in self))
 
 
-def draw(n, size, *, generator):
-    """The random choices for ``n`` images of H x W = ``size``, from a CPU ``torch.Generator``."""
+def draw(n, size, *, generator, strength=1.0):
+    """The random choices for ``n`` images of H x W = ``size``, from a CPU ``torch.Generator``.
+
+    ``strength`` is that of shift, scale and rotation, in what is usual.
+    """
     changed = torch.rand(n, generator=generator) < COLOUR_SHARE
     kind = torch.randint(3, (n,), generator=generator)
     return Draws(
         mirrored=torch.rand(n, generator=generator) < 0.5,
-        matrix=random_similarity(n, size, generator=generator),
+        matrix=random_similarity(n, size, generator=generator, strength=strength),
         colour=torch.where(changed, kind, -1),
         unit=torch.rand(n, 3, 3, generator=generator) * 2 - 1,
         seeds=torch.randint(2**62, (n,), generator=generator),
@@ -77,9 +80,9 @@ def augment(images, labels, draws, *, label_set, points=None, points_mirror=None
     return change_colours(images, draws), labels, points
 
 
-def random_similarity(n, size, *, generator):
+def random_similarity(n, size, *, generator, strength=1.0):
     """``n`` matrices (n, 2, 3) that move pixel positions about the middle of an H x W image."""
-    unit = torch.rand(n, 4, generator=generator) * 2 - 1
+    unit = strength * (torch.rand(n, 4, generator=generator) * 2 - 1)
     angle = unit[:, 0] * math.radians(ROTATION)
     middle, spread = sum(SCALE) / 2, (SCALE[1] - SCALE[0]) / 2
     scale = middle + spread * unit[:, 1]

@@ -12,6 +12,7 @@ STATE = {
     "settings": vars(Settings(model="rnn", epochs=2)),
     "classes": ["background", "skin", "hair"],
     "side": 128,
+    "layout": {},
     "faces": 8,
     "world": 1,
     "epoch": 2,

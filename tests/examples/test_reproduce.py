@@ -88,7 +88,8 @@ def test_a_row_whose_schedule_knows_its_end_is_refused_before_anything_is_traine
     root, tmp_path, monkeypatch, capsys
 ):
     settings = Settings(model="rnn-g+small", schedule="cosine", epochs=3)
-    state = new_state(settings, classes=["background", "skin", "hair"], side=128, faces=3)
+    facts = {"classes": ["background", "skin", "hair"], "side": 128, "layout": {}}
+    state = new_state(settings, facts, faces=3)
     out = tmp_path / "out"
     (out / "rnn-g+small").mkdir(parents=True)
     checkpoint.save(out / "rnn-g+small" / "last.pt", state)

@@ -16,6 +16,7 @@ import training
 from datasets import open_dataset
 from example_scripts import EXAMPLE, QUICK, call
 from settings import Settings, read_file
+from views import Whole
 
 
 def assert_same_training(a, b):
@@ -287,14 +288,15 @@ def test_finished_run_resumes_to_the_same_results(tmp_path, monkeypatch, one_thr
 def test_training_learns(one_thread):
     """A hundred steps on a handful of faces beat the share of the largest class by far."""
     faces = open_dataset("synthetic", None, "train", limit=16)
+    view = Whole(faces)
     settings = Settings(model="cnn-s", batch_size=4, epochs=25)
-    state = training.new_state(settings, classes=faces.label_set.names, side=128, faces=16)
+    state = training.new_state(settings, view.facts(), faces=16)
     saved = []
 
     def save(state, *, best):
         saved.append(best)
 
-    training.train(state, faces, faces, device=torch.device("cpu"), save=save)
+    training.train(state, faces, faces, view=view, device=torch.device("cpu"), save=save)
     assert len(saved) == 25
     assert state["history"][-1]["output"] < 0.8 * state["history"][0]["output"]
     assert state["history"][-1]["validation"] > (faces.labels == 0).float().mean() + 0.05

@@ -10,6 +10,7 @@ import training
 from datasets import open_dataset
 from processes import Processes
 from settings import Settings
+from views import Whole
 
 
 def main(out, batch_size):
@@ -18,13 +19,12 @@ def main(out, batch_size):
     processes = Processes()
     faces = open_dataset("synthetic", None, "train", limit=10, progress=False)
     settings = Settings(model="rnn-g", epochs=2, batch_size=int(batch_size), background=5, clip=1.0)
-    state = training.new_state(
-        settings, classes=faces.label_set.names, side=128, faces=10, world=processes.world
-    )
+    view = Whole(faces)
+    state = training.new_state(settings, view.facts(), faces=10, world=processes.world)
     processes.start(device)
     nothing = faces._replace(images=faces.images[:0], labels=faces.labels[:0])
     options = {"device": device, "processes": processes, "save": lambda state, *, best: None}
-    training.train(state, faces, nothing, **options)
+    training.train(state, faces, nothing, view=view, **options)
     processes.stop()
     torch.save(
         {"model": state["model"], "history": state["history"], "step": state["step"]},

@@ -34,6 +34,7 @@ def open_dataset(
     *,
     limit=None,
     labels="coarse",
+    side=None,
     skip_bad=False,
     progress=True,
     cache=None,
@@ -47,6 +48,8 @@ def open_dataset(
         split: ``"train"``, ``"validation"`` or ``"test"``.
         limit: take the first ``limit`` faces of the split only.
         labels: ``"coarse"`` (background, skin, hair) or ``"fine"`` (eleven classes).
+        side: pixels of the square that a photograph becomes, if not the set's own. Those that are
+            drawn have their own size only.
         skip_bad: leave out files that cannot be used, and list them in ``Faces.skipped``.
         progress: show a progress bar on a terminal.
         cache: a folder for decoded faces, such as ``default_folder()``: they are written there
@@ -72,7 +75,9 @@ def open_dataset(
     options = dict(limit=limit, labels=labels, skip_bad=skip_bad, progress=progress)
     if name in DRAWN:
         return DRAWN[name].load(root, split, **options)
-    return load.load(DATASETS[name], root, split, **options, cache=cache, workers=workers)
+    return load.load(
+        DATASETS[name], root, split, **options, side=side, cache=cache, workers=workers
+    )
 
 
 def open_mixed(specs, split, **options):

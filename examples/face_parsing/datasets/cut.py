@@ -8,7 +8,7 @@ from PIL import Image
 
 from .labels import mapped
 
-RULE = 1  # raise it when the pixels that come out change: cached ones are then made anew
+RULE = 2  # raise it when the pixels that come out change: cached ones are then made anew
 MARGIN = 2  # side of the square about a face, in longer sides of its box
 
 

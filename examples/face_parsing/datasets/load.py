@@ -13,7 +13,7 @@ from tqdm import tqdm
 from . import cache as caches
 from . import cut, files, points
 from .faces import DataError, Faces
-from .labels import LABEL_SETS, mapped
+from .labels import LABEL_SETS, POINTS_MIRROR, mapped
 
 
 def load(
@@ -23,6 +23,7 @@ def load(
     *,
     limit=None,
     labels="coarse",
+    side=None,
     skip_bad=False,
     progress=True,
     cache=None,
@@ -47,7 +48,8 @@ def load(
             f"the published list {published} ({split})"
         )
     records = records[:limit]
-    decoder = Decoder(source, labels, skip_bad)
+    side = side or source.SIDE
+    decoder = Decoder(source, labels, skip_bad, side)
     bar = dict(desc=f"{source.NAME} {split}", total=len(records))
     bar["disable"] = None if progress else True
 
@@ -55,16 +57,16 @@ def load(
         return tqdm(decoder.rows(records, workers), **bar)
 
     if cache is None or not records:
-        arrays = _in_memory(rows(), len(records), source.SIDE)
+        arrays = _in_memory(rows(), len(records), side)
         return _faces(*arrays, decoder)
-    key = caches.Key(source.NAME, split, labels, source.SIDE, limit, str(Path(root).resolve()))
+    key = caches.Key(source.NAME, split, labels, side, limit, str(Path(root).resolve()))
     rule = repr((source.CUT, cut.RULE, source.TABLE, Image.__version__))
     stored, skipped = caches.open_or_fill(
         cache, key, Path(root), records, rule, rows, decoder, skip_bad=skip_bad
     )
     if stored is None:  # said by open_or_fill
         decoder.skipped.clear()
-        return _faces(*_in_memory(rows(), len(records), source.SIDE), decoder)
+        return _faces(*_in_memory(rows(), len(records), side), decoder)
     decoder.skipped[:] = skipped
     return _faces(stored["image"], stored["label"], np.array(stored["points"]), decoder)
 
@@ -99,8 +101,8 @@ def _faces(images, labels, key_points, decoder):
 class Decoder:
     """Decodes records of one set with one kind of labels, and remembers the bad ones."""
 
-    def __init__(self, source, labels, skip_bad):
-        self.source, self.labels, self.skip_bad = source, labels, skip_bad
+    def __init__(self, source, labels, skip_bad, side):
+        self.source, self.labels, self.skip_bad, self.side = source, labels, skip_bad, side
         self.table = getattr(source.TABLE, labels)
         self.skipped = []
         self.trouble = False  # a file could not be read for a reason that may pass
@@ -151,15 +153,18 @@ class Decoder:
             source.sizes_fit(name, record, image.size, labels.shape[::-1])
             if key_points is None and source.TABLE.fine is not None:
                 key_points = points.from_labels(mapped(labels, source.TABLE.fine))
+                if points.exchanged(key_points):
+                    key_points = key_points[list(POINTS_MIRROR)]
+                    labels = mapped(labels, source.TABLE.mirror)
             try:
-                place = cut.PLACES[source.CUT](labels, source.TABLE, source.SIDE)
+                place = cut.PLACES[source.CUT](labels, source.TABLE, self.side)
             except ValueError as error:
                 raise DataError(f"{name}: {record.labels[0]} {error}") from None
             try:
-                pixels = cut.image_at(image, labels.shape[::-1], place, source.SIDE)
+                pixels = cut.image_at(image, labels.shape[::-1], place, self.side)
             except Exception as error:
                 raise files.unreadable(name, record.image, record.origin, error) from error
-        labels = cut.labels_at(labels, place, source.SIDE)
+        labels = cut.labels_at(labels, place, self.side)
         if key_points is None:
             key_points = np.full((5, 2), np.nan, np.float32)
         return (

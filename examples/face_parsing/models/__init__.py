@@ -2,11 +2,21 @@
 
 from .coarse import FeedForwardParser, RecurrentParser
 from .parse import Parse
+from .part import PartParser
 from .plus import PlusParser
+from .points import Points, PointsNet
 from .unet import UNet
 
-__all__ = ["MODELS", "FeedForwardParser", "Parse", "PlusParser", "RecurrentParser", "UNet"]
-__all__ += ["build_model"]
+__all__ = [
+    "MODELS",
+    "SECOND_STAGE",
+    "FeedForwardParser",
+    "Parse",
+    "PartParser",
+    "PlusParser",
+    "Points",
+]
+__all__ += ["PointsNet", "RecurrentParser", "UNet", "build_model"]
 
 SMALL = {"first": 8, "strided": False, "widths": (12, 16, 24, 32), "convolutions": (1, 1, 1, 1)}
 SMALL |= {"skip": 16, "channels": 8, "refined": 0}
@@ -22,23 +32,29 @@ MODELS = {
     "rnn-g+small": (PlusParser, SMALL),  # of the paper's size
     "unet": (UNet, {}),
 }
+# The rest of the chain; see views.py for what they are shown.
+SECOND_STAGE = {
+    "part": (PartParser, {}),
+    "points": (PointsNet, {}),  # the number of points, in place of classes
+}
 
 
 def build_model(name, classes, *, side=128):
     """A freshly initialised network; its weights come from PyTorch's global generator.
 
     Args:
-        name: a key of ``MODELS``.
+        name: a key of ``MODELS`` or ``SECOND_STAGE``.
         classes: number of labels.
-        side: of the images that it is for, pixels: 128, one face, logits at full size; or 512, a
-            scene of many, logits at 256.
+        side: of the images that it is for, pixels: 64, a part of a face, or 128, one face, logits
+            at full size; or 512, a scene of many, logits at 256.
 
     Raises:
         ValueError: unknown name or side.
     """
-    if name not in MODELS:
-        raise ValueError(f"model must be one of {', '.join(MODELS)}, got {name!r}")
-    if side not in (128, 512):
-        raise ValueError(f"side must be 128 or 512, got {side!r}")
-    network, options = MODELS[name]
+    known = MODELS | SECOND_STAGE
+    if name not in known:
+        raise ValueError(f"model must be one of {', '.join(known)}, got {name!r}")
+    if side not in (64, 128, 512):
+        raise ValueError(f"side must be 64, 128 or 512, got {side!r}")
+    network, options = known[name]
     return network(classes, scene=side == 512, **options)

@@ -1,0 +1,356 @@
+"""From a photograph to eleven classes in its own frame.
+
+    parser = FaceParser.load("runs/face-parser")
+    parsing = parser(Image.open("photo.jpg"))
+    parsing.labels                  # (H, W) uint8, indices into parser.names
+
+Detect, find five key points, align, first stage, second stage, compose: each step is a method, and
+``views.py`` has the geometry.
+"""
+
+import functools
+import io
+from pathlib import Path
+
+import checkpoint
+import detect
+import geometry
+import numpy as np
+import torch
+import views
+from checkpoint import CheckpointError
+from datasets import FINE
+from datasets.labels import POINTS
+from models import build_model
+from photographs import as_tensor
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from views import PARTS, Layout
+
+FILE = "face_parser.pt"
+KIND = "gatedrnn face parser with two stages, version 1"
+NETWORKS = ("points", "face", *PARTS)
+COARSE_IN_FINE = tuple(FINE.names.index(name) for name in ("background", "skin", "hair"))
+STRIP = 1 << 20  # pixels composed at a time, so that memory does not grow with the photograph
+PASSES = 2  # of the key points: the second looks at the face turned upright, at its place
+
+
+class NoFaceError(ValueError):
+    """There is no face in a photograph, or none that the detector finds."""
+
+
+class Parsing:
+    """One parsed face.
+
+    Attributes:
+        labels: (H, W) uint8, the class of each pixel of the photograph; 0 beyond the face's frame.
+        points: (5, 2) float32, the key points, in the order of ``datasets.labels.POINTS``.
+        box: (4,) float32, x, y, width and height of the detected or given box; NaN where the points
+            were given.
+    """
+
+    def __init__(self, size, points, box, maps):
+        self.size, self.points, self.box = size, points, box
+        self._maps = maps  # [(map from the photograph, log scores (C, h, w), classes)]: base first
+        self.labels = self._labels()
+
+    @functools.cached_property
+    def scores(self):
+        """(11, H, W) float32: the share of each class in each pixel; made when first asked for."""
+        return self.score(*FINE.names, apart=True)
+
+    def score(self, *names, apart=False):
+        """The share of some classes together in each pixel, (H, W) float32; a soft mask.
+
+        Args:
+            names: of classes.
+            apart: (len(names), H, W) instead.
+        """
+        for name in names:
+            if name not in FINE.names:
+                raise ValueError(f"class must be one of {', '.join(FINE.names)}, got {name!r}")
+        wanted = [FINE.names.index(name) for name in names]
+        result = torch.zeros(len(wanted) if apart else 1, *self.size)
+        if 0 in wanted:
+            result[wanted.index(0) if apart else 0] = 1
+        for box in self._strips():
+            odds = torch.full((len(FINE.names), box[3] - box[1], box[2] - box[0]), -torch.inf)
+            for inside, classes, logs in self._seen(box):
+                left, top, right, bottom = (v - box[i % 2] for i, v in enumerate(inside))
+                odds[list(classes), top:bottom, left:right] = logs
+            shares = odds.softmax(0)[wanted]
+            result[:, box[1] : box[3], box[0] : box[2]] = shares if apart else shares.sum(0)
+        return result if apart else result[0]
+
+    def _labels(self):
+        labels = torch.zeros(self.size, dtype=torch.uint8)
+        for box in self._strips():
+            (_, classes, logs), *parts = self._seen(box)
+            best, index = logs.max(0)
+            found = torch.tensor(classes, dtype=torch.uint8)[index]
+            for inside, classes, logs in parts:
+                left, top, right, bottom = (v - box[i % 2] for i, v in enumerate(inside))
+                place = slice(top, bottom), slice(left, right)
+                value, index = logs.max(0)
+                better = value > best[place]
+                best[place] = torch.where(better, value, best[place])
+                own = torch.tensor(classes, dtype=torch.uint8)[index]
+                found[place] = torch.where(better, own, found[place])
+            labels[box[1] : box[3], box[0] : box[2]] = found
+        return labels
+
+    def _strips(self):
+        """Boxes (left, top, right, bottom) that cover the face's frame in the photograph."""
+        left, top, right, bottom = _inside(self._maps[0], (0, 0, self.size[1], self.size[0]))
+        if left < right:
+            rows = max(1, STRIP // (right - left))
+            for start in range(top, bottom, rows):
+                yield left, start, right, min(start + rows, bottom)
+
+    def _seen(self, box):
+        """Each map's part in a box of the photograph: the smaller box, classes, log scores."""
+        for entry in self._maps:
+            inside = _inside(entry, box)
+            if inside[0] < inside[2] and inside[1] < inside[3]:
+                m, logs, classes = entry
+                shift = np.array([[1.0, 0, -inside[0]], [0, 1, -inside[1]]])
+                size = inside[3] - inside[1], inside[2] - inside[0]
+                back = geometry.compose(shift, geometry.inverse(m))
+                yield inside, classes, geometry.view(logs, back, size)
+
+
+def _inside(entry, box):
+    """What of a box of the photograph a map can cover."""
+    m, logs, _ = entry
+    shown = geometry.shown_box(m, logs.shape[-2:])
+    low = [max(a, b) for a, b in zip(box[:2], shown[:2], strict=True)]
+    high = [min(a, b) for a, b in zip(box[2:], shown[2:], strict=True)]
+    return (*low, *high)
+
+
+class FaceParser:
+    """The two stages, and what goes before them.
+
+    Args:
+        networks: ``NETWORKS`` by name, ready to evaluate; without the parts' networks and with
+            eleven classes of "face", the first stage does it all.
+        layout: ``views.Layout``.
+        detector: a function of an array (H, W, 3) uint8 to boxes, the largest first; None for
+            OpenCV's cascade, opened when first needed.
+    """
+
+    names = FINE.names
+
+    def __init__(self, networks, layout, *, detector=None):
+        self.networks, self.layout = networks, layout
+        self._detector = detector
+
+    @classmethod
+    def load(cls, folder, *, device="cpu"):
+        """The parser that ``train.py --all`` left in a folder.
+
+        Raises:
+            checkpoint.CheckpointError: there is none, or it cannot be used; names the file.
+        """
+        path = Path(folder) / FILE
+        if not path.is_file():
+            raise CheckpointError(
+                f"no face parser at {path}: train.py --all --out {folder} makes one"
+            )
+        stored = checkpoint.read(path, KIND)
+        try:
+            networks = {}
+            for name, (model, classes, side, weights) in stored["networks"].items():
+                networks[name] = build_model(model, classes, side=side)
+                networks[name].load_state_dict(weights)
+            return cls.of(networks, Layout.of(stored["layout"]), device=device)
+        except (KeyError, TypeError, ValueError, RuntimeError):
+            raise CheckpointError(f"{path} holds no face parser that this program knows") from None
+
+    @classmethod
+    def of(cls, networks, layout, *, device="cpu"):
+        """A parser of trained networks, batch normalisation folded into the convolutions."""
+        return cls({k: folded(net.eval()).to(device) for k, net in networks.items()}, layout)
+
+    @property
+    def device(self):
+        return next(self.networks["face"].parameters()).device
+
+    def __call__(self, image, *, points=None, box=None):
+        """Parse the largest face of a photograph, or of each of a list.
+
+        Args:
+            image: see ``photographs.as_tensor``; or a list of such, parsed in one batch.
+            points: (5, 2), the key points, where they are known; of a list, a list.
+            box: x, y, width and height of the face, where that is known; of a list, a list.
+
+        Returns:
+            :class:`Parsing`; of a list, a list, in which None stands for no face.
+
+        Raises:
+            NoFaceError: of a single photograph.
+        """
+        if isinstance(image, list):
+            images = [as_tensor(one) for one in image]
+            given = [
+                _as_list(v, len(images), name) for v, name in ((points, "points"), (box, "box"))
+            ]
+            return self._parse_each(images, *given)
+        (parsing,) = self._parse_each([as_tensor(image)], [points], [box])
+        if parsing is None:
+            raise NoFaceError("no face found")
+        return parsing
+
+    def all_faces(self, image):
+        """:class:`Parsing` of every face that the detector finds, the largest first; in a batch."""
+        image = as_tensor(image)
+        boxes = self.detect(image)
+        points = self.find_points([image] * len(boxes), boxes)
+        return self.parse([image] * len(boxes), points, boxes)
+
+    def _parse_each(self, images, points, boxes):
+        points = [None if p is None else _checked(p, (5, 2), "points") for p in points]
+        boxes = [None if b is None else _checked(b, (4,), "box") for b in boxes]
+        for i, image in enumerate(images):
+            if points[i] is None and boxes[i] is None:
+                found = self.detect(image)
+                boxes[i] = found[0] if len(found) else None
+        missing = [i for i, p in enumerate(points) if p is None and boxes[i] is not None]
+        found = self.find_points([images[i] for i in missing], [boxes[i] for i in missing])
+        for i, p in zip(missing, found, strict=True):
+            points[i] = p
+        known = [i for i, p in enumerate(points) if p is not None]
+        nowhere = np.full(4, np.nan)
+        parsed = self.parse(
+            [images[i] for i in known],
+            [points[i] for i in known],
+            [nowhere if boxes[i] is None else boxes[i] for i in known],
+        )
+        result = [None] * len(images)
+        for i, parsing in zip(known, parsed, strict=True):
+            result[i] = parsing
+        return result
+
+    def detect(self, image):
+        """Boxes (M, 4) of the faces in an image (3, H, W) uint8, the largest first."""
+        if self._detector is None:
+            self._detector = detect.open_detector()
+        return detect.detect_reduced(detect.as_array(image), detector=self._detector)
+
+    @torch.inference_mode()
+    def find_points(self, images, boxes):
+        """The key points (N, 5, 2) in images (3, H, W) uint8, from a rough box (4,) in each."""
+        maps = [views.box_of(box) for box in boxes]
+        points = np.zeros((0, len(POINTS), 2))
+        for _ in range(PASSES if len(images) else 0):
+            pictures = self._pictures(images, maps, views.BOX_SIZE)
+            size = torch.tensor(pictures.shape[:1:-1])
+            seen = (self.networks["points"](pictures).points.cpu() * size).double().numpy()
+            back = geometry.inverse(np.stack(maps))
+            points = geometry.apply(back, seen)
+            maps = [views.box_again(p, self.layout) for p in points]
+        return points
+
+    @torch.inference_mode()
+    def parse(self, images, points, boxes):
+        """Both stages: :class:`Parsing` of images (3, H, W) uint8 with key points (5, 2) each."""
+        if not len(images):
+            return []
+        maps = [views.face_of(p, self.layout) for p in points]
+        logits = self.networks["face"](
+            self._pictures(images, maps, (views.SIDE, views.SIDE))
+        ).logits
+        classes = COARSE_IN_FINE if logits.shape[1] == 3 else FINE.fine
+        layers = [
+            [(m, logs, classes)]
+            for m, logs in zip(maps, logits.float().log_softmax(1).cpu(), strict=True)
+        ]
+        for name in PARTS:
+            if name in self.networks:
+                for i, layer in self._part(name, images, points):
+                    layers[i].append(layer)
+        return [
+            Parsing(tuple(image.shape[1:]), _float(p), _float(box), layer)
+            for image, p, box, layer in zip(images, points, boxes, layers, strict=True)
+        ]
+
+    def _part(self, name, images, points):
+        """What the second stage says of a part: (number of the image, an entry for Parsing)."""
+        part, maps, owners = PARTS[name], [], []
+        for i, (image, p) in enumerate(zip(images, points, strict=True)):
+            maps.append(views.part_of(p, self.layout, name))
+            owners.append((i, part.fine))
+            if name == "eye":
+                width = image.shape[-1]
+                m = views.part_of(views.mirrored_points(p, width), self.layout, name)
+                maps.append(geometry.compose(m, geometry.mirror(width)))
+                owners.append((i, tuple(FINE.mirror[k] for k in part.fine)))
+        pictures = self._pictures([images[i] for i, _ in owners], maps, part.size)
+        logits = self.networks[name](pictures).logits.float().cpu()
+        odds = logits[:, 1:] - logits[:, :1]
+        for (i, classes), m, logs in zip(owners, maps, odds, strict=True):
+            yield i, (m, logs, classes)
+
+    def _pictures(self, images, maps, size):
+        """What a network takes: (N, 3, h, w) float32 in -0.5 .. 0.5."""
+        pictures = [geometry.view(image, m, size) for image, m in zip(images, maps, strict=True)]
+        pictures = torch.stack(pictures).div_(255).sub_(0.5)
+        return pictures.to(self.device).contiguous(memory_format=torch.channels_last)
+
+
+def save(folder, states):
+    """Write a parser made of trainings, atomically; returns the file's path.
+
+    Args:
+        states: ``checkpoint.load`` of each of ``NETWORKS``, by name.
+
+    Raises:
+        CheckpointError: they are of different data, so that their geometry differs.
+    """
+    layout = states["face"]["layout"]
+    for name, state in states.items():
+        if state["layout"] != layout:
+            raise CheckpointError(f"the trainings 'face' and '{name}' are of different data")
+    networks = {
+        name: (state["settings"]["model"], len(state["classes"]), state["side"], state["average"])
+        for name, state in states.items()
+    }
+    path = Path(folder) / FILE
+    buffer = io.BytesIO()
+    torch.save({"kind": KIND, "layout": layout, "networks": networks}, buffer)
+    checkpoint.write_atomically(path, buffer.getvalue())
+    return path
+
+
+def folded(network):
+    """The same network with each batch normalisation folded into the convolution before it."""
+    for module in network.modules():
+        if isinstance(module, torch.nn.Sequential) and len(module) > 1:
+            for i in range(len(module) - 1):
+                pair = module[i], module[i + 1]
+                if isinstance(pair[0], torch.nn.Conv2d) and isinstance(
+                    pair[1], torch.nn.BatchNorm2d
+                ):
+                    module[i], module[i + 1] = fuse_conv_bn_eval(*pair), torch.nn.Identity()
+    return network
+
+
+def _float(values):
+    return torch.as_tensor(np.asarray(values), dtype=torch.float32)
+
+
+def _checked(values, shape, name):
+    """An array of finite numbers in a shape."""
+    array = np.asarray(values, float)
+    if array.shape != shape or not np.isfinite(array).all():
+        raise ValueError(f"{name} must be {shape} finite numbers, got {values!r}")
+    if name == "box" and (array[2:] <= 0).any():
+        raise ValueError(f"box must be x, y and a positive width and height, got {values!r}")
+    return array
+
+
+def _as_list(values, count, name):
+    if values is None:
+        return [None] * count
+    if len(values) != count:
+        raise ValueError(f"{name} must be one for each of {count} images, got {len(values)}")
+    return list(values)
