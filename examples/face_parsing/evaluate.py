@@ -7,12 +7,14 @@ from pathlib import Path
 
 import checkpoint
 import commands
+import fine
 import parsers
 import torch
 import transforms
 from checkpoint import CheckpointError
 from datasets import LABEL_SETS, SPLITS, DataError
 from datasets.labels import POINTS
+from face_parser import FaceParser
 from losses import resize_labels
 from metrics import accuracy, confusion_matrix, f_measures, point_errors
 from models import MODELS, SECOND_STAGE, PointsNet, build_model
@@ -145,7 +147,14 @@ def check_fits(state, faces, *, path, scene):
 
 def main():
     parser = commands.Parser(description=__doc__)
-    parser.add_argument("--checkpoint", required=True, metavar="FILE", type=Path)
+    parser.add_argument("--checkpoint", metavar="FILE", type=Path, help="of one network")
+    parser.add_argument("--table", choices=["3"], help="measure the whole chain of --models")
+    parser.add_argument("--models", metavar="DIR", type=Path, help="what train.py --all made")
+    parser.add_argument(
+        "--points",
+        choices=("predicted", "true"),
+        help="with --table 3: found in the photograph, the default, or those of the labels",
+    )
     parser.add_argument(
         "--model", choices=(*MODELS, *SECOND_STAGE), help="refuse a checkpoint of another one"
     )
@@ -161,7 +170,32 @@ def main():
     parser.add_argument("--split", choices=SPLITS, default="test")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
+    if args.table:
+        if args.models is None or args.checkpoint is not None:
+            parser.error("--table 3 measures --models DIR, not a --checkpoint")
+        evaluate_chain(args)
+    elif args.checkpoint is None or args.models or args.points:
+        parser.error("--checkpoint FILE, or --table 3 --models DIR with or without --points")
+    else:
+        evaluate_network(args)
 
+
+def evaluate_chain(args):
+    """Table 3's row of a whole face parser."""
+    face_parser = FaceParser.load(args.models, device=args.device)
+    dataset = args.dataset or "helen"
+    options = how_to_open("face", "fine")
+    faces = commands.open_faces(args, dataset, args.split, limit=args.limit, **options)
+    if not len(faces.images):
+        raise DataError(f"{dataset}: no usable face in the {args.split} split")
+    result = {"dataset": dataset, "split": args.split, "faces": len(faces.images)}
+    result |= fine.summary(face_parser, faces, points=args.points or "predicted")
+    print(json.dumps(result) if args.json else as_text(result))
+    commands.report_skipped(faces)
+
+
+def evaluate_network(args):
+    """One network, by its checkpoint."""
     state = checkpoint.load(args.checkpoint)
     trained = state["settings"]["model"]
     if args.model not in (None, trained):

@@ -343,6 +343,8 @@ def _checked(values, shape, name):
     array = np.asarray(values, float)
     if array.shape != shape or not np.isfinite(array).all():
         raise ValueError(f"{name} must be {shape} finite numbers, got {values!r}")
+    if name == "points" and (array == array[0]).all():
+        raise ValueError(f"points must not all be in one place, got {values!r}")
     if name == "box" and (array[2:] <= 0).any():
         raise ValueError(f"box must be x, y and a positive width and height, got {values!r}")
     return array

@@ -110,7 +110,7 @@ def view(image, m, size):
     Returns:
         (C, h, w) float32.
     """
-    reduction = max(1, int(1 / scale_of(m) + 1e-6))
+    reduction = max(1, min(int(1 / scale_of(m) + 1e-6), *image.shape[-2:]))
     part, m = _window(image, m, size, reduction)
     part = part.float()[None]
     if reduction > 1:

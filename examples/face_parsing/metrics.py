@@ -35,6 +35,12 @@ def f_measures(confusion):
     return (2 * hits / (confusion.sum(0) + confusion.sum(1))).tolist()
 
 
+def f_of(hits, wrong, missed):
+    """``2 TP / (2 TP + FP + FN)`` of counts, or None where all are zero."""
+    total = 2 * hits + wrong + missed
+    return 2 * hits / total if total else None
+
+
 def point_errors(predicted, truth):
     """Distances of key points in distances between the eyes' centres.
 

@@ -54,7 +54,14 @@ def save_points(path, images, points, *, shown):
             for (title, places), mark in zip(points.items(), "+x", strict=True):
                 axis.plot(*places[i].T.numpy(), mark, label=title)
     axes[0].legend(fontsize=7, loc="lower left")
-    draw_error_curve(right.subplots(), {"": point_errors(points["prediction"], points["truth"])})
+    draw_error_curve(right.subplots(), point_errors(points["prediction"], points["truth"]))
+    _write(figure, path)
+
+
+def save_error_curve(path, errors):
+    """The share of faces below each error; errors (N, 5) from ``metrics.point_errors``."""
+    figure = Figure(figsize=(4.5, 3.6), layout="constrained")
+    draw_error_curve(figure.subplots(), errors)
     _write(figure, path)
 
 
@@ -63,14 +70,13 @@ def draw_error_curve(axes, errors):
 
     Args:
         axes: of matplotlib.
-        errors: dict of a title to errors (N, 5) from ``metrics.point_errors``.
+        errors: (N, 5) from ``metrics.point_errors``.
     """
-    for title, each in errors.items():
-        mean = 100 * each.nanmean(1)
-        mean = mean[~mean.isnan()].sort().values
-        share = 100 * torch.arange(1, len(mean) + 1) / max(1, len(mean))
-        axes.step(mean, share, where="post", label=f"{title} mean {mean.mean():.1f} %".strip())
-    axes.set(xlabel="mean error, % of the distance between the eyes", ylabel="% of faces")
+    mean = 100 * errors.nanmean(1)
+    mean = mean[~mean.isnan()].sort().values
+    share = 100 * torch.arange(1, len(mean) + 1) / max(1, len(mean))
+    axes.step(mean, share, where="post", label=f"mean {mean.mean():.1f} %")
+    axes.set(xlabel="error, % of the distance between the eyes", ylabel="% of faces")
     axes.set(xlim=(0, 20), ylim=(0, 100))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")

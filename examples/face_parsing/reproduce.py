@@ -5,36 +5,27 @@ row). Run again, it goes on where it was stopped.
 """
 
 import json
-import os
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import checkpoint
 import commands
 import evaluate
+import face_parser
+import fine
+import geometry
 import parsers
 import pictures
 import torch
-from checkpoint import CheckpointError
 from datasets import DataError
-from tables import MEASURES, TABLES
+from face_parser import FaceParser
+from tables import TABLES
 from tqdm import tqdm
+from trainings import Training, config, train_all
+from views import FRAME, SIDE, Layout, face_of, how_to_open
 
-HERE = Path(__file__).resolve().parent
 PICTURED = 6
-POLL_SECONDS = 0.2
-
-
-class Training(NamedTuple):
-    """One call of train.py."""
-
-    name: str  # of its folder
-    config: Path
-    root: Path
 
 
 def folder_of(root, dataset):
@@ -43,91 +34,22 @@ def folder_of(root, dataset):
 
 
 def trainings(table, root, rows):
-    """The training that each of these rows needs; two rows may need the same."""
+    """By row, the training of each of its networks, by role; two rows may need the same."""
     needed = {}
     for key in rows:
         row = table.rows[key]
-        name = Path(row.config).name
-        if row.dataset is None:
-            where = folder_of(root, table.dataset)
-        else:
-            name, where = f"{name}-{row.dataset}", root / row.dataset
-        needed[key] = Training(name, HERE / "configs" / f"{row.config}.toml", where)
+        configs = row.config if isinstance(row.config, dict) else {"": row.config}
+        needed[key] = {}
+        for role, file in configs.items():
+            name, where = Path(file).name, folder_of(root, table.dataset)
+            if row.dataset is not None:
+                name, where = f"{name}-{row.dataset}", root / row.dataset
+            needed[key][role] = Training(name, config(file), where)
     return needed
 
 
-def start(args, training):
-    """train.py for one training, or to go on with it, in a process of its own."""
-    out = args.out / training.name
-    out.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(HERE / "train.py"), "--config", str(training.config)]
-    command += ["--root", str(training.root), "--out", str(out)]
-    command += ["--device", str(args.device), "--cache", str(args.cache)]
-    for name in ("epochs", "limit"):
-        if getattr(args, name) is not None:
-            command += [f"--{name}", str(getattr(args, name))]
-    for name in ("skip_bad", "no_cache"):
-        if getattr(args, name):
-            command.append("--" + name.replace("_", "-"))
-    if (out / "last.pt").exists():
-        command.append("--resume")
-    threads = max(1, (os.cpu_count() or 1) // args.jobs)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    with open(out / "log.txt", "ab") as log:
-        return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-
-
-def check_epochs(args, needed):
-    """CheckpointError before anything is trained, if a training cannot be made as long as asked."""
-    for training in needed.values():
-        path = args.out / training.name / "last.pt"
-        if args.epochs is None or not path.exists():
-            continue
-        before = checkpoint.load(path)["settings"]
-        if before["schedule"] != "constant" and before["epochs"] != args.epochs:
-            raise CheckpointError(
-                f"{path} was trained with --epochs {before['epochs']} and a {before['schedule']} "
-                f"schedule, which cannot be made {args.epochs}: choose another --out"
-            )
-
-
-def train_all(args, needed):
-    """Train what is not trained yet, ``args.jobs`` at a time.
-
-    Raises:
-        CheckpointError: names the first that failed. The others are stopped, and save first.
-    """
-    waiting = list(dict.fromkeys(needed.values()))
-    running = {}
-    bar = tqdm(desc="trainings", total=len(waiting), disable=None)
-    try:
-        while waiting or running:
-            while waiting and len(running) < args.jobs:
-                training = waiting.pop(0)
-                running[training] = start(args, training)
-            time.sleep(POLL_SECONDS)
-            for training, process in list(running.items()):
-                if process.poll() is None:
-                    continue
-                del running[training]
-                bar.update()
-                if process.returncode:
-                    log = args.out / training.name / "log.txt"
-                    lines = log.read_text(errors="replace").splitlines()
-                    last = lines[-1] if lines else "no output"
-                    if process.returncode < 0:
-                        last = f"ended by signal {-process.returncode}"
-                    raise CheckpointError(f"training {training.name} failed ({log}): {last}")
-    finally:
-        for process in running.values():
-            process.terminate()
-        for process in running.values():
-            process.wait()
-        bar.close()
-
-
 def measure(args, table, needed):
-    """The result of every row, and what the figure shows.
+    """The result of every row of a coarse table, and what the figure shows.
 
     Returns:
         results by row, the test faces, labels of the first ``PICTURED`` by row's name in print, and
@@ -150,8 +72,9 @@ def measure(args, table, needed):
 
     test = faces_of("test")
     results, columns, gate = {}, {}, None
-    for key, training in tqdm(needed.items(), "rows", disable=None):
+    for key, networks in tqdm(needed.items(), "rows", disable=None):
         row = table.rows[key]
+        (training,) = networks.values()
         path = args.out / training.name / "best.pt"
         state = checkpoint.load(path)
         model = evaluate.load_model(state, args.device, path=path)
@@ -164,6 +87,58 @@ def measure(args, table, needed):
         if key == "rnn-g":
             _, gate = evaluate.predict(model, shown)
     return results, test, columns, gate
+
+
+def measure_chain(args, table, needed):
+    """The same of a fine table, whose rows are chains; and the errors of the key points."""
+    faces = commands.open_faces(
+        args,
+        table.dataset,
+        "test",
+        root=folder_of(args.root, table.dataset),
+        limit=args.limit,
+        **how_to_open("face", "fine"),
+    )
+    if not len(faces.images):
+        raise DataError(f"{table.dataset}: no usable face in the test split")
+    results, columns, errors = {}, {}, None
+    for key, networks in tqdm(needed.items(), "rows", disable=None):
+        paths = {role: args.out / t.name / "best.pt" for role, t in networks.items()}
+        states = {role: checkpoint.load(path) for role, path in paths.items()}
+        if key == "two-stage":
+            face_parser.save(args.out, states)
+        models = {
+            role: evaluate.load_model(state, args.device, path=paths[role])
+            for role, state in states.items()
+        }
+        parser = FaceParser.of(models, Layout.of(states["face"]["layout"]), device=args.device)
+        located = fine.locate(parser, faces)
+        errors = located.errors(faces)
+        results[key] = {
+            "parameters": sum(p.numel() for m in models.values() for p in m.parameters()),
+            "detected": located.detected,
+            "error": {"mean": errors.nanmean().item()},
+            **fine.measure(parser, faces, located.points),
+            "true_points": fine.measure(parser, faces, fine.true_points(parser, faces)),
+        }
+        results[key]["frames_per_second"] = round(aligned_frames_per_second(parser, faces), 1)
+        columns[table.rows[key].title] = torch.stack(
+            [
+                parser(image, points=p).labels
+                for image, p in zip(faces.images[:PICTURED], located.points[:PICTURED], strict=True)
+            ]
+        )
+    pictures.save_error_curve(args.out / "points.png", errors)
+    return results, faces, columns, None
+
+
+def aligned_frames_per_second(parser, faces):
+    """Of both stages alone, from an aligned picture of the first stage's size."""
+    scale = SIDE / FRAME
+    points = parser.layout.shape * scale
+    m = face_of(fine.true_points(parser, faces)[0], parser.layout)
+    picture = geometry.view(faces.images[0], m, (SIDE, SIDE)).to(torch.uint8)
+    return frames_per_second(lambda image: parser(image[0], points=points), picture[None])
 
 
 def parse_function(name, model, path, state, faces_of):
@@ -189,18 +164,21 @@ def frames_per_second(parse, images, *, seconds=2.0):
 
 def as_markdown(table, results):
     """The table: ours, and the paper's in brackets."""
-    head = ["%"] + [table.rows[key].title for key in results]
+    head = ["%"] + [table.rows[key].title for key in results] + list(table.others)
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for i, measure in enumerate(MEASURES):
+    for i, measure in enumerate(table.measures):
         cells = [measure if measure == "accuracy" else f"F-{measure}"]
         for key, result in results.items():
             value = result["accuracy"] if measure == "accuracy" else result["f"][measure]
             ours = "-" if value is None else f"{100 * value:.2f}"
             paper = table.rows[key].printed
             cells.append(ours if paper is None else f"{ours} ({paper[i]:.2f})")
+        cells += [f"({printed[i]:.2f})" for printed in table.others.values()]
         lines.append("| " + " | ".join(cells) + " |")
-    for fact, label in (("parameters", "parameters"), ("frames_per_second", "frames/s, batch 1")):
+    facts = {"parameters": "parameters", "frames_per_second": "frames/s, batch 1"}
+    for fact, label in facts.items():
         cells = [label] + [f"{result[fact]:,}" for result in results.values()]
+        cells += ["-"] * len(table.others)
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -230,20 +208,19 @@ def main():
     args.root = Path(args.root)
     args.out = args.out or Path("runs") / f"table-{args.table}"
     needed = trainings(table, args.root, rows)
-    for row, training in needed.items():
-        if not training.root.is_dir():
-            raise DataError(
-                f"{table.rows[row].title} needs {training.root}, and there is no such folder"
-            )
-    # As Ctrl-C, so that the trainings are stopped, too.
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        with checkpoint.claimed(args.out):
-            check_epochs(args, needed)
-            train_all(args, needed)
-            write_table(args, table, *measure(args, table, needed), whole=rows == list(table.rows))
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    for row, networks in needed.items():
+        for training in networks.values():
+            if not training.root.is_dir():
+                raise DataError(
+                    f"{table.rows[row].title} needs {training.root}, and there is no such folder"
+                )
+    given = {name: getattr(args, name) for name in ("epochs", "limit")}
+    given = {name: value for name, value in given.items() if value is not None}
+    with checkpoint.claimed(args.out):
+        every = [training for networks in needed.values() for training in networks.values()]
+        train_all(args, every, given)
+        measured = (measure_chain if args.table == "3" else measure)(args, table, needed)
+        write_table(args, table, *measured, whole=rows == list(table.rows))
 
 
 def write_table(args, table, results, test, columns, gate, *, whole):

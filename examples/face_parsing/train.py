@@ -18,14 +18,17 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 import checkpoint
 import commands
 import evaluate
+import face_parser
+import fine
 import pictures
 import settings as settings_module
 from checkpoint import CheckpointError
-from datasets import DATASETS, SPLITS, DataError
+from datasets import DATASETS, DRAWN, SPLITS, DataError
 from models import PointsNet
 from processes import Processes
 from settings import Settings, SettingsError
 from training import new_state, train
+from trainings import Training, config, train_all
 from views import PARTS, Layout, how_to_open, make_view
 
 VALIDATED = 200  # faces, at most, measured after each epoch
@@ -87,6 +90,15 @@ def parse_arguments():
     task.add_argument("--part", choices=PARTS, help="with --stage 2: --model part --view PART")
     task.add_argument(
         "--points", action="store_true", help="the key points: --model points --view box"
+    )
+    task.add_argument(
+        "--all", action="store_true", help="all networks of the two stages, into one face parser"
+    )
+    parser.add_argument(
+        "--jobs",
+        type=commands.number(int, 1, 64),
+        default=1,
+        help="with --all: trainings at a time; default: 1",
     )
     parser.add_argument("--config", metavar="FILE", help="a TOML file of settings; options win")
     settings_module.add_options(parser, without=["mix"])
@@ -218,6 +230,9 @@ def main():
     given = settings_module.read_file(args.config) if args.config else {}
     given = named_task(args, given | settings_module.given_options(args))
     names = ",".join(name for name, _ in args.mix)
+    if args.all:
+        train_chain(args, given)
+        return
     if given.get("mix", names) != names:
         raise SettingsError(f"the file mixes {given['mix']!r}: name them with --mix NAME=DIR")
     given["mix"] = names
@@ -228,6 +243,41 @@ def main():
     # The first process writes, and so it alone holds the folder.
     with checkpoint.claimed(out) if processes.first else contextlib.nullcontext():
         run(args, given, out, processes)
+
+
+def train_chain(args, given):
+    """All that ``FaceParser`` needs, trained or gone on with; it lies in OUT/face_parser.pt then.
+
+    Raises:
+        SettingsError: a setting that each network has of its own, or an option of one training.
+    """
+    for name in ("model", "view", "labels"):
+        if name in given:
+            raise SettingsError(f"--all has a {settings_module.option(name)} for each network")
+    for name in ("config", "resume", "tensorboard", "mix", "workers"):
+        if getattr(args, name):
+            raise SettingsError(f"--all and --{name} do not go together")
+    dataset = given.get("dataset", "helen")
+    if args.root is None and dataset not in DRAWN:
+        raise SettingsError(f"--root DIR is needed: the folder that holds {dataset}")
+    args.out = args.out or Path("runs") / f"{dataset}-face-parser"
+    needed = {
+        name: Training(name, config(f"table-3/{name}"), args.root and Path(args.root))
+        for name in face_parser.NETWORKS
+    }
+    with checkpoint.claimed(args.out):
+        train_all(args, needed.values(), given)
+        states = {name: checkpoint.load(args.out / name / "best.pt") for name in needed}
+        path = face_parser.save(args.out, states)
+        parser = face_parser.FaceParser.load(args.out, device=args.device)
+        faces = commands.open_faces(
+            args, dataset, "test", limit=given.get("limit"), **how_to_open("face", "fine")
+        )
+        result = {"dataset": dataset, "faces": len(faces.images), **fine.summary(parser, faces)}
+        text = json.dumps(result, indent=2) + "\n"
+        checkpoint.write_atomically(args.out / "metrics.json", text.encode())
+    print(evaluate.as_text(result))
+    print(f"face parser in {path}, {path.stat().st_size / 1e6:.2f} MB")
 
 
 def run(args, given, out, processes):

@@ -133,5 +133,5 @@ def test_channels_last_and_contiguous_images_give_the_same():
 def test_build_model_names_what_it_knows():
     with pytest.raises(ValueError, match=r"model must be one of rnn-g, rnn, cnn-s, .*, got 'vgg'"):
         build_model("vgg", 3)
-    with pytest.raises(ValueError, match="side must be 128 or 512, got 64"):
-        build_model("rnn-g", 3, side=64)
+    with pytest.raises(ValueError, match="side must be 64, 128 or 512, got 96"):
+        build_model("rnn-g", 3, side=96)

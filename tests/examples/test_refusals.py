@@ -214,13 +214,13 @@ def test_config_file_that_cannot_be_is_one_line(text, words, tmp_path, monkeypat
 def test_training_stops_at_a_loss_that_is_not_finite(tmp_path, monkeypatch, capsys):
     assert call(monkeypatch, train, *QUICK, "--epochs", 1, "--out", tmp_path) == 0
     before = (tmp_path / "last.pt").read_bytes()
-    original = training.parser_losses
+    original = training.losses_of
 
     def losses(*arguments, **options):
         found = original(*arguments, **options)
         return found | {"x": Loss(found["output"].total * torch.nan, found["output"].count)}
 
-    monkeypatch.setattr(training, "parser_losses", losses)
+    monkeypatch.setattr(training, "losses_of", losses)
     resumed = ["--resume", "--no-cache", "--epochs", 2, "--out", tmp_path]
     error = refused(monkeypatch, capsys, train, *resumed)
     assert "the loss 'x' is nan at step 3 (epoch 2, batch 1, training faces " in error

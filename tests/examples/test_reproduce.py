@@ -8,6 +8,7 @@ import lfw_tree
 import pytest
 import reproduce
 import torch
+import trainings
 from example_scripts import call, refused
 from metrics import f_measures
 from parsers import PARSERS
@@ -62,7 +63,7 @@ def test_interrupted_table_stops_its_trainings_and_goes_on(
     number, root, tmp_path, monkeypatch, capsys
 ):
     out = tmp_path / "out"
-    running, original = [], reproduce.start
+    running, original = [], trainings.start
 
     def start(*options):
         running.append(original(*options))
@@ -71,8 +72,8 @@ def test_interrupted_table_stops_its_trainings_and_goes_on(
     def sleep(seconds):
         signal.raise_signal(number)
 
-    monkeypatch.setattr(reproduce, "start", start)
-    monkeypatch.setattr(reproduce.time, "sleep", sleep)
+    monkeypatch.setattr(trainings, "start", start)
+    monkeypatch.setattr(trainings.time, "sleep", sleep)
     given = arguments(root, out, "cnn-s")
     assert call(monkeypatch, reproduce, *given) == 130
     assert running[0].returncode is not None  # no process is left behind
@@ -107,14 +108,14 @@ def test_failed_training_is_one_line_with_its_log(root, tmp_path, monkeypatch, c
 
 
 def test_training_that_was_killed_is_said_to_be(root, tmp_path, monkeypatch, capsys):
-    original = reproduce.start
+    original = trainings.start
 
     def start(*options):
         process = original(*options)
         process.kill()
         return process
 
-    monkeypatch.setattr(reproduce, "start", start)
+    monkeypatch.setattr(trainings, "start", start)
     error = refused(monkeypatch, capsys, reproduce, *arguments(root, tmp_path / "out", "cnn-s"))
     assert "training cnn-s failed" in error
     assert error.endswith("ended by signal 9")
@@ -123,7 +124,7 @@ def test_training_that_was_killed_is_said_to_be(root, tmp_path, monkeypatch, cap
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (["--table", 3, "--root", "."], "--table"),
+        (["--table", 4, "--root", "."], "--table"),
         (["--table", 1], "--root DIR is needed"),
         (["--table", 1, "--root", ".", "--rows", "gloc"], "table 1 has mo, cnn-s"),
         (["--table", 1, "--root", "/nonexistent"], "/nonexistent"),
@@ -140,13 +141,15 @@ def test_bad_arguments_are_one_line(given, words, tmp_path, monkeypatch, capsys)
 def test_every_row_has_a_config_for_its_network(number, tmp_path):
     table = TABLES[number]
     needed = reproduce.trainings(table, tmp_path, table.rows)
-    for key, training in needed.items():
+    for key, networks in needed.items():
         row = table.rows[key]
-        network, _ = PARSERS[row.parser]
-        settings = read_file(training.config)
-        assert settings["model"] == network
-        assert settings["dataset"] == (row.dataset or table.dataset)
-    assert len({t.name for t in needed.values()}) == len({t.config for t in needed.values()})
+        for training in networks.values():
+            settings = read_file(training.config)
+            assert settings["dataset"] == (row.dataset or table.dataset)
+            if row.parser is not None:
+                assert settings["model"] == PARSERS[row.parser][0]
+    every = [training for networks in needed.values() for training in networks.values()]
+    assert len({t.name for t in every}) == len({t.config for t in every})
 
 
 def test_f_of_the_table_is_that_of_the_confusion_matrix():

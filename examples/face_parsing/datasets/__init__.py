@@ -17,7 +17,17 @@ from .cache import default_folder
 from .faces import SIDE, DataError, Faces
 from .labels import COARSE, FINE, LABEL_SETS, LabelSet
 
-__all__ = ["COARSE", "DATASETS", "FINE", "LABEL_SETS", "SIDE", "DataError", "Faces", "LabelSet"]
+__all__ = [
+    "COARSE",
+    "DATASETS",
+    "DRAWN",
+    "FINE",
+    "LABEL_SETS",
+    "SIDE",
+    "DataError",
+    "Faces",
+    "LabelSet",
+]
 __all__ += ["SPLITS", "default_folder", "open_dataset", "open_mixed"]
 
 SPLITS = ("train", "validation", "test")
