@@ -242,9 +242,12 @@ class FaceParser:
         maps = [views.box_of(box) for box in boxes]
         points = np.zeros((0, len(POINTS), 2))
         for _ in range(PASSES if len(images) else 0):
-            pictures = self._pictures(images, maps, views.BOX_SIZE)
-            size = torch.tensor(pictures.shape[:1:-1])
-            seen = (self.networks["points"](pictures).points.cpu() * size).double().numpy()
+            pictures = [
+                geometry.view(image, m, views.BOX_SIZE)[None]
+                for image, m in zip(images, maps, strict=True)
+            ]
+            seen = self.networks["points"](self._input(pictures)).points.double().cpu().numpy()
+            seen = seen * views.BOX_SIZE[::-1]
             back = geometry.inverse(np.stack(maps))
             points = geometry.apply(back, seen)
             maps = [views.box_again(p, self.layout) for p in points]
@@ -255,46 +258,73 @@ class FaceParser:
         """Both stages: :class:`Parsing` of images (3, H, W) uint8 with key points (5, 2) each."""
         if not len(images):
             return []
-        maps = [views.face_of(p, self.layout) for p in points]
-        logits = self.networks["face"](
-            self._pictures(images, maps, (views.SIDE, views.SIDE))
-        ).logits
+        faces = [Aligned(image, p, self.layout) for image, p in zip(images, points, strict=True)]
+        pictures = [
+            face.pictures([views.FRAME_TO_FACE], (views.SIDE, views.SIDE)) for face in faces
+        ]
+        logits = self.networks["face"](self._input(pictures)).logits
         classes = COARSE_IN_FINE if logits.shape[1] == 3 else FINE.fine
         layers = [
-            [(m, logs, classes)]
-            for m, logs in zip(maps, logits.float().log_softmax(1).cpu(), strict=True)
+            [(geometry.compose(views.FRAME_TO_FACE, face.frame), logs, classes)]
+            for face, logs in zip(faces, logits.float().log_softmax(1).cpu(), strict=True)
         ]
         for name in PARTS:
             if name in self.networks:
-                for i, layer in self._part(name, images, points):
-                    layers[i].append(layer)
+                self._add_part(name, faces, layers)
         return [
             Parsing(tuple(image.shape[1:]), _float(p), _float(box), layer)
             for image, p, box, layer in zip(images, points, boxes, layers, strict=True)
         ]
 
-    def _part(self, name, images, points):
-        """What the second stage says of a part: (number of the image, an entry for Parsing)."""
-        part, maps, owners = PARTS[name], [], []
-        for i, (image, p) in enumerate(zip(images, points, strict=True)):
-            maps.append(views.part_of(p, self.layout, name))
-            owners.append((i, part.fine))
+    def _add_part(self, name, faces, layers):
+        """What the second stage says of a part, to each face's layers: see ``Parsing``."""
+        part, pictures, places = PARTS[name], [], []
+        for i, face in enumerate(faces):
+            maps = [views.part_in_frame(face.points, self.layout, name)]
+            classes = [part.fine]
             if name == "eye":
-                width = image.shape[-1]
-                m = views.part_of(views.mirrored_points(p, width), self.layout, name)
-                maps.append(geometry.compose(m, geometry.mirror(width)))
-                owners.append((i, tuple(FINE.mirror[k] for k in part.fine)))
-        pictures = self._pictures([images[i] for i, _ in owners], maps, part.size)
-        logits = self.networks[name](pictures).logits.float().cpu()
-        odds = logits[:, 1:] - logits[:, :1]
-        for (i, classes), m, logs in zip(owners, maps, odds, strict=True):
-            yield i, (m, logs, classes)
+                mirrored = views.mirrored_points(face.points, views.FRAME)
+                m = views.part_in_frame(mirrored, self.layout, name)
+                maps.append(geometry.compose(m, geometry.mirror(views.FRAME)))
+                classes.append(tuple(FINE.mirror[k] for k in part.fine))
+            pictures.append(face.pictures(maps, part.size))
+            places += [
+                (i, geometry.compose(m, face.frame), c) for m, c in zip(maps, classes, strict=True)
+            ]
+        logits = self.networks[name](self._input(pictures)).logits.float().cpu()
+        for (i, m, classes), logs in zip(places, logits[:, 1:] - logits[:, :1], strict=True):
+            layers[i].append((m, logs, classes))
 
-    def _pictures(self, images, maps, size):
-        """What a network takes: (N, 3, h, w) float32 in -0.5 .. 0.5."""
-        pictures = [geometry.view(image, m, size) for image, m in zip(images, maps, strict=True)]
-        pictures = torch.stack(pictures).div_(255).sub_(0.5)
+    def _input(self, pictures):
+        """What a network takes, (N, 3, h, w) float32 in -0.5 .. 0.5, from parts of a batch."""
+        pictures = pictures[0] if len(pictures) == 1 else torch.cat(pictures)
+        pictures = (pictures * (1 / 255)).sub_(0.5)
         return pictures.to(self.device).contiguous(memory_format=torch.channels_last)
+
+
+class Aligned:
+    """A face's part of a photograph, about as fine as the networks' pictures, and its frame.
+
+    Attributes:
+        points: (5, 2), in the aligned frame.
+        frame: the map from the photograph to that frame.
+    """
+
+    def __init__(self, image, points, layout):
+        self.frame = views.frame_of(points, layout)
+        self.points = geometry.apply(self.frame, points)
+        finest = max(view.size[0] / layout.boxes[name][3] for name, view in PARTS.items())
+        by = geometry.reduction_of(image, self.frame, finest=finest)
+        size = (views.FRAME, views.FRAME)
+        self._patch, to_image = geometry.window(image, self.frame, size, reduction=by)
+        self._from_patch = geometry.compose(self.frame, to_image)
+
+    def pictures(self, maps, size):
+        """Pictures (N, 3, h, w) float32 by maps from the frame."""
+        maps = [geometry.compose(m, self._from_patch) for m in maps]
+        if geometry.reduction_of(self._patch, maps[0]) > 1:
+            return torch.stack([geometry.view(self._patch, m, size) for m in maps])
+        return geometry.pictures(self._patch, np.stack(maps), size)
 
 
 def save(folder, states):

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+EXACT = 1e-6
+
 
 def similarity(source, target):
     """The least-squares similarity (rotation, scale, shift) that takes points to others.
@@ -47,7 +49,9 @@ def compose(*maps):
 
 def inverse(m):
     """The map back."""
-    linear = np.linalg.inv(m[..., :2])
+    a, b, c, d = m[..., 0, 0], m[..., 0, 1], m[..., 1, 0], m[..., 1, 1]
+    linear = np.stack([d, -b, -c, a], -1) / (a * d - b * c)[..., None]
+    linear = linear.reshape(m[..., :2].shape)
     return np.concatenate([linear, -linear @ m[..., 2:]], -1)
 
 
@@ -93,7 +97,7 @@ def shown_box(m, size):
     h, w = size
     corners = apply(inverse(m), np.array([[0, 0], [w, 0], [0, h], [w, h]], float))
     low, high = corners.min(0).tolist(), corners.max(0).tolist()
-    return (*(math.floor(v + 1e-6) for v in low), *(math.ceil(v - 1e-6) for v in high))
+    return (*(math.floor(v + EXACT) for v in low), *(math.ceil(v - EXACT) for v in high))
 
 
 def view(image, m, size):
@@ -110,48 +114,75 @@ def view(image, m, size):
     Returns:
         (C, h, w) float32.
     """
-    reduction = max(1, min(int(1 / scale_of(m) + 1e-6), *image.shape[-2:]))
-    part, m = _window(image, m, size, reduction)
-    part = part.float()[None]
-    if reduction > 1:
-        part = F.avg_pool2d(part, reduction)
-        m = compose(m, np.array([[reduction, 0.0, 0], [0, reduction, 0]]))
-    return F.grid_sample(part, _grid(m, size, part), "bilinear", "border", align_corners=False)[0]
+    patch, to_image = window(image, m, size, reduction=reduction_of(image, m))
+    return pictures(patch, compose(m, to_image)[None], size)[0]
 
 
 def view_labels(labels, m, size):
     """The same of labels (H, W) uint8: each pixel takes the label at its middle; (h, w) uint8."""
-    part, m = _window(labels[None], m, size, 1)
-    part = part.float()[None]  # indices survive the trip, as nearest never mixes them
-    shown = F.grid_sample(part, _grid(m, size, part), "nearest", "border", align_corners=False)
+    # As numbers they survive the trip, since nearest never mixes them.
+    patch, to_image = window(labels[None], m, size)
+    shown = pictures(patch, compose(m, to_image)[None], size, mode="nearest")
     return shown[0, 0].to(torch.uint8)
 
 
-def _window(image, m, size, reduction):
-    """The part of an image (C, H, W) that ``m`` shows, and the map from that part."""
+def pictures(image, maps, size, *, mode="bilinear"):
+    """What several maps make of one image, without averaging: (N, C, h, w) of its dtype.
+
+    Args:
+        image: tensor (C, H, W), floating.
+        maps: (N, 2, 3), image to picture.
+        size: h, w of the pictures.
+    """
+    if (
+        len(maps) == 1
+        and tuple(size) == image.shape[-2:]
+        and abs(maps[0] - np.eye(2, 3)).max() < EXACT
+    ):
+        return image[None]
+    back = inverse(maps)
+    # Where grid_sample is to look, in units of half the image's sides about its middle.
+    half = np.array([image.shape[2] / 2, image.shape[1] / 2])
+    axes = (back / half[:, None]).astype(np.float32)
+    axes[:, :, 2] -= 1
+    x, y, start = torch.from_numpy(axes).to(image.device).unbind(2)
+    columns = torch.arange(0.5, size[1], device=image.device)
+    rows = torch.arange(0.5, size[0], device=image.device)
+    # F.affine_grid makes the same in twice the time.
+    along = columns[:, None] * x[:, None] + start[:, None]
+    grid = along[:, None] + (rows[:, None] * y[:, None])[:, :, None]
+    many = image.expand(len(maps), -1, -1, -1)
+    return F.grid_sample(many, grid, mode, "border", align_corners=False)
+
+
+def reduction_of(image, m, *, finest=1.0):
+    """How many pixels of an image (C, H, W) may be averaged before a map is applied, each way.
+
+    Args:
+        finest: pixels of the picture that one of the average should still be worth.
+    """
+    wanted = int(1 / (finest * scale_of(m)) + EXACT)
+    return max(1, min(wanted, *image.shape[-2:]))
+
+
+def window(image, m, size, *, reduction=1):
+    """The part of an image (C, H, W) that ``m`` shows, averaged over squares of ``reduction``.
+
+    Returns:
+        (C, h, w) float32, and the map from it to the image.
+    """
     height, width = image.shape[-2:]
-    # Bilinear weights reach one pixel further, and a pixel of the reduced image is so wide.
+    # Bilinear weights reach one pixel further, and a pixel of the average is so wide.
     spare = 2 * reduction
     left, top, right, bottom = shown_box(m, size)
-    left, right = (min(max(v, 0), width) for v in (left - spare, right + spare))
-    top, bottom = (min(max(v, 0), height) for v in (top - spare, bottom + spare))
     # Wholly outside, the nearest line of pixels is what is repeated.
-    left, right = min(left, width - 1), max(right, 1)
-    top, bottom = min(top, height - 1), max(bottom, 1)
-    part = image[..., top:bottom, left:right]
-    # Whole blocks: the average would drop a remainder.
-    x, y = -(right - left) % reduction, -(bottom - top) % reduction
-    if x or y:
-        part = F.pad(part.float()[None], (0, x, 0, y), mode="replicate")[0]
-    return part, compose(m, np.array([[1.0, 0, left], [0, 1, top]]))
-
-
-def _grid(m, size, image):
-    """What grid_sample takes: where each pixel of a picture comes from; (1, h, w, 2)."""
-    height, width = image.shape[-2:]
-    h, w = size
-    # Both planes in units of half their sides, about their middles.
-    out = np.array([[w / 2, 0, w / 2], [0, h / 2, h / 2]])
-    into = np.array([[2 / width, 0, -1], [0, 2 / height, -1]])
-    theta = torch.from_numpy(compose(into, inverse(m), out)).float().to(image.device)
-    return F.affine_grid(theta[None], (1, 1, h, w), align_corners=False)
+    left, right = min(max(left - spare, 0), width - 1), max(min(right + spare, width), 1)
+    top, bottom = min(max(top - spare, 0), height - 1), max(min(bottom + spare, height), 1)
+    part = image[..., top:bottom, left:right].float()
+    if reduction > 1:
+        # Whole squares: the average would drop a remainder.
+        x, y = -(right - left) % reduction, -(bottom - top) % reduction
+        if x or y:
+            part = F.pad(part[None], (0, x, 0, y), mode="replicate")[0]
+        part = F.avg_pool2d(part[None], reduction)[0]
+    return part, np.array([[float(reduction), 0, left], [0, reduction, top]])

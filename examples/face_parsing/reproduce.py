@@ -23,7 +23,7 @@ from face_parser import FaceParser
 from tables import TABLES
 from tqdm import tqdm
 from trainings import Training, config, train_all
-from views import FRAME, SIDE, Layout, face_of, how_to_open
+from views import FRAME, FRAME_TO_FACE, SIDE, Layout, frame_of, how_to_open
 
 PICTURED = 6
 
@@ -134,9 +134,9 @@ def measure_chain(args, table, needed):
 
 def aligned_frames_per_second(parser, faces):
     """Of both stages alone, from an aligned picture of the first stage's size."""
-    scale = SIDE / FRAME
-    points = parser.layout.shape * scale
-    m = face_of(fine.true_points(parser, faces)[0], parser.layout)
+    points = parser.layout.shape * (SIDE / FRAME)
+    frame = frame_of(fine.true_points(parser, faces)[0], parser.layout)
+    m = geometry.compose(FRAME_TO_FACE, frame)
     picture = geometry.view(faces.images[0], m, (SIDE, SIDE)).to(torch.uint8)
     return frames_per_second(lambda image: parser(image[0], points=points), picture[None])
 

@@ -156,24 +156,21 @@ def complete(points, shape, side):
     return np.where(np.isnan(points), geometry.apply(m, shape), points)
 
 
+# The map from the aligned frame to the first stage's input.
+FRAME_TO_FACE = geometry.box_to_picture((0, 0, FRAME, FRAME), (SIDE, SIDE))
+
+
 def frame_of(points, layout):
     """The map from a plane with these points (5, 2) to the aligned frame."""
     return geometry.similarity(points, layout.shape)
 
 
-def face_of(points, layout):
-    """The map from a plane with these points to the first stage's input."""
-    whole = geometry.box_to_picture((0, 0, FRAME, FRAME), (SIDE, SIDE))
-    return geometry.compose(whole, frame_of(points, layout))
-
-
-def part_of(points, layout, name):
-    """The map from a plane with these points to the second stage's input for a part."""
-    frame, part = frame_of(points, layout), PARTS[name]
+def part_in_frame(points, layout, name):
+    """The map from the aligned frame, with the points there, to the second stage's input."""
+    part = PARTS[name]
     left, top, width, height = layout.boxes[name]
-    x, y = geometry.apply(frame, points[list(part.points)]).mean(0)
-    picture = geometry.box_to_picture((x + left, y + top, width, height), part.size)
-    return geometry.compose(picture, frame)
+    x, y = points[list(part.points)].mean(0)
+    return geometry.box_to_picture((x + left, y + top, width, height), part.size)
 
 
 def box_about(points):
@@ -259,11 +256,13 @@ class Placed(View):
 
     def place(self, points):
         """The map from a plane with these points (5, 2) to the picture."""
-        if self.name in PARTS:
-            return part_of(points, self.layout, self.name)
         if self.name == "box":
             return box_of(box_about(points))
-        return face_of(points, self.layout)
+        frame = frame_of(points, self.layout)
+        if self.name == "face":
+            return geometry.compose(FRAME_TO_FACE, frame)
+        inside = geometry.apply(frame, points)
+        return geometry.compose(part_in_frame(inside, self.layout, self.name), frame)
 
     def picture(self, faces, i, *, mirrored, moved=None):
         """One face's image (3, h, w) in 0 .. 255, labels (h, w) uint8, points (5, 2) or NaN."""
