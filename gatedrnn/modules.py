@@ -1,5 +1,6 @@
 """`SpatialGatedRNN`: the layer, whose weight is held within a norm of one on every call."""
 
+import copy
 import operator
 from collections.abc import Sequence
 
@@ -143,6 +144,34 @@ class SpatialGatedRNN(nn.Module):
         for name in ("integration", "merge", "nonlinearity", "weight_norm", "gate_norm"):
             options += f", {name}={getattr(self, name)!r}"
         return options + f", bias={self.bias is not None}"
+
+
+def fold_weight_norm(model: nn.Module) -> nn.Module:
+    """A copy of `model` in which every layer's stored weight is the clamped one.
+
+    For inference and export: nothing is left to clamp on a call, and a graph traced of the copy
+    has no singular value decomposition in it.
+
+    Args:
+        model: a network that holds `SpatialGatedRNN` layers, or such a layer.
+
+    Returns:
+        the copy, whose layers have `weight_norm=None`; under `torch.no_grad` it gives the same
+        maps, bit for bit. The layers' stored weight is float32 where the others are of 16 bits.
+
+    Example:
+        >>> folded = fold_weight_norm(SpatialGatedRNN(8))
+        >>> folded.weight is folded.raw_weight
+        True
+    """
+    model = copy.deepcopy(model)
+    for layer in model.modules():
+        if isinstance(layer, SpatialGatedRNN):
+            # Not project_, which would round the weight of a 16-bit layer.
+            with torch.no_grad():
+                layer.raw_weight = nn.Parameter(layer.weight, layer.raw_weight.requires_grad)
+            layer.weight_norm = None
+    return model
 
 
 def _positive(argument: str, given) -> int:

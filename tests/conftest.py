@@ -43,6 +43,7 @@ def pytest_configure(config):
         raise pytest.UsageError("GATEDRNN_TEST_DEVICE is cuda, but PyTorch sees no GPU")
     # PyTorch's own: the decompositions of forward-mode AD, and torch.export.
     config.addinivalue_line("filterwarnings", "ignore:`torch.jit.*is deprecated:DeprecationWarning")
+    config.addinivalue_line("filterwarnings", "ignore:`isinstance.treespec, LeafSpec:FutureWarning")
 
 
 def pytest_report_header():

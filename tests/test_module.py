@@ -7,7 +7,7 @@ import pytest
 import torch
 from comparison import BF16, DTYPES, F16, F32, F64, assert_close, through, within_norm
 
-from gatedrnn import DIRECTIONS, SpatialGatedRNN
+from gatedrnn import DIRECTIONS, SpatialGatedRNN, fold_weight_norm
 from gatedrnn.reference import spatial_gated_rnn as reference
 
 
@@ -199,3 +199,21 @@ def test_layer_on_the_meta_device_is_made_real_by_to_empty():
     assert layer(torch.zeros(2, 4, 3, 5, device="meta")).shape == (2, 4, 3, 5)
     layer.to_empty(device="cpu").reset_parameters()
     assert layer(torch.zeros(2, 4, 3, 5)).isfinite().all()
+
+
+@pytest.mark.parametrize("weight_norm", ["spectral", "frobenius", None])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_folded_copy_has_nothing_to_clamp_and_the_same_maps(dtype, weight_norm):
+    layer, x = trained(SpatialGatedRNN(4, groups=2, weight_norm=weight_norm))
+    network = torch.nn.Sequential(layer, torch.nn.ReLU(), layer).to(dtype)
+    x = x.to(dtype)
+    before = layer.raw_weight.detach().clone()
+    folded = fold_weight_norm(network)
+    assert folded[0].weight_norm is None
+    assert folded[0].weight is folded[0].raw_weight
+    assert folded[0] is folded[2]
+    with torch.no_grad():
+        assert torch.equal(folded(x), network(x))
+        folded[0].raw_weight.zero_()
+    assert layer.weight_norm == weight_norm
+    assert torch.equal(layer.raw_weight, before)

@@ -5,7 +5,7 @@ import torch
 from comparison import BF16, F16, F32, F64, LAYOUTS, assert_close, laid_out, run
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from gatedrnn import DIRECTIONS, SpatialGatedRNN
+from gatedrnn import DIRECTIONS, SpatialGatedRNN, fold_weight_norm
 from gatedrnn.functional import spatial_gated_rnn
 from gatedrnn.reference import spatial_gated_rnn as reference
 
@@ -199,6 +199,15 @@ def test_exported_layer_gives_the_same_map(strict, tmp_path):
     for shape in (SHAPE, (1, 4, 9, 3)):
         x, g = torch.randn(shape), torch.randn(shape)
         torch.testing.assert_close(loaded(x, g), layer(x, g))
+
+
+def test_exported_folded_layer_is_the_scan_alone():
+    x = torch.randn(SHAPE)
+    program = torch.export.export(fold_weight_norm(SpatialGatedRNN(4)), (x, x))
+    operations = [n.target for n in program.run_decompositions().graph.nodes if n.op != "output"]
+    computed = {t for t in operations if isinstance(t, torch._ops.OpOverload)}
+    checks = {torch.ops.aten._assert_tensor_metadata.default}
+    assert computed - checks == {torch.ops.gatedrnn.scan.default}
 
 
 AUTOCAST = [
