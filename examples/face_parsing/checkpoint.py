@@ -60,7 +60,7 @@ def claimed(folder):
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with the process
         except BlockingIOError:
             raise CheckpointError(f"another process is writing to {folder}") from None
-        for path in folder.glob("*.tmp"):  # of a process that was killed
+        for path in folder.glob("*.[0-9]*.tmp*"):  # of a process that was killed
             path.unlink(missing_ok=True)
         yield
     finally:

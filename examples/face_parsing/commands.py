@@ -8,10 +8,12 @@ from pathlib import Path
 import torch
 from checkpoint import CheckpointError
 from datasets import DATASETS, DataError, default_folder, open_dataset, open_mixed
+from photographs import PhotographError
 from processes import StoppedError
 from settings import SettingsError
 
 EXPECTED = (DataError, CheckpointError, SettingsError, StoppedError, FloatingPointError, OSError)
+EXPECTED += (PhotographError,)
 
 
 class Parser(argparse.ArgumentParser):

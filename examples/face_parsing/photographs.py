@@ -1,12 +1,43 @@
 """Photographs as people have them, as (3, H, W) uint8 RGB tensors."""
 
+import warnings
+
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+# What a folder is searched for. Pillow reads no HEIC: better named as unreadable than passed over.
+SUFFIXES = {".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"}
+SUFFIXES |= {".mpo", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
+
+
+class PhotographError(ValueError):
+    """A photograph that cannot be used; the message is one line and names the file."""
+
+
+def read(path):
+    """The photograph in a file, upright: (3, H, W) uint8 RGB; of an animation, the first picture."""
+    return read_with_profile(path)[0]
+
+
+def read_with_profile(path):
+    """The same, and its ICC profile (bytes) or None.
+
+    Raises:
+        PhotographError: it cannot be read, or has more pixels than Pillow's limit.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # odd EXIF data, half as many pixels as are refused
+            with Image.open(path) as image:
+                return as_tensor(image), image.info.get("icc_profile")
+    except Exception as error:  # a damaged file can make Pillow raise nearly anything
+        words = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise PhotographError(f"cannot read {path}: {words or type(error).__name__}") from None
+
 
 def as_tensor(image):
-    """Any image as a tensor (3, H, W) uint8 RGB.
+    """Any image as a tensor (3, H, W) uint8 RGB, which shares no memory with it.
 
     Args:
         image: a Pillow image of any mode, turned upright as its EXIF orientation says; an array
@@ -18,29 +49,39 @@ def as_tensor(image):
     """
     if isinstance(image, Image.Image):
         image = _pixels(ImageOps.exif_transpose(image))
-    if isinstance(image, torch.Tensor):
+    elif isinstance(image, torch.Tensor):
         if image.ndim != 3 or image.shape[0] not in (1, 3):
-            raise ValueError(f"image must be (1, H, W) or (3, H, W), got {tuple(image.shape)}")
+            raise _wrong_shape("a tensor", image)
+        if image.is_floating_point():
+            image = image.float()  # NumPy has no bfloat16
         image = image.detach().cpu().numpy().transpose(1, 2, 0)
-    if not isinstance(image, np.ndarray):
+    elif not isinstance(image, np.ndarray):
         raise TypeError(
             f"image must be a Pillow image, an array or a tensor, got {type(image).__name__}"
         )
+    elif image.ndim not in (2, 3) or image.shape[2:] not in ((), (1,), (3,), (4,)):
+        raise _wrong_shape("an array", image)
     if image.ndim == 2:
         image = image[..., None]
-    if image.ndim != 3 or image.shape[2] not in (1, 3, 4):
-        raise ValueError(
-            f"image must be (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), got {image.shape}"
-        )
     if not image.size:
-        raise ValueError(f"image must have pixels, got {image.shape}")
+        raise ValueError(f"image must have pixels, got {image.shape[1]} x {image.shape[0]}")
     image = _as_bytes(image)
     if image.shape[2] == 4:
         opaque = image[..., 3:].astype(np.uint16)
         image = ((image[..., :3] * opaque + 255 * (255 - opaque) + 127) // 255).astype(np.uint8)
     if image.shape[2] == 1:
         image = np.repeat(image, 3, 2)
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    # A copy in any case: PyTorch takes neither negative strides nor memory that is read-only.
+    return torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C"))
+
+
+def _wrong_shape(what, image):
+    shape = tuple(image.shape)
+    mistaken = what == "an array" and len(shape) == 3 and shape[0] in (1, 3, 4)
+    return ValueError(
+        "image must be an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or a tensor (1, H, W) "
+        f"or (3, H, W), got {what} {shape}" + "; the channels of an array come last" * mistaken
+    )
 
 
 def _pixels(image):
@@ -49,7 +90,9 @@ def _pixels(image):
         return np.asarray(image).clip(0, 65535).astype(np.uint16)
     if image.mode == "F":
         return np.asarray(image)
-    if image.mode in ("LA", "La", "PA", "RGBa") or "transparency" in image.info:
+    if image.mode == "La":
+        image = image.convert("LA")  # the one mode that it can become
+    if image.mode in ("LA", "PA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
     return np.asarray(image if image.mode in ("L", "RGB", "RGBA") else image.convert("RGB"))
 
@@ -58,7 +101,7 @@ def _as_bytes(image):
     """uint8 of an array in one of the allowed types."""
     if image.dtype == np.uint8:
         return image
-    if image.dtype == np.uint16:
+    if image.dtype.newbyteorder("=") == np.uint16:
         return ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if np.issubdtype(image.dtype, np.floating):
         if not (np.isfinite(image).all() and image.min() >= 0 and image.max() <= 1):

@@ -1,0 +1,223 @@
+"""What is written of a parsed photograph: how it is named, its pictures, its JSON; and read back.
+
+Of ``photo.jpg`` the folder holds ``photo.json``, ``photo_overlay.png`` and ``photo_labels.png``,
+written in this order; of ``clip.mp4`` ``clip.json`` and ``clip_overlay.mp4``. The JSON names its
+source, hence claims the name.
+"""
+
+import io
+import itertools
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+from checkpoint import write_atomically
+from datasets import FINE, DataError
+from datasets.labels import POINTS
+from detect import as_array
+from PIL import Image
+
+ENDINGS = (".json", "_overlay.png", "_overlay.mp4", "_labels.png")
+STRENGTH = 140  # of the classes' colours in an overlay, of 255
+COMPRESSION = 1  # of a PNG: two thirds of the usual one's time, for a tenth more bytes
+RESULT = re.compile(r"(.*)_(labels|overlay)\.(png|mp4)")
+
+
+def names_of(sources, folder):
+    """The name of each source's results: that of its file, then ``-2``, ``-3``, ... after it.
+
+    It takes the first under which the folder holds nothing, or results of this very source.
+
+    Args:
+        sources: paths of different files, or what else tells sources apart, such as "camera 0".
+
+    Returns:
+        dict of the source to its name.
+    """
+    names, claimed = {}, set()
+    for source in sources:
+        stem = source.stem if isinstance(source, Path) else source.replace(" ", "-")
+        numbered = itertools.chain([stem], (f"{stem}-{i}" for i in itertools.count(2)))
+        names[source] = next(
+            name
+            for name in numbered
+            # Some file systems do not tell A from a.
+            if name.casefold() not in claimed and _may_write(folder, name, source)
+        )
+        claimed.add(names[source].casefold())
+    return names
+
+
+def origin(source, folder):
+    """How the JSON names a source: its path from the folder of the results."""
+    if not isinstance(source, Path):
+        return source
+    try:
+        return Path(os.path.relpath(source.resolve(), folder.resolve())).as_posix()
+    except ValueError:  # on another drive
+        return source.resolve().as_posix()
+
+
+def _may_write(folder, name, source):
+    try:
+        stored = json.loads((folder / f"{name}.json").read_bytes())["source"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return not any(os.path.lexists(folder / (name + ending)) for ending in ENDINGS)
+    return stored == origin(source, folder)
+
+
+def is_result(path):
+    """Whether a picture is the result of another one, so that a folder can hold both."""
+    match = RESULT.fullmatch(path.name)
+    return match is not None and path.with_name(f"{match[1]}.json").is_file()
+
+
+def is_done(folder, name, *, last):
+    """Whether what is written last is there, and no older than the JSON, which is written first."""
+    try:
+        first = (folder / f"{name}.json").stat().st_mtime_ns
+        return (folder / (name + last)).stat().st_mtime_ns >= first
+    except FileNotFoundError:
+        return False
+
+
+def compose(parsings, size):
+    """The labels (H, W) uint8 of all faces of a photograph of ``size`` = (H, W).
+
+    The larger, hence nearer face covers the smaller one; its background covers nothing.
+    """
+    labels = torch.zeros(tuple(size), dtype=torch.uint8)
+    for parsing in sorted(parsings, key=lambda parsing: parsing.points.std(0).norm().item()):
+        labels = torch.where(parsing.labels != 0, parsing.labels, labels)
+    return labels
+
+
+def label_picture(labels):
+    """Labels (H, W) uint8 as a Pillow image with a palette: its values are the labels."""
+    picture = Image.fromarray(labels.numpy())
+    palette = bytes(value for colour in FINE.colours for value in colour)
+    picture.putpalette(palette.ljust(3 * 256, b"\0"))  # a shorter one makes a PNG of 4 bits
+    return picture
+
+
+def overlay(image, labels):
+    """A photograph (3, H, W) uint8 as a Pillow image, with the colours of its labels over it."""
+    picture = Image.fromarray(as_array(image))
+    strength = Image.fromarray(labels.numpy()).point([0] + [STRENGTH] * 255)
+    picture.paste(label_picture(labels).convert("RGB"), mask=strength)
+    return picture
+
+
+def describe(parsing):
+    """What the JSON says of a face; pixels are counted before another face covers any."""
+    pixels = torch.bincount(parsing.labels.flatten(), minlength=len(FINE.names)).tolist()
+    known = bool(parsing.box.isfinite().all())
+    return {
+        "box": [round(v, 2) for v in parsing.box.tolist()] if known else None,
+        "points": {
+            name: [round(v, 2) for v in point]
+            for name, point in zip(POINTS, parsing.points.tolist(), strict=True)
+        },
+        "pixels": dict(zip(FINE.names, pixels, strict=True)),
+        "share": {
+            name: round(count / parsing.labels.numel(), 6)
+            for name, count in zip(FINE.names, pixels, strict=True)
+        },
+    }
+
+
+def write(folder, name, source, image, parsings):
+    """Write the three results of a photograph.
+
+    Args:
+        image: (3, H, W) uint8.
+        parsings: of its faces, one at least.
+    """
+    labels = compose(parsings, image.shape[1:])
+    facts = {"faces": [describe(parsing) for parsing in parsings]}
+    write_json(folder, name, source, image.shape[1:], facts)
+    _write_png(folder / f"{name}_overlay.png", overlay(image, labels))
+    _write_png(folder / f"{name}_labels.png", label_picture(labels))
+
+
+def write_json(folder, name, source, size, facts):
+    """Write the JSON of a source of ``size`` = (h, w): what all have, then its facts."""
+    height, width = size
+    shared = {"source": origin(source, folder), "size": [width, height], "classes": FINE.names}
+    text = json.dumps(shared | facts, indent=2)
+    # Points on a line each: people correct them.
+    text = re.sub(r"\[\n([^][{}]*)\n *\]", lambda m: f"[{' '.join(m[1].split())}]", text)
+    write_atomically(folder / f"{name}.json", (text + "\n").encode())
+
+
+def _write_png(path, picture):
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", compress_level=COMPRESSION)
+    write_atomically(path, buffer.getvalue())
+
+
+def read_points(files, photos):
+    """Key points that a person has corrected.
+
+    Args:
+        files: as :func:`write` makes them, or a mapping of a photograph's name or path to its five
+            points [x, y], or to a list of such fives.
+        photos: the paths of those that are to be parsed.
+
+    Returns:
+        dict of a photograph to its points (F, 5, 2) float64.
+
+    Raises:
+        DataError: a file cannot be used; names it.
+    """
+    by_path, by_name = {photo.resolve(): photo for photo in photos}, {}
+    for photo in photos:
+        by_name.setdefault(photo.name, []).append(photo)
+    points = {}
+    for file in files:
+        for key, fives in _load(file).items():
+            path = Path(key)
+            exact = by_path.get((file.parent / path).resolve()) or by_path.get(path.resolve())
+            found = [exact] if exact else by_name.get(path.name, [])
+            if len(found) != 1:
+                many = "several PHOTOs are" if found else "no PHOTO is"
+                raise DataError(f"--points {file}: {many} {key!r}")
+            points[found[0]] = _checked(fives, f"--points {file}: {key!r}")
+    return points
+
+
+def _load(file):
+    """The mapping in a file of points."""
+    try:
+        stored = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise DataError(f"--points {file} is no JSON: {error}") from None
+    try:
+        if "source" not in stored:
+            return dict(stored)
+        faces = [face["points"] for face in stored["faces"]]
+        return {str(stored["source"]): [[face[name] for name in POINTS] for face in faces]}
+    except (TypeError, ValueError, KeyError):
+        raise DataError(
+            f"--points {file} must map photographs to points, or be what predict.py writes"
+        ) from None
+
+
+def _checked(fives, where):
+    """Points (F, 5, 2) of what may also be those of one face."""
+    try:
+        array = np.asarray(fives, float)
+        array = array[None] if array.ndim == 2 else array
+        whole = array.shape[1:] == (5, 2) and len(array) and np.isfinite(array).all()
+    except (TypeError, ValueError, OverflowError):  # of unequal lengths, no numbers
+        whole = False
+    if not whole:
+        given = json.dumps(fives)
+        given = given if len(given) < 60 else given[:57] + "..."
+        raise DataError(f"{where} must have five points [x, y], or a list of such, got {given}")
+    if (np.ptp(array, axis=1).max(1) < 1).any():
+        raise DataError(f"{where} must have points that lie apart, got {array[0, 0].tolist()}")
+    return array

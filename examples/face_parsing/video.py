@@ -1,0 +1,103 @@
+"""Frames of videos and cameras, read and written by OpenCV."""
+
+import contextlib
+import errno
+import math
+import os
+
+import cv2
+import numpy as np
+from datasets import DataError
+from photographs import PhotographError
+from tqdm import tqdm
+
+SUFFIXES = {".3gp", ".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm"}
+SUFFIXES |= {".wmv"}
+# Every build of OpenCV can write it; those on PyPI have no H.264, and VP9 takes
+# twenty times as long.
+CODEC = "mp4v"
+RATE = 25  # frames a second, of a file that does not say
+
+
+def open_capture(source):
+    """``cv2.VideoCapture`` of a file's path or a camera's number.
+
+    Raises:
+        PhotographError: it cannot be opened.
+    """
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # what is wrong is said in one line
+    cv2.setLogLevel(0)
+    if isinstance(source, int):
+        capture, what = cv2.VideoCapture(source), f"camera {source}"
+    else:
+        capture, what = cv2.VideoCapture(os.fspath(source)), source
+    if not capture.isOpened():
+        raise PhotographError(f"cannot read {what}: OpenCV cannot open it")
+    return capture
+
+
+def frames(capture, *, every=1, title=None):
+    """Each frame (H, W, 3) uint8 RGB, or each ``every``-th, with the progress bar that counts it.
+
+    Args:
+        capture: ``cv2.VideoCapture``; released at the end.
+        title: words in front of the bar.
+    """
+    total = capture.get(cv2.CAP_PROP_FRAME_COUNT)
+    total = math.ceil(total / every) if total > 0 else None
+    try:
+        with tqdm(total=total, desc=title, unit="frame", disable=None) as bar:
+            while True:
+                read, frame = capture.read()
+                if not read:
+                    return
+                yield frame[..., ::-1], bar
+                bar.update()
+                if not all(capture.grab() for _ in range(every - 1)):
+                    return
+    finally:
+        capture.release()
+
+
+def rate(capture, *, every=1):
+    """Frames a second of what :func:`frames` gives."""
+    given = capture.get(cv2.CAP_PROP_FPS)
+    return (given if 0 < given < 1000 else RATE) / every  # NaN is neither
+
+
+@contextlib.contextmanager
+def writing(path, frames_per_second):
+    """A function that writes one frame, a Pillow image; the file is whole or not there.
+
+    Of an odd number of rows or columns, OpenCV leaves out the last.
+
+    Args:
+        path: of an mp4 file.
+
+    Raises:
+        DataError: OpenCV cannot write video here.
+        OSError: the file does not hold all frames in the end.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp{path.suffix}")
+    writer, count = cv2.VideoWriter(), 0
+
+    def write(frame):
+        nonlocal count
+        if not count:
+            code = cv2.VideoWriter_fourcc(*CODEC)
+            if not writer.open(os.fspath(temporary), code, frames_per_second, frame.size):
+                raise DataError(f"OpenCV {cv2.__version__} cannot write {CODEC} video to {path}")
+        writer.write(cv2.cvtColor(np.asarray(frame), cv2.COLOR_RGB2BGR))
+        count += 1
+
+    try:
+        yield write
+        writer.release()
+        # The writer says nothing of a full disk, but the list of frames comes last in the file.
+        written = cv2.VideoCapture(os.fspath(temporary)).get(cv2.CAP_PROP_FRAME_COUNT)
+        if written != count:
+            raise OSError(errno.EIO, "could not be written whole", os.fspath(path))
+        os.replace(temporary, path)
+    finally:
+        writer.release()
+        temporary.unlink(missing_ok=True)
