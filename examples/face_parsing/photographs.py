@@ -16,7 +16,7 @@ class PhotographError(ValueError):
 
 
 def read(path):
-    """The photograph in a file, upright: (3, H, W) uint8 RGB; of an animation, the first picture."""
+    """The photograph in a file, upright: (3, H, W) uint8 RGB; of several, the first."""
     return read_with_profile(path)[0]
 
 

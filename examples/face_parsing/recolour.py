@@ -81,18 +81,20 @@ def recolour(image, mask, colour, strength):
     total = amount = 0.0
     for place in strips:
         weight = _soft(mask[place])
-        total += (weight * _to_lab(image[:, *place])[0]).sum().item()
+        total += (weight * _to_lab(image[(slice(None), *place)])[0]).sum().item()
         amount += weight.sum().item()
     target, a, b = _to_lab(torch.tensor(colour, dtype=torch.uint8).view(3, 1, 1)).flatten().tolist()
     factor = (_odds(target) / _odds(total / amount)) ** LIGHTNESS
     for place in strips:
-        lab = _to_lab(image[:, *place])
+        lab = _to_lab(image[(slice(None), *place)])
         light = factor * lab[0] / (1 + (factor - 1) * lab[0])
         chroma = torch.minimum(light / max(target, TINY), (1 - light) / max(1 - target, TINY))
         new = torch.stack([light, a * chroma, b * chroma])
         weight = strength * _soft(mask[place])
         changed = _to_bytes(lab.lerp(new, weight))
-        result[:, *place] = torch.where(weight > 0, changed, image[:, *place])
+        result[(slice(None), *place)] = torch.where(
+            weight > 0, changed, image[(slice(None), *place)]
+        )
     return result
 
 
