@@ -56,8 +56,8 @@ def checkpoints(tmp_path_factory):
     paths = {"rnn-g": out / "best.pt"}
     for model in ("rnn", "cnn-s"):
         paths[model] = out / f"{model}.pt"
-        facts = {"classes": list(COARSE.names), "side": 128, "faces": 2, "world": 1}
-        checkpoint.save(paths[model], training.new_state(Settings(model=model), **facts))
+        facts = {"classes": list(COARSE.names), "side": 128, "layout": {}}
+        checkpoint.save(paths[model], training.new_state(Settings(model=model), facts, faces=2))
     return paths
 
 
