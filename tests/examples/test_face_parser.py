@@ -1,0 +1,108 @@
+"""The chain from a photograph to eleven classes, with networks that are not trained."""
+
+import checkpoint
+import face_parser
+import fine
+import numpy as np
+import predict
+import pytest
+import torch
+import views
+from datasets import FINE, open_dataset
+from example_scripts import call
+from face_parser import FaceParser, NoFaceError
+from metrics import confusion_matrix
+from models import build_model
+from PIL import Image
+
+
+@pytest.fixture(scope="module")
+def faces():
+    return open_dataset("synthetic", None, "train", limit=6, labels="fine", progress=False)
+
+
+@pytest.fixture(scope="module")
+def parser(faces):
+    torch.manual_seed(0)
+    networks = {"points": build_model("points", 5, side=64), "face": build_model("rnn-g", 3)}
+    for name, part in views.PARTS.items():
+        networks[name] = build_model("part", len(part.names) + 1, side=64)
+    return FaceParser.of(networks, views.learn_layout(faces, progress=False))
+
+
+def test_labels_are_the_largest_scores(parser, faces):
+    parsing = parser(faces.images[0], points=faces.points[0])
+    assert parsing.labels.shape == (128, 128)
+    assert parsing.scores.shape == (11, 128, 128)
+    torch.testing.assert_close(parsing.scores.sum(0), torch.ones(128, 128))
+    chosen = parsing.scores.gather(0, parsing.labels.long()[None])[0]
+    assert (parsing.scores.amax(0) - chosen).max() < 1e-5
+    both = parsing.score("upper lip", "lower lip")
+    torch.testing.assert_close(both, parsing.scores[[7, 9]].sum(0))
+
+
+def test_a_batch_is_its_photographs_one_by_one(parser, faces):
+    images, points = list(faces.images[:3]), list(faces.points[:3].numpy())
+    for one, of_batch in zip(
+        (parser(images[i], points=points[i]) for i in range(3)),
+        parser(images, points=points),
+        strict=True,
+    ):
+        assert (one.labels != of_batch.labels).float().mean() < 1e-3
+
+
+def test_kinds_of_images_give_the_same(parser, faces):
+    array = faces.images[0].permute(1, 2, 0).numpy()
+    kinds = (faces.images[0], array, Image.fromarray(array))
+    first, *others = (parser(kind, points=faces.points[0]).labels for kind in kinds)
+    assert all(torch.equal(first, other) for other in others)
+
+
+def test_no_face_is_an_error_or_none(parser):
+    empty = np.zeros((60, 80), np.uint8)
+    with pytest.raises(NoFaceError):
+        parser(empty)
+    assert parser([empty]) == [None]
+    assert parser.all_faces(empty) == []
+    with pytest.raises(ValueError, match="points must not all be in one place"):
+        parser(empty, points=np.ones((5, 2)))
+    with pytest.raises(ValueError, match="box must be x, y and a positive width"):
+        parser(empty, box=(0, 0, -1, 5))
+
+
+def test_missing_parser_is_named(tmp_path):
+    with pytest.raises(checkpoint.CheckpointError, match="no face parser at"):
+        FaceParser.load(tmp_path)
+
+
+def test_layout_of_the_training_faces(parser):
+    shape = parser.layout.shape
+    np.testing.assert_allclose(views.mirrored_points(shape, views.FRAME), shape, atol=1e-6)
+    for name, (_, _, width, height) in parser.layout.boxes.items():
+        h, w = views.PARTS[name].size
+        assert width / height == pytest.approx(w / h)
+
+
+def test_perfect_labels_have_the_best_scores_and_sides_do_not_matter(faces):
+    truth = faces.labels[0]
+    swapped = torch.tensor(FINE.mirror)[truth.long()]
+    result = fine.table_scores(confusion_matrix(swapped, truth, 11))
+    assert {v for v in result["f"].values() if v is not None} == {1.0}
+
+
+def test_all_networks_are_trained_bundled_and_predict(faces, tmp_path, monkeypatch, one_thread):
+    import train
+
+    out = tmp_path / "models"
+    options = ["--all", "--dataset", "synthetic", "--limit", 3, "--epochs", 1, "--jobs", 2]
+    assert call(monkeypatch, train, *options, "--out", out) == 0
+    assert (out / face_parser.FILE).stat().st_size < 2_000_000
+    photo = tmp_path / "face.png"
+    Image.fromarray(faces.images[0].permute(1, 2, 0).numpy()).save(photo)
+    points = tmp_path / "points.json"
+    points.write_text(f'{{"face.png": {faces.points[0].tolist()}}}')
+    given = ["--models", out, photo, "--points", points, "--out", tmp_path / "parsed"]
+    assert call(monkeypatch, predict, *given) == 0
+    written = sorted(path.name for path in (tmp_path / "parsed").iterdir())
+    assert written == ["face.json", "face_labels.png", "face_overlay.png"]
+    assert Image.open(tmp_path / "parsed" / "face_labels.png").size == (128, 128)
