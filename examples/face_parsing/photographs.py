@@ -108,5 +108,7 @@ def _as_bytes(image):
             raise ValueError(
                 f"a floating image must be in 0 .. 1, got {image.min():g} .. {image.max():g}"
             )
-        return (image * 255).round().astype(np.uint8)
+        # At 255, half precision has steps of an eighth.
+        single = image.astype(np.result_type(image.dtype, np.float32), copy=False)
+        return (single * 255).round().astype(np.uint8)
     raise TypeError(f"image must be uint8, uint16 or floating, got {image.dtype}")

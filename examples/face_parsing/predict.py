@@ -30,14 +30,18 @@ def expand(arguments):
     Raises:
         DataError: an argument stands for no file.
     """
-    found = {}
+    found, wrong = {}, []
     for text in arguments:
         files = _files(text)
-        if not files:
-            what = "folder holds no photograph" if Path(text).is_dir() else "file is there"
-            raise DataError(f"PHOTO must be a file, a folder or a glob; no such {what}: {text}")
         for path in files:
             found.setdefault(path.resolve(), path)
+        if not files:
+            wrong.append(repr(text))
+    if wrong:
+        raise DataError(
+            "PHOTO must be a file, a folder that holds photographs or a glob that matches files, "
+            f"got {', '.join(wrong)}"
+        )
     return list(found.values())
 
 
@@ -228,7 +232,7 @@ def run_files(args, parse, paths, points):
     names = results.names_of(paths, args.out)
     for path, name in names.items():
         if name != path.stem:
-            print(f"note: {path.stem} is taken, {path} becomes {name}", file=sys.stderr)
+            print(f"note: {path.stem} is taken, {path} is parsed into {name}", file=sys.stderr)
     todo = [
         path
         for path in paths

@@ -11,10 +11,12 @@ from datasets import DataError
 from photographs import PhotographError
 from tqdm import tqdm
 
+# FFmpeg says much of a bad file, where one line is enough; OpenCV reads this with the first video.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+
 SUFFIXES = {".3gp", ".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm"}
 SUFFIXES |= {".wmv"}
-# Every build of OpenCV can write it; those on PyPI have no H.264, and VP9 takes
-# twenty times as long.
+# Every build of OpenCV writes it; those on PyPI have no H.264, and VP9 takes twenty times as long.
 CODEC = "mp4v"
 RATE = 25  # frames a second, of a file that does not say
 
@@ -25,8 +27,7 @@ def open_capture(source):
     Raises:
         PhotographError: it cannot be opened.
     """
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # what is wrong is said in one line
-    cv2.setLogLevel(0)
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     if isinstance(source, int):
         capture, what = cv2.VideoCapture(source), f"camera {source}"
     else:

@@ -1,0 +1,588 @@
+"""predict.py: what it writes of photographs, videos and cameras, and what it says of bad ones."""
+
+import functools
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import face_parser
+import geometry
+import numpy as np
+import photographs
+import predict
+import pytest
+import results
+import torch
+import video
+import views
+from datasets import FINE
+from datasets.labels import POINTS
+from datasets.synthetic import draw_face
+from example_scripts import EXAMPLE, call, refused
+from face_parser import FaceParser
+from hypothesis import given
+from hypothesis import strategies as st
+from models import Parse, Points, build_model
+from PIL import Image
+
+SKIN, HAIR = FINE.names.index("skin"), FINE.names.index("hair")
+FOUND = (7, 9, 16)  # faces that OpenCV's cascade finds when they are twice as large
+SHAPE = np.array([[150, 110], [100, 110], [125, 140], [145, 170], [105, 170]], float)
+BOXES = {"eye": (-35, -50, 70, 70), "nose": (-35, -50, 70, 70), "mouth": (-60, -30, 120, 60)}
+LAYOUT = views.Layout(SHAPE, {name: tuple(map(float, box)) for name, box in BOXES.items()})
+
+
+class Network(torch.nn.Module):
+    """A function in place of a trained network."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function, self.where = function, torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, images):
+        return self.function(images)
+
+
+def skin_over_hair(images):
+    """The left half of what the first stage sees is skin, the right half hair."""
+    logits = torch.zeros(len(images), 3, *images.shape[2:])
+    logits[:, 1, :, :64] = logits[:, 2, :, 64:] = 9
+    return Parse(logits)
+
+
+def usual_points(images):
+    """The mean shape, where it lies in a box that fits it."""
+    seen = geometry.apply(views.box_of(views.box_about(SHAPE)), SHAPE) / views.BOX_SIZE
+    return Points(torch.from_numpy(seen).float().expand(len(images), 5, 2))
+
+
+@pytest.fixture(autouse=True)
+def parser(monkeypatch):
+    """What --models gives: the halves of an upright square about the face are skin and hair."""
+    networks = {"face": Network(skin_over_hair), "points": Network(usual_points)}
+    made = FaceParser(networks, LAYOUT)
+    monkeypatch.setattr(FaceParser, "load", lambda folder, *, device: made)
+    return made
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """predict.py in a folder of its own, with results in ``parsed`` there; gives its exit code."""
+    monkeypatch.chdir(tmp_path)
+    return functools.partial(call, monkeypatch, predict, "--models", "models")
+
+
+@functools.cache
+def drawn(index, side=256):
+    """A face (side, side, 3) uint8 and its points (5, 2)."""
+    image, _, points = draw_face((0, 2), index)
+    return cv2.resize(image, (side, side)), points * (side / image.shape[0])
+
+
+def write_face(path, index=FOUND[0], **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(drawn(index)[0]).save(path, **options)
+    return path
+
+
+def write_blank(path):
+    Image.new("RGB", (64, 48), "gray").save(path)
+    return path
+
+
+def labels_of(path):
+    return np.array(Image.open(path))
+
+
+def files(folder):
+    return sorted(path.name for path in Path(folder).iterdir())
+
+
+def test_a_photograph_gives_labels_overlay_and_json(run, tmp_path, capsys):
+    photo = write_face(tmp_path / "ann.png")
+    assert run("ann.png") == 0
+    assert capsys.readouterr().out == "1 of 1 parsed into parsed\n"
+    assert files("parsed") == ["ann.json", "ann_labels.png", "ann_overlay.png"]
+
+    picture = Image.open("parsed/ann_labels.png")
+    assert (picture.mode, picture.size) == ("P", (256, 256))
+    assert Path("parsed/ann_labels.png").read_bytes()[24] == 8  # bits, in the PNG's header
+    colours = np.reshape(picture.getpalette()[: 3 * len(FINE.colours)], (-1, 3))
+    np.testing.assert_array_equal(colours, FINE.colours)
+    labels = np.array(picture)
+    assert set(np.unique(labels)) == {0, SKIN, HAIR}
+
+    before, after = (
+        np.array(Image.open(path), float) for path in (photo, "parsed/ann_overlay.png")
+    )
+    np.testing.assert_array_equal(before[labels == 0], after[labels == 0])
+    share = results.STRENGTH / 255
+    mixed = before * (1 - share) + share * np.array(FINE.colours)[labels]
+    np.testing.assert_allclose(after[labels != 0], mixed[labels != 0], atol=1)
+
+    stored = json.loads(Path("parsed/ann.json").read_text())
+    assert stored["source"] == "../ann.png"
+    assert stored["size"] == [256, 256]
+    assert tuple(stored["classes"]) == FINE.names
+    (face,) = stored["faces"]
+    assert tuple(face["points"]) == POINTS
+    assert face["pixels"] == {name: (labels == i).sum() for i, name in enumerate(FINE.names)}
+    assert sum(face["share"].values()) == pytest.approx(1, abs=1e-5)
+    assert face["share"]["hair"] == pytest.approx((labels == HAIR).mean(), abs=1e-6)
+    x, y, width, height = face["box"]
+    assert x < face["points"]["nose tip"][0] < x + width
+    assert y < face["points"]["nose tip"][1] < y + height
+
+
+def test_labels_lie_on_the_upright_photograph(run, tmp_path):
+    image, points = drawn(FOUND[0])
+    tall = np.concatenate([image, image[:64]])
+    Image.fromarray(tall).save("upright.png")
+    exif = Image.Exif()
+    exif[0x112] = 6
+    Image.fromarray(np.ascontiguousarray(np.rot90(tall))).save("turned.png", exif=exif)
+    Path("points.json").write_text(
+        json.dumps({f"{n}.png": points.tolist() for n in ("upright", "turned")})
+    )
+    assert run("upright.png", "turned.png", "--points", "points.json") == 0
+    expected = labels_of("parsed/upright_labels.png")
+    assert expected.shape == (320, 256)
+    np.testing.assert_array_equal(labels_of("parsed/turned_labels.png"), expected)
+
+
+@pytest.mark.parametrize(
+    ("names", "code"),
+    [
+        (["face"], 0),
+        (["face", "blank"], predict.FACELESS),
+        (["face", "broken"], predict.UNREADABLE),
+        (["broken", "blank", "face"], predict.UNREADABLE),  # that code wins
+    ],
+)
+def test_bad_photographs_are_named_and_the_others_go_on(names, code, run, tmp_path, capsys):
+    write_face(tmp_path / "face.png")
+    write_blank(tmp_path / "blank.png")
+    whole = (tmp_path / "face.png").read_bytes()
+    (tmp_path / "broken.png").write_bytes(whole[: len(whole) // 2])
+    assert run(*(f"{name}.png" for name in names)) == code
+    assert "face_labels.png" in files("parsed")
+    assert len(files("parsed")) == 3
+    said = capsys.readouterr()
+    lines = [line for line in said.err.splitlines() if "error" in line]
+    assert len(lines) == len(names) - 1
+    assert ("error: no face found in blank.png" in lines) == ("blank" in names)
+    assert any("cannot read broken.png: " in line for line in lines) == ("broken" in names)
+    assert f"1 of {len(names)} parsed" in said.out
+
+
+def test_a_run_without_results_leaves_no_folder(run, tmp_path):
+    write_blank(tmp_path / "blank.png")
+    assert run("blank.png") == predict.FACELESS
+    assert not Path("parsed").exists()
+
+
+def test_arguments_that_cannot_be_are_one_line(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(FaceParser, "load", None)  # refused before any work
+    photo = write_face(tmp_path / "face.png")
+    (tmp_path / "empty").mkdir()
+    for arguments, words in {
+        ("face.png", "none.png", "empty", "*.tif"): "got 'none.png', 'empty', '*.tif'",
+        (): "either PHOTO or --camera N must be given",
+        ("face.png", "--camera", "0"): "must be given, not both",
+        ("--camera", "-1"): "--camera",
+        ("--camera", "0", "--points", "p.json"): "--points goes with photographs",
+        ("face.png", "--every", "0"): "--every",
+        ("face.png", "--device", "abacus"): "abacus",
+        ("face.png", "--points", "none.json"): "none.json",
+    }.items():
+        assert words in refused(monkeypatch, capsys, predict, "--models", "m", *arguments)
+    assert "--models" in refused(monkeypatch, capsys, predict, photo)
+    assert files(tmp_path) == ["empty", "face.png"]
+
+
+def test_models_that_are_not_there_are_one_line(monkeypatch, tmp_path, capsys):
+    monkeypatch.undo()  # the true FaceParser.load
+    photo = write_face(tmp_path / "face.png")
+    error = refused(monkeypatch, capsys, predict, "--models", tmp_path / "none", photo)
+    assert f"no face parser at {tmp_path / 'none' / face_parser.FILE}" in error
+
+
+def test_folders_and_globs(tmp_path):
+    for name in ("b.png", "a.JPG", "sub/c.png", ".hidden.png", "notes.txt", "clip.mp4", "[d].png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+
+    def expanded(*arguments):
+        return [p.relative_to(tmp_path).as_posix() for p in predict.expand(arguments)]
+
+    folder = str(tmp_path)
+    assert expanded(folder) == ["[d].png", "a.JPG", "b.png"]
+    assert expanded(f"{folder}/*.png") == ["[d].png", "b.png"]
+    assert expanded(f"{folder}/**/*.png") == ["[d].png", "b.png", "sub/c.png"]
+    assert expanded(f"{folder}/[d].png", f"{folder}/clip.mp4") == ["[d].png", "clip.mp4"]
+    assert expanded(f"{folder}/b.png", folder, f"{folder}/sub/../b.png")[0] == "b.png"
+    assert len(expanded(f"{folder}/b.png", folder, f"{folder}/sub/../b.png")) == 3
+
+
+def test_results_beside_the_photographs_are_no_photographs(run, tmp_path):
+    write_face(tmp_path / "photos" / "a.png")
+    for _ in range(2):
+        assert run("photos", "--out", "photos") == 0
+        assert run("photos/*.png", "--out", "photos") == 0
+    assert files("photos") == ["a.json", "a.png", "a_labels.png", "a_overlay.png"]
+
+
+def test_photographs_of_one_name_keep_their_own_results(run, tmp_path, capsys):
+    write_face(tmp_path / "x" / "a.png", FOUND[0])
+    write_face(tmp_path / "y" / "a.jpg", FOUND[1])
+
+    def sources():
+        stored = {path.stem: json.loads(path.read_text()) for path in Path("parsed").glob("*.json")}
+        return {name: each["source"] for name, each in stored.items()}
+
+    assert run("x/a.png") == 0
+    assert run("y/a.jpg") == 0
+    assert "a is taken, y/a.jpg is parsed into a-2" in capsys.readouterr().err
+    expected = {"a": "../x/a.png", "a-2": "../y/a.jpg"}
+    assert sources() == expected
+    assert run("y/a.jpg", "x/a.png") == 0  # each finds its own
+    assert sources() == expected
+    assert not np.array_equal(labels_of("parsed/a_labels.png"), labels_of("parsed/a-2_labels.png"))
+
+
+def test_no_file_of_another_kind_is_written_over(run, tmp_path):
+    photo = write_face(tmp_path / "a.png")
+    other = write_face(tmp_path / "a_overlay.png", FOUND[1])
+    before = other.read_bytes()
+    (tmp_path / "a-2.json").write_text('{"mine": 1}')
+    assert run(photo, "--out", tmp_path) == 0
+    assert other.read_bytes() == before
+    assert (tmp_path / "a-2.json").read_text() == '{"mine": 1}'
+    assert (tmp_path / "a-3_labels.png").exists()
+
+
+path_parts = st.sampled_from(["a", "b", "A", "a-2", "c", "a.b"])
+paths = st.builds(
+    lambda folders, stem, suffix: Path(*folders, stem + suffix),
+    st.lists(path_parts, max_size=2),
+    path_parts,
+    st.sampled_from([".png", ".jpg"]),
+)
+
+
+@given(st.lists(paths, max_size=8, unique=True), st.lists(paths, max_size=8, unique=True))
+def test_names_are_distinct_stable_and_never_another_photographs(first, second):
+    """Two runs into one folder, then the first again."""
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        stored = {}
+        for sources in (first, second, first):
+            names = results.names_of(sources, folder)
+            assert len({name.casefold() for name in names.values()}) == len(sources)
+            for source, name in names.items():
+                assert re.fullmatch(re.escape(source.stem) + r"(-\d+)?", name)
+                assert stored.setdefault(name, source) == source
+                results.write_json(folder, name, source, (1, 1), {})
+        assert names == results.names_of(first, folder)
+        if len({path.stem.casefold() for path in first + second}) == len({*first, *second}):
+            assert all(name == source.stem for name, source in stored.items())
+
+
+def test_points_are_read_back_and_used(run, tmp_path):
+    write_face(tmp_path / "a.png")
+    assert run("a.png") == 0
+    detected = labels_of("parsed/a_labels.png")
+    path = Path("parsed/a.json")
+    assert run("a.png", "--points", path) == 0
+    assert (labels_of("parsed/a_labels.png") == detected).mean() > 0.999  # points have 2 decimals
+    stored = json.loads(path.read_text())
+    assert stored["faces"][0]["box"] is None
+
+    # Corrected by hand: 20 pixels to the right.
+    for point in stored["faces"][0]["points"].values():
+        point[0] += 20
+    path.write_text(json.dumps(stored))
+    assert run("a.png", "--points", path) == 0
+    moved = labels_of("parsed/a_labels.png")
+    assert (moved[:, 40:-20] == detected[:, 20:-40]).mean() > 0.999
+
+
+def test_points_are_used_where_the_detector_finds_nothing(run, tmp_path):
+    write_blank(tmp_path / "a.png")
+    fives = (SHAPE / 6).tolist()
+    further = (SHAPE / 12 + 30).tolist()
+    for given_points, count in ((fives, 1), ([fives], 1), ([fives, further], 2)):
+        Path("p.json").write_text(json.dumps({"a.png": given_points}))
+        assert run("a.png", "--points", "p.json") == 0
+        assert len(json.loads(Path("parsed/a.json").read_text())["faces"]) == count
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "is no JSON"),
+        ("[1, 2]", "must map photographs to points"),
+        ('{"source": "a.png", "faces": 3}', "must map photographs to points"),
+        ('{"source": "a.png", "faces": []}', "'a.png' must have five points [x, y]"),
+        ('{"source": "a.png", "faces": [{"points": {"nose tip": [1, 2]}}]}', "must map"),
+        ('{"b.png": [[1, 2]]}', "no PHOTO is 'b.png'"),
+        ('{"a.png": [[1, 2]]}', "five points [x, y], or a list of such, got [[1, 2]]"),
+        ('{"a.png": [[1, 2], [3, 4], [5, 6], [7, 8], [9, null]]}', "must have five points"),
+        ('{"a.png": [[1, 2], [3, 4], [5, 6], [7, 8], [9]]}', "must have five points"),
+        ('{"a.png": [[1, 2], [3, 4], [5, 6], [7, 8], [9, Infinity]]}', "must have five points"),
+        ('{"a.png": "here"}', "must have five points"),
+        ('{"a.png": [[1, 2], [1, 2], [1, 2], [1, 2], [1, 2]]}', "points that lie apart"),
+    ],
+)
+def test_points_that_cannot_be_are_one_line(text, words, run, tmp_path, monkeypatch, capsys):
+    write_face(tmp_path / "a.png")
+    (tmp_path / "p.json").write_text(text)
+    given_arguments = ["--models", "m", "a.png", "--points", "p.json"]
+    error = refused(monkeypatch, capsys, predict, *given_arguments)
+    assert error.startswith("error: --points p.json")
+    assert words in error
+    assert not Path("parsed").exists()
+
+
+def test_points_name_one_photograph(run, tmp_path, monkeypatch, capsys):
+    for folder in ("x", "y"):
+        write_blank(write_face(tmp_path / folder / "a.png"))
+    Path("p.json").write_text(json.dumps({"a.png": (SHAPE / 6).tolist()}))
+    arguments = ["--models", "m", "x", "y", "--points", "p.json"]
+    assert "several PHOTOs are 'a.png'" in refused(monkeypatch, capsys, predict, *arguments)
+    Path("p.json").write_text(json.dumps({"y/a.png": (SHAPE / 6).tolist()}))
+    assert run("x", "y", "--points", "p.json") == predict.FACELESS
+    assert json.loads(Path("parsed/a-2.json").read_text())["source"] == "../y/a.png"
+
+
+def test_points_far_from_the_photograph_are_refused(run, tmp_path, capsys):
+    write_blank(tmp_path / "a.png")
+    Path("p.json").write_text(json.dumps({"a.png": (SHAPE * 1000).tolist()}))
+    assert run("a.png", "--points", "p.json") == predict.UNREADABLE
+    assert "is not near its 64 x 48 pixels" in capsys.readouterr().err
+
+
+def test_all_faces_are_parsed(run, tmp_path):
+    scene = np.concatenate([drawn(index)[0] for index in FOUND], axis=1)
+    Image.fromarray(scene).save("scene.png")
+    assert run("scene.png") == 0
+    assert len(json.loads(Path("parsed/scene.json").read_text())["faces"]) == 1
+    assert run("scene.png", "--all-faces") == 0
+    faces = json.loads(Path("parsed/scene.json").read_text())["faces"]
+    assert len(faces) == 3
+    widths = [face["box"][2] for face in faces]
+    assert widths == sorted(widths, reverse=True)
+    assert sorted(face["points"]["nose tip"][0] // 256 for face in faces) == [0, 1, 2]
+
+
+def test_the_nearer_face_covers_the_other_but_its_background_does_not():
+    def face(size, labels):
+        return SimpleNamespace(points=torch.rand(5, 2) * size, labels=torch.tensor([labels]))
+
+    near = face(100, [0, 1, 2, 0])
+    far = face(10, [3, 3, 0, 0])
+    near.labels, far.labels = near.labels.to(torch.uint8), far.labels.to(torch.uint8)
+    for order in ([near, far], [far, near]):
+        assert results.compose(order, (1, 4)).tolist() == [[3, 1, 2, 0]]
+    assert results.compose([], (1, 4)).tolist() == [[0, 0, 0, 0]]
+
+
+def write_video(path, images, rate=10):
+    height, width = images[0].shape[:2]
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), rate, (width, height))
+    for image in images:
+        writer.write(np.ascontiguousarray(image[..., ::-1]))
+    writer.release()
+
+
+def read_video(path):
+    capture = cv2.VideoCapture(str(path))
+    rate = capture.get(cv2.CAP_PROP_FPS)
+    return [frame.copy() for frame, _ in video.frames(capture)], rate
+
+
+@pytest.mark.parametrize(("every", "expected"), [(1, 5), (2, 3)])
+def test_a_video_is_written_with_its_labels(every, expected, run, tmp_path):
+    face, blank = drawn(FOUND[1])[0], np.full((256, 256, 3), 90, np.uint8)
+    write_video("clip.mp4", [face, blank, face, face, face])
+    Path("parsed").mkdir()
+    Path("parsed/clip_overlay.mp4.123.tmp.mp4").touch()  # of a run that was killed
+    assert run("clip.mp4", "--every", every) == 0
+    assert files("parsed") == ["clip.json", "clip_overlay.mp4"]
+    frames, rate = read_video("parsed/clip_overlay.mp4")
+    assert len(frames) == expected
+    assert rate == pytest.approx(10 / every, abs=0.01)
+    seen = [abs(frame.astype(float) - face).mean() for frame in frames]
+    assert 10 < seen[0] < 100  # tinted, and still the face
+    if every == 1:
+        assert abs(frames[1].astype(float) - 90).mean() < 9  # without a face, it stays as it is
+    stored = json.loads(Path("parsed/clip.json").read_text())
+    assert stored["frames"] == expected
+    assert stored["frames_with_faces"] == expected - (every == 1)
+
+
+def test_bad_videos_are_named(run, tmp_path, capfd):
+    write_video("blank.mp4", [np.full((64, 64, 3), 90, np.uint8)] * 2)
+    Path("broken.mp4").write_bytes(b"no video")
+    assert run("blank.mp4") == predict.FACELESS
+    assert run("broken.mp4", "blank.mp4") == predict.UNREADABLE
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.strip()]
+    assert set(lines) == {
+        "error: no face found in blank.mp4",
+        "error: cannot read broken.mp4: OpenCV cannot open it",
+    }
+    assert not Path("parsed").exists()
+
+
+def test_a_video_is_whole_or_not_there(tmp_path, monkeypatch):
+    path = tmp_path / "clip.mp4"
+    picture = Image.new("RGB", (64, 48))
+
+    def write_one(*, stopped):
+        with video.writing(path, 10) as write:
+            write(picture)
+            if stopped:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_one(stopped=True)
+    assert files(tmp_path) == []
+
+    with monkeypatch.context() as patch:
+        none = SimpleNamespace(get=lambda what: 0.0)  # as after a full disk
+        patch.setattr(cv2, "VideoCapture", lambda path: none)
+        with pytest.raises(OSError, match="could not be written whole"):
+            write_one(stopped=False)
+    assert files(tmp_path) == []
+
+
+class Camera:
+    """Frames from a list, then Ctrl-C, or the end."""
+
+    def __init__(self, images, *, stopped):
+        self.images, self.stopped, self.released = list(images), stopped, False
+
+    def isOpened(self):
+        return True
+
+    def get(self, what):
+        return -1.0
+
+    def read(self):
+        if self.images:
+            return True, np.ascontiguousarray(self.images.pop(0)[..., ::-1])
+        if self.stopped:
+            raise KeyboardInterrupt
+        return False, None
+
+    def release(self):
+        self.released = True
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_a_camera_leaves_its_last_face(stopped, run, monkeypatch, capsys):
+    faces = [drawn(index)[0] for index in FOUND]
+    camera = Camera([*faces, np.full((256, 256, 3), 90, np.uint8)], stopped=stopped)
+    monkeypatch.setattr(cv2, "VideoCapture", lambda number: {3: camera}[number])
+    assert run("--camera", 3) == 0
+    assert camera.released
+    assert files("parsed") == ["camera-3.json", "camera-3_labels.png", "camera-3_overlay.png"]
+    labels = labels_of("parsed/camera-3_labels.png")
+    shown = np.array(Image.open("parsed/camera-3_overlay.png"))
+    np.testing.assert_array_equal(shown[labels == 0], faces[-1][labels == 0])
+    assert json.loads(Path("parsed/camera-3.json").read_text())["source"] == "camera 3"
+
+
+@pytest.mark.parametrize(
+    ("images", "code", "words"),
+    [
+        ([], predict.UNREADABLE, "error: cannot read camera 0: it gives no frame"),
+        ([np.zeros((64, 64, 3), np.uint8)], predict.FACELESS, "error: no face found by camera 0"),
+    ],
+)
+def test_a_camera_without_a_face_is_one_line(images, code, words, run, monkeypatch, capsys):
+    monkeypatch.setattr(cv2, "VideoCapture", lambda number: Camera(images, stopped=True))
+    assert run("--camera", 0) == code
+    assert capsys.readouterr().err.splitlines() == [words]
+    assert not Path("parsed").exists()
+
+
+def test_an_interrupted_run_is_one_line_and_resumed(run, tmp_path, monkeypatch, capsys):
+    for name, index in zip("abc", FOUND, strict=True):
+        write_face(tmp_path / f"{name}.png", index)
+    original = results._write_png
+
+    def stopped(path, picture):
+        if path.name == "b_labels.png":
+            raise KeyboardInterrupt
+        original(path, picture)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(results, "_write_png", stopped)
+        assert run(tmp_path) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
+    done = ["a.json", "a_labels.png", "a_overlay.png", "b.json", "b_overlay.png"]
+    assert files("parsed") == done
+
+    parsed = []
+    read = photographs.read
+    monkeypatch.setattr(photographs, "read", lambda path: parsed.append(path.name) or read(path))
+    assert run(tmp_path, "--resume") == 0
+    assert parsed == ["b.png", "c.png"]
+    assert "2 of 3 parsed into parsed, 1 done before" in capsys.readouterr().out
+    assert len(files("parsed")) == 9
+
+    later = os.stat("parsed/c_labels.png").st_mtime + 1
+    os.utime("parsed/c.json", (later, later))  # edited, so it is to be parsed once more
+    parsed.clear()
+    assert run(tmp_path, "--resume") == 0
+    assert parsed == ["c.png"]
+    parsed.clear()
+    assert run(tmp_path) == 0  # without it, its own results are written anew
+    assert parsed == ["a.png", "b.png", "c.png"]
+
+
+MEASURED = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+sys.path.insert(0, sys.argv[0].rpartition("/")[0])
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    # Not ru_maxrss, in which a process starts with the memory of the one that starts it.
+    print([line for line in open("/proc/self/status") if line.startswith("VmHWM")][0])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_twelve_megapixels_take_less_than_a_gigabyte(tmp_path, script_environment):
+    """With all networks, untrained, as a bundle on disk."""
+    states = {}
+    for name in face_parser.NETWORKS:
+        if name in views.PARTS:
+            model, classes, side = "part", len(views.PARTS[name].fine) + 1, 64
+        else:
+            model, classes, side = ("rnn-g", 3, 128) if name == "face" else ("points", 5, 64)
+        weights = build_model(model, classes, side=side).state_dict()
+        states[name] = {"settings": {"model": model}, "classes": [""] * classes, "side": side}
+        states[name] |= {"average": weights, "layout": LAYOUT.as_dict()}
+    face_parser.save(tmp_path, states)
+    image, points = drawn(FOUND[0], 3000)
+    Image.fromarray(np.pad(image, ((0, 0), (500, 500), (0, 0)))).save(tmp_path / "large.jpg")
+    points = points + np.array([500, 0])
+    (tmp_path / "p.json").write_text(json.dumps({"large.jpg": points.tolist()}))
+    command = [sys.executable, "-c", MEASURED, str(EXAMPLE / "predict.py")]
+    command += ["--models", ".", "large.jpg", "--points", "p.json"]
+    result = subprocess.run(
+        command, cwd=tmp_path, env=script_environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert labels_of(tmp_path / "parsed" / "large_labels.png").shape == (3000, 4000)
+    kilobytes = int(re.search(r"VmHWM:\s*(\d+) kB", result.stdout)[1])
+    assert kilobytes < 1e6
