@@ -17,7 +17,7 @@ class PartParser(nn.Module):
     Each convolution but the last is followed by batch normalisation, which the paper's code lacks.
     """
 
-    def __init__(self, classes, *, scene=False, widths=(16, 32, 48)):
+    def __init__(self, classes, *, scene=False, widths=(8, 16, 32)):
         super().__init__()
         if scene:
             raise ValueError("the model 'part' is for a part of one face, not for scenes")
