@@ -19,7 +19,7 @@ PIP := $(PY) -m pip --disable-pip-version-check --quiet
 .PHONY: help demo test test-gpu sanitize bench bench-gpu bench-parser lint format clean
 
 help:
-	@echo "make demo      build, check and train a small face parser (results in build/demo)"
+	@echo "make demo      build, check, train a small face parser and parse drawn faces (build/demo)"
 	@echo "make test      build and run the tests"
 	@echo "make test-gpu  run the kernel tests on a GPU; fails without one"
 	@echo "make sanitize  run the kernel tests under the address and undefined-behaviour sanitizers"
@@ -52,7 +52,12 @@ $(VENV)/.installed-bench: $(NATIVE) | $(VENV)/.torch
 
 demo: $(VENV)/.installed-examples
 	$(PY) -m gatedrnn
-	$(PY) examples/face_parsing/train.py --out build/demo $(if $(wildcard build/demo/last.pt),--resume)
+	$(PY) examples/face_parsing/train.py --all --dataset synthetic --limit 480 --epochs 12 --jobs 2 \
+	  --out build/demo
+	$(PY) examples/face_parsing/datasets draw --out build/demo/drawn
+	$(PY) examples/face_parsing/predict.py --models build/demo build/demo/drawn \
+	  --out build/demo/parsed || [ $$? -eq 3 ]  # in a drawing the detector may see no face
+	@echo "pictures in build/demo/parsed"
 
 test: $(VENV)/.installed-test
 	$(PY) -m pytest

@@ -145,3 +145,12 @@ def test_the_folder_runs_as_a_program(here, script_environment):
     assert done.returncode == 0, done.stderr
     assert "faces: 3 (drawn by default 200)" in done.stdout
     assert (here / "synthetic-test.png").is_file()
+
+
+def test_faces_are_drawn_as_pictures(here, monkeypatch, capsys):
+    assert call(monkeypatch, command, "draw", "--out", "drawn", "--count", 2) == 0
+    assert sorted(path.name for path in (here / "drawn").iterdir()) == [
+        "drawn-000.png",
+        "drawn-001.png",
+    ]
+    assert Image.open(here / "drawn" / "drawn-001.png").size == (384, 384)

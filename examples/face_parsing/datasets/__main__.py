@@ -1,5 +1,6 @@
-"""Look at a data set before training on it: python examples/face_parsing/datasets inspect."""
+"""Look at a data set before training on it, or draw photographs to try a parser on."""
 
+import io
 import sys
 from pathlib import Path
 
@@ -8,8 +9,11 @@ if not __package__:  # run as a folder: its siblings are what the modules here i
 
 import checkpoint
 import commands
+from PIL import Image
 
 from datasets import DATASETS, LABEL_SETS, SPLITS, DataError, default_folder, open_dataset, report
+
+ENLARGED = 3  # times, of what is drawn: the cascade finds few of the small ones
 
 
 def inspect(args):
@@ -51,6 +55,19 @@ def inspect(args):
         raise DataError(f"{args.dataset}: {len(problems)} problems, listed above")
 
 
+def draw(args):
+    """Write synthetic faces of the test split as pictures, enlarged, for want of photographs."""
+    faces = open_dataset("synthetic", None, "test", limit=args.count)
+    args.out.mkdir(parents=True, exist_ok=True)
+    for i, image in enumerate(faces.images):
+        picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+        buffer = io.BytesIO()
+        size = (ENLARGED * picture.width, ENLARGED * picture.height)
+        picture.resize(size, Image.Resampling.BICUBIC).save(buffer, "png")
+        checkpoint.write_atomically(args.out / f"drawn-{i:03d}.png", buffer.getvalue())
+    print(f"{args.count} pictures in {args.out}")
+
+
 def source_is_coarse(source):
     """Whether a set has labels for skin, hair and background alone."""
     return hasattr(source, "TABLE") and source.TABLE.fine is None
@@ -78,7 +95,7 @@ def sheet_path(args, split, *, several):
 
 def main():
     parser = commands.Parser(prog="datasets", description=__doc__)
-    actions = parser.add_subparsers(required=True, metavar="inspect")
+    actions = parser.add_subparsers(required=True, metavar="{inspect,draw}")
     command = actions.add_parser("inspect", help="counts, sizes, problems and pictures of a set")
     command.add_argument("--dataset", choices=DATASETS, required=True)
     command.add_argument("--root", metavar="DIR", help="the folder that holds the data set")
@@ -92,7 +109,13 @@ def main():
     )
     command.add_argument("--no-cache", action="store_true", help="decode anew, write no cache")
     command.add_argument("--skip-bad", action="store_true", help="problems are no failure")
-    inspect(parser.parse_args())
+    command.set_defaults(run=inspect)
+    command = actions.add_parser("draw", help="synthetic faces as pictures")
+    command.add_argument("--out", type=Path, metavar="DIR", required=True)
+    command.add_argument("--count", type=commands.number(int, 1, 10_000), default=8)
+    command.set_defaults(run=draw)
+    args = parser.parse_args()
+    args.run(args)
 
 
 if __name__ == "__main__":
