@@ -89,13 +89,21 @@ def read_scene(path, photograph):
         gets it and its labels, (H, W, 3) uint8 each.
 
     Raises:
-        CheckpointError, DataError: a file cannot be used, or the network has no gate.
+        CheckpointError, DataError: a file cannot be used, or the network has no gate or is for
+            a part of the face.
     """
     try:
         state = checkpoint.load(path)
         model = evaluate.load_model(state, "cpu", path=path)
     except CheckpointError as error:
         raise CheckpointError(f"--checkpoint: {error}") from None
+    layers = [layer for layer in model.modules() if isinstance(layer, SpatialGatedRNN)]
+    label_set = LABEL_SETS[state["settings"]["labels"]]
+    if layers and state["classes"] != list(label_set.names):
+        raise CheckpointError(
+            f"--checkpoint must hold a network for the whole face, "
+            f"{path} knows {', '.join(state['classes'])}"
+        )
     images = read_photograph(photograph, state["side"])
     scenes = []
 
@@ -105,10 +113,9 @@ def read_scene(path, photograph):
             # The networks' layers have the default options; this clamp is one.
             scenes.append(Scene(x, g.clamp(-1, 1), layer.weight, layer.bias))
 
-    for layer in model.requires_grad_(False).modules():
-        if isinstance(layer, SpatialGatedRNN):
-            layer.register_forward_pre_hook(keep)
-    labels = model(transforms.network_input(images)).logits[0].argmax(0)
+    for layer in layers:
+        layer.register_forward_pre_hook(keep)
+    parse = model.requires_grad_(False)(transforms.network_input(images))
     if not scenes:
         raise CheckpointError(
             f"--checkpoint must hold a network with a gate, such as rnn-g, "
@@ -116,8 +123,8 @@ def read_scene(path, photograph):
         )
     if not all(t.isfinite().all() for t in (scenes[0].x, scenes[0].g)):
         raise CheckpointError(f"--checkpoint must give finite maps, {path} does not")
-    colours = np.array(LABEL_SETS[state["settings"]["labels"]].colours, np.uint8)
-    shown = {"photograph": images[0].permute(1, 2, 0).numpy(), "labels": colours[labels.numpy()]}
+    labels = np.array(label_set.colours, np.uint8)[parse.logits[0].argmax(0).numpy()]
+    shown = {"photograph": images[0].permute(1, 2, 0).numpy(), "labels": labels}
     return scenes[0], shown
 
 

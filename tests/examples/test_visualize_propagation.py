@@ -11,6 +11,7 @@ import train
 import training
 from comparison import F64, assert_close
 from datasets import COARSE
+from datasets.labels import POINTS
 from example_scripts import QUICK, ROOT, call, refused
 from PIL import Image
 from settings import Settings
@@ -48,16 +49,23 @@ def command(propagation):
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
-    """RNN-G after one short epoch on drawn faces, and two networks without a gate, by name."""
+    """RNN-G after one short epoch on drawn faces, and networks that cannot be shown, by name."""
     out = tmp_path_factory.mktemp("trained")
     arguments = [*QUICK, "--limit", 2, "--model", "rnn-g", "--epochs", 1, "--out", out]
     with pytest.MonkeyPatch.context() as monkeypatch:
         assert call(monkeypatch, train, *arguments) == 0
     paths = {"rnn-g": out / "best.pt"}
-    for model in ("rnn", "cnn-s"):
-        paths[model] = out / f"{model}.pt"
-        facts = {"classes": list(COARSE.names), "side": 128, "layout": {}}
-        checkpoint.save(paths[model], training.new_state(Settings(model=model), facts, faces=2))
+    face = {"classes": list(COARSE.names), "side": 128}
+    part = {"classes": ["background", "upper lip", "inner mouth", "lower lip"], "side": 64}
+    for name, model, facts in (
+        ("rnn", "rnn", face),
+        ("cnn-s", "cnn-s", face),
+        ("mouth", "rnn-g", part),
+        ("points", "points", {"classes": list(POINTS), "side": 64}),
+    ):
+        paths[name] = out / f"{name}.pt"
+        state = training.new_state(Settings(model=model), {**facts, "layout": {}}, faces=2)
+        checkpoint.save(paths[name], state)
     return paths
 
 
@@ -322,6 +330,8 @@ def test_checkpoint_shows_its_own_layer(command, checkpoints, image, tmp_path, m
             "must hold a network with a gate",
         ),
         (["--checkpoint", "cnn-s", "--image", "GATE"], "holds cnn-s"),
+        (["--checkpoint", "points", "--image", "GATE"], "must hold a network with a gate"),
+        (["--checkpoint", "mouth", "--image", "GATE"], "must hold a network for the whole face"),
         (["--checkpoint", "rnn-g", "--image", "GATE", "--pixel", "64", "0"], "a map of 64 x 64"),
         (["--surprise"], "--surprise"),
     ],
