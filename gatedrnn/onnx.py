@@ -191,7 +191,7 @@ def _step(ir, name, state, w, b, k, gated, nonlinearity):
     u = node("Mul", g[0], u) if gated else u
     h = node.applied(nonlinearity, node("Add", x, u))
     outputs = [h, node("Identity", h)]  # two results may not have one name
-    # Nor may two values of a model: the names of its other graphs are not known here.
+    # Nor may two values of a model, and the exporter would name these as those of the outer graph.
     for i, value in enumerate([*inputs, *(made.outputs[0] for made in node.tape.nodes)]):
         value.name = f"{name}_{i}"
     return ir.Graph(inputs, outputs, nodes=node.tape.nodes, name=name)

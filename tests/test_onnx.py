@@ -151,6 +151,8 @@ def test_operators_are_standard_and_weights_constant(program):
     assert len(program.model.functions) == 0
     nodes = list(program.model.graph.all_nodes())
     assert {node.domain for node in nodes} == {""}
+    names = [value.name for node in nodes for value in node.outputs]
+    assert len(set(names)) == len(names)
     scans = [node for node in nodes if node.op_type == "Scan"]
     assert len(scans) == sum(len(options["directions"]) for _, options in FORMS)
     for scan in scans:
