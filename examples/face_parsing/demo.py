@@ -1,5 +1,6 @@
 """A page on this machine, to try a face parser on photographs: demo.py --models DIR."""
 
+import argparse
 import html
 import os
 import signal
@@ -12,18 +13,17 @@ import commands
 import cv2
 import gradio as gr
 import inside
-import numpy as np
+import results
 import torch
 from datasets import FINE, DataError
+from detect import as_array
 from face_parser import FaceParser
-from photographs import PhotographError, read
-from PIL import ImageColor
-from recolour import PARTS, recolour_part
+from photographs import PhotographError, as_tensor, read
+from recolour import PARTS, colour_of, recolour_part
 
 ADDRESS = "127.0.0.1"
 SIDE = 1600  # pixels of a photograph's longer side: the detector looks at no more
 SESSIONS = 20  # pages whose photograph is kept in memory
-FADED = 0.5  # how much of the photograph shows through its labels
 CSS = """
 #areas table {width: 100%; border-collapse: collapse}
 #areas * {border: none !important}
@@ -83,13 +83,12 @@ def make_page(parser):
             faces = faces if which == "all" else faces[:1]
             height, width = image.shape[1:]
             words = {0: "No face found.", 1: "1 face found."}.get(found, f"{found} faces found.")
-            photo = image.permute(1, 2, 0).numpy()
-            labels = joined(faces) if faces else None
+            labels = results.compose(faces, (height, width))
             propagation = inside.propagation_of(parser, image, faces[0]) if faces else None
             return {
                 seen: (image, faces),
                 message: f"{words} {width} x {height} pixels.",
-                parts: (photo, overlay(photo, labels)) if faces else (photo, photo),
+                parts: (as_array(image), results.overlay(image, labels)),
                 areas: table(labels) if faces else "",
                 layer: inside.draw(propagation) if propagation else None,
             }
@@ -109,19 +108,22 @@ def make_page(parser):
             if not seen:
                 return None
             image, faces = seen
-            result = recolour_part(image, faces, part, rgb(colour), strength)
-            return tuple(v.permute(1, 2, 0).numpy() for v in (image, result))
+            try:
+                result = recolour_part(image, faces, part, colour_of(colour), strength)
+            except argparse.ArgumentTypeError as error:
+                gr.Warning(f"The colour {error}")
+                return gr.skip()
+            return as_array(image), as_array(result)
 
         # One at a time: the detector is not made for two.
         options = dict(concurrency_id="parser", concurrency_limit=1, api_visibility="private")
-        results = [seen, message, parts, areas, layer]
-        shown = dict(fn=changed, inputs=[seen, part, colour, strength], outputs=recoloured)
-        upload.upload(opened, [upload, which], [upload, *results], **options).then(
-            **shown, **options
-        )
-        which.change(chosen, [seen, which], results, **options).then(**shown, **options)
+        outputs = [seen, message, parts, areas, layer]
+        show = dict(fn=changed, inputs=[seen, part, colour, strength], outputs=recoloured)
+        show |= dict(show_progress="hidden", **options)  # the picture stays while a slider moves
+        upload.upload(opened, [upload, which], [upload, *outputs], **options).then(**show)
+        which.change(chosen, [seen, which], outputs, **options).then(**show)
         controls = [part.change, colour.change, strength.change]
-        gr.on(controls, **shown, **options, trigger_mode="always_last")
+        gr.on(controls, trigger_mode="always_last", **show)
     return page
 
 
@@ -137,42 +139,18 @@ def reduced(image):
     if factor >= 1:
         return image
     size = max(1, round(factor * width)), max(1, round(factor * height))
-    array = image.permute(1, 2, 0).contiguous().numpy()
-    return torch.from_numpy(cv2.resize(array, size, interpolation=cv2.INTER_AREA)).permute(2, 0, 1)
-
-
-def joined(faces):
-    """The labels (H, W) uint8 of all faces; where two overlap, those of the larger, nearer one."""
-    labels = torch.zeros_like(faces[0].labels)
-    for face in reversed(faces):
-        labels = torch.where(face.labels > 0, face.labels, labels)
-    return labels.numpy()
-
-
-def overlay(photo, labels):
-    """Labels (H, W) in their colours over a photograph (H, W, 3); the background as it is."""
-    colours = np.array(FINE.colours, np.uint8)[labels]
-    mixed = cv2.addWeighted(photo, FADED, colours, 1 - FADED, 0)
-    return np.where((labels > 0)[..., None], mixed, photo)
+    return as_tensor(cv2.resize(as_array(image), size, interpolation=cv2.INTER_AREA))
 
 
 def table(labels):
-    """The area of each class in labels (H, W), as HTML."""
+    """The area of each class in labels (H, W) uint8, as HTML."""
     rows = ["<tr><th>class</th><th>%</th><th>pixels</th></tr>"]
-    counts = np.bincount(labels.ravel(), minlength=len(FINE.names))
+    counts = torch.bincount(labels.flatten(), minlength=len(FINE.names))
     for name, colour, count in zip(FINE.names, FINE.colours, counts.tolist(), strict=True):
         swatch = f'<i style="background: rgb{colour}"></i>'
-        share = 100 * count / labels.size
+        share = 100 * count / labels.numel()
         rows.append(f"<tr><td>{swatch}{name}</td><td>{share:.2f}</td><td>{count:,}</td></tr>")
     return f"<table>{''.join(rows)}</table>"
-
-
-def rgb(colour):
-    """What the colour field sends, '#rrggbb' or 'rgba(r, g, b, a)' with decimals, as integers."""
-    if colour.startswith("rgb"):
-        values = colour.partition("(")[2].rstrip(")").split(",")[:3]
-        return tuple(min(255, max(0, round(float(v)))) for v in values)
-    return ImageColor.getrgb(colour)[:3]
 
 
 def main():
@@ -185,9 +163,9 @@ def main():
     args = parser.parse_args()
 
     faces = FaceParser.load(args.models, device=args.device)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     with tempfile.TemporaryDirectory() as folder:  # the photographs go when the page does
-        os.environ["GRADIO_TEMP_DIR"] = folder
+        # Gradio calls its own server, which no proxy would find.
+        os.environ.update(GRADIO_TEMP_DIR=folder, no_proxy=ADDRESS)
         page = make_page(faces)
         try:
             _, url, _ = page.launch(
@@ -204,9 +182,11 @@ def main():
                 css=CSS,
             )
         except OSError:
-            raise DataError(f"--port must be free, {args.port or 'none from 7860 on'} is") from None
-        print(url, flush=True)
+            given = f"{args.port} is not" if args.port else "none from 7860 to 7959 is"
+            raise DataError(f"--port must be free, {given}") from None
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
         try:
+            print(url, flush=True)
             threading.Event().wait()
         except KeyboardInterrupt:
             page.close(verbose=False)

@@ -81,31 +81,29 @@ def recolour(image, mask, colour, strength):
     total = amount = 0.0
     for place in strips:
         weight = _soft(mask[place])
-        total += (weight * _to_lab(image[(slice(None), *place)])[0]).sum().item()
+        total += (weight * _to_lab(image[place])[0]).sum().item()
         amount += weight.sum().item()
     target, a, b = _to_lab(torch.tensor(colour, dtype=torch.uint8).view(3, 1, 1)).flatten().tolist()
     factor = (_odds(target) / _odds(total / amount)) ** LIGHTNESS
     for place in strips:
-        lab = _to_lab(image[(slice(None), *place)])
+        lab = _to_lab(image[place])
         light = factor * lab[0] / (1 + (factor - 1) * lab[0])
         chroma = torch.minimum(light / max(target, TINY), (1 - light) / max(1 - target, TINY))
         new = torch.stack([light, a * chroma, b * chroma])
         weight = strength * _soft(mask[place])
         changed = _to_bytes(lab.lerp(new, weight))
-        result[(slice(None), *place)] = torch.where(
-            weight > 0, changed, image[(slice(None), *place)]
-        )
+        result[place] = torch.where(weight > 0, changed, image[place])
     return result
 
 
 def _strips(inside):
-    """Places (rows, columns) that cover all that is True in (H, W)."""
+    """Indices (..., rows, columns) of strips that cover all that is True in (H, W)."""
     rows, columns = inside.any(1).nonzero(), inside.any(0).nonzero()
     if len(rows):
         (top, bottom), (left, right) = ((v[0].item(), v[-1].item() + 1) for v in (rows, columns))
         height = max(1, STRIP // (right - left))
         for start in range(top, bottom, height):
-            yield slice(start, min(start + height, bottom)), slice(left, right)
+            yield ..., slice(start, min(start + height, bottom)), slice(left, right)
 
 
 def _soft(mask):
@@ -140,7 +138,7 @@ def recolour_part(image, parsings, part, colour, strength):
     return image
 
 
-def colour(text):
+def colour_of(text):
     """An argparse type: '#rrggbb' to red, green, blue."""
     if not re.fullmatch("#[0-9a-fA-F]{6}", text):
         raise argparse.ArgumentTypeError(f"must be like '#8b2252', got {text!r}")
@@ -160,7 +158,7 @@ def main():
     parser.add_argument("photo", metavar="PHOTO", type=Path)
     parser.add_argument("--models", required=True, metavar="DIR", help="what train.py --all left")
     parser.add_argument("--part", required=True, choices=PARTS)
-    parser.add_argument("--colour", required=True, type=colour, metavar="'#RRGGBB'")
+    parser.add_argument("--colour", required=True, type=colour_of, metavar="'#RRGGBB'")
     parser.add_argument("--strength", type=commands.number(float, 0, 1), default=1.0)
     parser.add_argument("--all", action="store_true", help="every face, not the largest alone")
     parser.add_argument("--out", type=picture, metavar="FILE", help="default: PHOTO-PART.png")
