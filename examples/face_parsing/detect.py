@@ -16,7 +16,7 @@ from datasets import DataError
 CASCADE = "haarcascade_frontalface_alt2.xml"
 SCALE_STEP, NEIGHBOURS = 1.1, 4
 SMALLEST = 24  # pixels, the side of a box; the cascade's own window has 20
-REDUCED = (640, 1600)  # pixels of a photograph's longer side, when it is searched
+REDUCED = (320, 640, 1600)  # pixels of a photograph's longer side, when it is searched
 
 
 class Framing(NamedTuple):
@@ -69,17 +69,18 @@ def detect(image, *, cascade=None):
     return np.array(boxes, np.float32).reshape(-1, 4)
 
 
-def detect_reduced(image, *, detector):
+def detect_reduced(image, *, detector, everyone=False):
     """Boxes (M, 4) in a photograph of any size, which is searched at a reduced one.
 
-    At first large faces are looked for, quickly, and only where there is none smaller ones.
+    At first large faces are looked for, quickly, and only where there is none smaller ones; or
+    all at once, for ``everyone``.
 
     Args:
         image: (H, W, 3) uint8 RGB array.
         detector: as :func:`parse_scene` takes it.
     """
     height, width = image.shape[:2]
-    for side in REDUCED:
+    for side in REDUCED[-1:] if everyone else REDUCED:
         factor = min(1.0, side / max(height, width))
         size = max(1, round(width * factor)), max(1, round(height * factor))
         small = image if factor == 1 else cv2.resize(image, size, interpolation=cv2.INTER_AREA)

@@ -84,18 +84,16 @@ class Parsing:
     def _labels(self):
         labels = torch.zeros(self.size, dtype=torch.uint8)
         for box in self._strips():
-            (_, classes, logs), *parts = self._seen(box)
-            best, index = logs.max(0)
-            found = torch.tensor(classes, dtype=torch.uint8)[index]
-            for inside, classes, logs in parts:
-                left, top, right, bottom = (v - box[i % 2] for i, v in enumerate(inside))
-                place = slice(top, bottom), slice(left, right)
-                value, index = logs.max(0)
-                better = value > best[place]
-                best[place] = torch.where(better, value, best[place])
-                own = torch.tensor(classes, dtype=torch.uint8)[index]
-                found[place] = torch.where(better, own, found[place])
-            labels[box[1] : box[3], box[0] : box[2]] = found
+            left, top, right, bottom = box
+            best = torch.full((bottom - top, right - left), -torch.inf)
+            found = labels[top:bottom, left:right]
+            for inside, classes, logs in self._seen(box):
+                rows = slice(inside[1] - top, inside[3] - top)
+                columns = slice(inside[0] - left, inside[2] - left)
+                best_here, found_here = best[rows, columns], found[rows, columns]
+                for label, score in zip(classes, logs, strict=True):  # faster than max and index
+                    found_here.masked_fill_(score > best_here, label)
+                    torch.maximum(best_here, score, out=best_here)
         return labels
 
     def _strips(self):
@@ -203,7 +201,7 @@ class FaceParser:
     def all_faces(self, image):
         """:class:`Parsing` of every face that the detector finds, the largest first; in a batch."""
         image = as_tensor(image)
-        boxes = self.detect(image)
+        boxes = self.detect(image, everyone=True)
         points = self.find_points([image] * len(boxes), boxes)
         return self.parse([image] * len(boxes), points, boxes)
 
@@ -230,11 +228,16 @@ class FaceParser:
             result[i] = parsing
         return result
 
-    def detect(self, image):
-        """Boxes (M, 4) of the faces in an image (3, H, W) uint8, the largest first."""
+    def detect(self, image, *, everyone=False):
+        """Boxes (M, 4) of the faces in an image (3, H, W) uint8, the largest first.
+
+        Small faces beside a large one are looked for only if ``everyone`` is wanted.
+        """
         if self._detector is None:
             self._detector = detect.open_detector()
-        return detect.detect_reduced(detect.as_array(image), detector=self._detector)
+        return detect.detect_reduced(
+            detect.as_array(image), detector=self._detector, everyone=everyone
+        )
 
     @torch.inference_mode()
     def find_points(self, images, boxes):
