@@ -22,6 +22,7 @@ import evaluate
 import torch
 import transforms
 from torch import nn
+from views import PARTS
 
 import gatedrnn
 
@@ -207,7 +208,9 @@ def main():
 
     state = checkpoint.load(args.checkpoint)
     network = FromPixels(evaluate.load_model(state, "cpu", path=args.checkpoint))
-    shape = (args.batch or 1, 3, state["side"], state["side"])
+    part = PARTS.get(state["settings"]["view"])
+    size = part.size if part else (state["side"], state["side"])
+    shape = (args.batch or 1, 3, *size)
     pixels = torch.randint(
         256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
