@@ -70,24 +70,37 @@ def detect(image, *, cascade=None):
 
 
 def detect_reduced(image, *, detector, everyone=False):
-    """Boxes (M, 4) in a photograph of any size, which is searched at a reduced one.
+    """Boxes (M, 4) in a photograph of any size, which is searched at reduced ones.
 
-    At first large faces are looked for, quickly, and only where there is none smaller ones; or
-    all at once, for ``everyone``.
+    At first large faces are looked for, quickly, and smaller ones only where there is none; or,
+    for ``everyone``, in any case, after those that were found before.
 
     Args:
         image: (H, W, 3) uint8 RGB array.
         detector: as :func:`parse_scene` takes it.
     """
     height, width = image.shape[:2]
-    for side in REDUCED[-1:] if everyone else REDUCED:
+    boxes = np.zeros((0, 4), np.float32)
+    for side in REDUCED:
         factor = min(1.0, side / max(height, width))
         size = max(1, round(width * factor)), max(1, round(height * factor))
         small = image if factor == 1 else cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-        boxes = detector(small)
-        if len(boxes) or factor == 1:
+        found = detector(small) * np.float32([width / size[0], height / size[1]] * 2)
+        new = [box for box in found if not any(same_face(box, known) for known in boxes)]
+        boxes = np.concatenate([boxes, *(box[None] for box in new)])
+        if factor == 1 or (len(boxes) and not everyone):
             break
-    return boxes * np.float32([width / size[0], height / size[1]] * 2)
+    return boxes
+
+
+def same_face(box, other):
+    """Whether the middle of either box (x, y, width, height) lies in the other."""
+
+    def holds(outer, inner):
+        middle = inner[:2] + inner[2:] / 2
+        return bool(((middle >= outer[:2]) & (middle <= outer[:2] + outer[2:])).all())
+
+    return holds(box, other) or holds(other, box)
 
 
 def framing(images, *, detector):

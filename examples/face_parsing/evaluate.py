@@ -172,7 +172,7 @@ def main():
     args = parser.parse_args()
     if args.table:
         if args.models is None or args.checkpoint is not None:
-            parser.error("--table 3 measures --models DIR, not a --checkpoint")
+            parser.error("--table 3 needs --models DIR, and no --checkpoint")
         evaluate_chain(args)
     elif args.checkpoint is None or args.models or args.points:
         parser.error("--checkpoint FILE, or --table 3 --models DIR with or without --points")

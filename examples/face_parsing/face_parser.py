@@ -174,7 +174,7 @@ class FaceParser:
         return next(self.networks["face"].parameters()).device
 
     def __call__(self, image, *, points=None, box=None):
-        """Parse the largest face of a photograph, or of each of a list.
+        """Parse the largest face that is found in a photograph, or in each of a list.
 
         Args:
             image: see ``photographs.as_tensor``; or a list of such, parsed in one batch.
@@ -199,7 +199,10 @@ class FaceParser:
         return parsing
 
     def all_faces(self, image):
-        """:class:`Parsing` of every face that the detector finds, the largest first; in a batch."""
+        """:class:`Parsing` of every face that the detector finds, in a batch.
+
+        The first is the one that is parsed alone.
+        """
         image = as_tensor(image)
         boxes = self.detect(image, everyone=True)
         points = self.find_points([image] * len(boxes), boxes)
@@ -229,9 +232,9 @@ class FaceParser:
         return result
 
     def detect(self, image, *, everyone=False):
-        """Boxes (M, 4) of the faces in an image (3, H, W) uint8, the largest first.
+        """Boxes (M, 4) of the faces in an image (3, H, W) uint8; of one size, the largest first.
 
-        Small faces beside a large one are looked for only if ``everyone`` is wanted.
+        Small faces beside a large one are looked for only if ``everyone`` is wanted, and come last.
         """
         if self._detector is None:
             self._detector = detect.open_detector()

@@ -8,6 +8,7 @@ import torch
 import views
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from photographs import as_tensor
 from transforms import network_input
 
 from gatedrnn import SpatialGatedRNN
@@ -32,7 +33,7 @@ def propagation_of(parser, image, parsing):
 
     Args:
         parser: ``FaceParser``.
-        image: (3, H, W) uint8.
+        image: as ``parser`` takes it.
         parsing: the face's ``Parsing``.
 
     Returns:
@@ -44,7 +45,7 @@ def propagation_of(parser, image, parsing):
         return None
     frame = views.frame_of(parsing.points.double().numpy(), parser.layout)
     m = geometry.compose(views.FRAME_TO_FACE, frame)
-    face = geometry.view(image, m, (views.SIDE, views.SIDE))
+    face = geometry.view(as_tensor(image), m, (views.SIDE, views.SIDE))
     given = []
     hook = layer.register_forward_pre_hook(lambda layer, inputs: given.append(inputs))
     try:

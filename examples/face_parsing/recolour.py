@@ -167,10 +167,9 @@ def main():
 
     image, profile = read_with_profile(args.photo)
     faces = FaceParser.load(args.models, device=args.device)
-    parsings = faces.all_faces(image)
+    parsings = faces.all_faces(image)[: None if args.all else 1]
     if not parsings:
         raise DataError(f"no face found in {args.photo}")
-    parsings = parsings if args.all else parsings[:1]
     changed = recolour_part(image, parsings, args.part, args.colour, args.strength)
     if args.strength and torch.equal(changed, image):
         print(f"note: no {args.part} found in {args.photo}", file=sys.stderr)

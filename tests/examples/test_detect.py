@@ -193,3 +193,21 @@ def test_cascade_frames_real_faces_as_the_constant_says():
     assert count >= 20
     assert framing.factor == pytest.approx(detect.FRAMING.factor, abs=0.1)
     assert framing.rise == pytest.approx(detect.FRAMING.rise, abs=0.03)
+
+
+def test_every_face_is_at_least_the_one_that_is_taken_alone():
+    """A face that is seen at one size only is not lost where all sizes are searched."""
+
+    def detector(image):
+        height, width = image.shape[:2]
+        if width == 320:
+            return np.float32([[100, 50, 80, 80]])
+        small = [[10, 10, 30, 30], [200 * width / 640, 100 * width / 640, 100, 100]]
+        return np.float32(small if width == 640 else []).reshape(-1, 4)
+
+    image = np.zeros((960, 1280, 3), np.uint8)
+    alone = detect.detect_reduced(image, detector=detector)
+    every = detect.detect_reduced(image, detector=detector, everyone=True)
+    np.testing.assert_array_equal(alone, [[400, 200, 320, 320]])
+    np.testing.assert_array_equal(every[0], alone[0])
+    np.testing.assert_array_equal(every[1:], [[20, 20, 60, 60]])  # the other is the same face
