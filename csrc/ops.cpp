@@ -25,6 +25,8 @@
 #else
 #define GATEDRNN_LIBRARY gatedrnn
 #endif
+// Through a macro, since PyTorch 2.10 takes the name as it is written.
+#define GATEDRNN_DEFINE(library, m) STABLE_TORCH_LIBRARY(library, m)
 
 namespace gatedrnn {
 
@@ -367,7 +369,7 @@ void implement(Library& m) {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY(GATEDRNN_LIBRARY, m) {
+GATEDRNN_DEFINE(GATEDRNN_LIBRARY, m) {
   m.def(
       "scan(Tensor x, Tensor? g, Tensor weight, Tensor? bias, int[] directions, str merge, "
       "str nonlinearity, str gate_norm, bool keep_mask) -> (Tensor, Tensor)");

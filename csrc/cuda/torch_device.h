@@ -26,7 +26,7 @@ class __attribute__((visibility("hidden"))) DeviceScope {
     }();
     STD_TORCH_CHECK(entry != nullptr, "this PyTorch has no CUDA");
     void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(entry(device, &stream));
+    STD_TORCH_CHECK(entry(device, &stream) == TORCH_SUCCESS, "no current stream on cuda:", device);
     return stream;
   }
 
