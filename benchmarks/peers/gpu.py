@@ -32,7 +32,8 @@ def _captured(call):
     with torch.cuda.graph(graph, stream=stream):
         result = call()
 
-    def replay():
+    # The graph reads what `call` holds: the saved tensors of a forward before the capture.
+    def replay(_held=call):
         graph.replay()
         return result
 

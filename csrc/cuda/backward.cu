@@ -7,16 +7,24 @@
 namespace gatedrnn::cuda {
 namespace {
 
+// A map of gradients: where it is, and where the first pass leaves its share for the second.
+template <class A>
+struct GradientMap {
+  void* result;
+  A* share;
+  Dtype dtype;
+};
+
 template <class A>
 struct BackwardParams {
   BackwardArgs a;
   TilePlan p;  // from_end is that of the walk: against the directions
   Flags flags;
   Borders<A> states, adjoints;  // h and e at the tiles' borders
-  A *dx_share, *dg_share;       // what the first pass leaves for the second, laid out as dx, dg
+  GradientMap<A> dx, dg;
+  int64_t gate_tile_size;  // of dg, where each channel tile has its own, to be summed afterwards
   A* weight_sums;               // null if neither dweight nor dbias is wanted
   WeightSums sums;
-  bool add_gates;  // dg is summed over channel tiles afterwards, from dg_share
 };
 
 // Tiles in shared memory, in elements of A.
@@ -36,99 +44,97 @@ template <class A, class T>
 GATEDRNN_DEVICE void load_gradient(const BackwardParams<A>& f, const Task& t, const Pair<A>& xi) {
   const BackwardArgs& a = f.a;
   const auto& directions = f.p.direction[t.pass];
-  if (a.merge == Merge::kNone) {
-    for (int axis = 0; axis < kAxes; ++axis)
-      if (directions[axis] >= 0)
-        read_map<T::kSide, A>(Team::block(), f.p, t, a.dtype, a.grad, a.grad_strides,
-                              directions[axis], true, [&](int cell, A v) { xi[axis][cell] = v; });
-    return;
-  }
-  const A scale = a.merge == Merge::kMean ? A(1) / static_cast<A>(a.directions) : A(1);
-  read_map<T::kSide, A>(Team::block(), f.p, t, a.dtype, a.grad, a.grad_strides, 0, true,
-                        [&](int cell, A v) { xi[0][cell] = xi[1][cell] = v * scale; });
-  if (a.merge != Merge::kMax) return;
+  const bool apart = a.merge == Merge::kNone;
+#pragma unroll 1
+  for (int axis = 0; axis < (apart ? kAxes : 1); ++axis)
+    if (const int d = apart ? directions[axis] : 0; d >= 0)
+      read_map<T>(whole_block<T>(), f.p, t, a.dtype, a.grad, a.grad_strides, d, true, INFINITY,
+                  xi[axis]);
+  if (apart) return;
   __syncthreads();
-  read_tile<unsigned>(
-      Team::block(), box_of<T::kSide>(t, t.channels, a.y_strides),
-      a.mask + tile_corner(f.p, t, a.y_strides, 0, t.c0), [&](int cell, unsigned m) {
-        const A share =
-            xi[0][cell] / static_cast<A>((m & 1) + (m >> 1 & 1) + (m >> 2 & 1) + (m >> 3 & 1));
-        for (int axis = 0; axis < kAxes; ++axis) {
-          const int d = directions[axis];
-          if (d >= 0) xi[axis][cell] = m >> d & 1 ? share : A(0);
-        }
+  const A scale = a.merge == Merge::kMean ? A(1) / static_cast<A>(a.directions) : A(1);
+  const uint8_t* const mask =
+      a.merge == Merge::kMax ? a.mask + tile_corner(f.p, t, a.y_strides, 0, t.c0) : nullptr;
+  walk_box<T, T::kLoads>(
+      whole_block<T>(), box_of<T::kSide>(t, t.channels, a.y_strides),
+      [&](int64_t at, int) { return mask ? mask[at] : uint8_t{15}; },
+      [&](int64_t, int cell, unsigned m) {
+        // A maximum that several directions attain is shared evenly among them.
+        A share = xi[0][cell] * scale;
+        if (mask) share /= static_cast<A>((m & 1) + (m >> 1 & 1) + (m >> 2 & 1) + (m >> 3 & 1));
+        for (int axis = 0; axis < kAxes; ++axis)
+          if (const int d = directions[axis]; d >= 0) xi[axis][cell] = m >> d & 1 ? share : A(0);
       });
 }
 
-// Writes a share, or the sum of both; `finish` makes of a sum what is stored.
-template <class A, class S, class Finish>
-GATEDRNN_DEVICE void add_share(Visit visit, A value, A* share, S* result, const Finish& finish) {
-  if (visit == kFirst) {
-    *share = value;
+// Makes of dL/d(gate under its norm), in the tiles of one map of gates, dL/dg.
+template <class A, class T>
+GATEDRNN_DEVICE void differentiate_gate_norm(const BackwardParams<A>& f, const Task& t, int64_t d,
+                                             const A* gates, A* one, A* other) {
+  const BackwardArgs& a = f.a;
+  if (a.gate_norm == GateNorm::kNone) return;
+  const Box box = box_of<T::kSide>(t, a.gate_channels ? t.channels : 1, a.g_strides);
+  const int planes = a.gate_channels ? 1 : t.channels;  // that a gate serves
+  const auto scale = [&](int cell, auto factor) {
+#pragma unroll 1
+    for (int c = 0; c < planes; ++c, cell += T::kPlane) {
+      if (one) one[cell] = factor(one[cell]);
+      if (other) other[cell] = factor(other[cell]);
+    }
+  };
+  if (a.gate_norm != GateNorm::kClamp) {
+    for_each_element<T>(whole_block<T>(), box, [&](int64_t, int cell) {
+      const A gate = gates[cell];
+      const A slope = a.gate_norm == GateNorm::kTanh ? 1 - gate * gate : gate * (1 - gate);
+      scale(cell, [slope](A v) { return v * slope; });
+    });
     return;
   }
-  if (visit == kSecond) value += load_shared_by_blocks(share);
-  *result = to_storage<S>(finish(value));
-}
-
-template <class A, class T>
-GATEDRNN_DEVICE void write_input_gradient(const BackwardParams<A>& f, const Task& t, Visit visit,
-                                          const Pair<A>& dx) {
-  const BackwardArgs& a = f.a;
-  const auto& directions = f.p.direction[t.pass];
-  const int64_t corner = tile_corner(f.p, t, a.dx_strides, 0, t.c0);
+  // Of a gate at +-1 the tile does not tell whether it was cut.
+  const int64_t corner = tile_corner(f.p, t, a.g_strides, d, a.gate_channels ? t.c0 : 0);
   with_storage<A>(a.dtype, [&](auto* type) {
     using S = std::remove_pointer_t<decltype(type)>;
-    for_each_element(
-        Team::block(), box_of<T::kSide>(t, t.channels, a.dx_strides), [&](int64_t at, int cell) {
-          const A value =
-              (directions[0] >= 0 ? dx[0][cell] : A(0)) + (directions[1] >= 0 ? dx[1][cell] : A(0));
-          add_share(visit, value, f.dx_share + corner + at, static_cast<S*>(a.dx) + corner + at,
-                    [](A v) { return v; });
+    const S* const __restrict__ from = static_cast<const S*>(a.g) + corner;
+    walk_box<T, T::kLoads>(
+        whole_block<T>(), box, [&](int64_t at, int) { return from[at]; },
+        [&](int64_t, int cell, S given) {
+          const A gate = to_state<A>(given);
+          if (!(gate <= 1 && gate >= -1)) scale(cell, [](A) { return A(0); });  // NaN too
         });
   });
 }
 
-// dg of one map of gates: of both axes' directions where they share it, else of one.
+// Writes a tile's share of a gradient, or the sum of both passes' shares. `one` and `other` are the
+// axes' parts of it, null for none; `summed` channels of them make one of a map of `channels`.
 template <class A, class T>
-GATEDRNN_DEVICE void write_gate_gradient(const BackwardParams<A>& f, const Task& t, Visit visit,
-                                         int64_t d, const A* one, const A* other) {
-  const BackwardArgs& a = f.a;
-  const int64_t first = a.gate_channels ? t.c0 : 0;
-  const int64_t corner = tile_corner(f.p, t, a.dg_strides, d, first);
-  const int summed = a.gate_channels ? 1 : t.channels;
-  const Box box = box_of<T::kSide>(t, a.gate_channels ? t.channels : 1, a.dg_strides);
+GATEDRNN_DEVICE void write_gradient(const Task& t, Visit visit, const GradientMap<A>& map,
+                                    int64_t corner, const Strides& s, int channels, int summed,
+                                    const A* one, const A* other) {
   const auto value_at = [&](int cell) {
     A value = 0;
-    for (int c = 0; c < summed; ++c) {
-      if (one) value += one[c * T::kPlane + cell];
-      if (other) value += other[c * T::kPlane + cell];
+#pragma unroll 1
+    for (int c = 0; c < summed; ++c, cell += T::kPlane) {
+      if (one) value += one[cell];
+      if (other) value += other[cell];
     }
     return value;
   };
-  if (f.add_gates) {
-    const int64_t maps = a.n * (a.gate_directions ? a.directions : 1) * a.h * a.w;
-    A* const share = f.dg_share + t.unit % f.p.channel_tiles * maps + corner;
-    for_each_element(Team::block(), box, [&](int64_t at, int cell) {
-      add_share(visit, value_at(cell), share + at, share + at, [](A v) { return v; });
-    });
-    return;
-  }
-  const Strides& s = a.g_strides;
-  with_storage<A>(a.dtype, [&](auto* type) {
+  A* const share = map.share + corner;
+  with_storage<A>(map.dtype, [&](auto* type) {
     using S = std::remove_pointer_t<decltype(type)>;
-    const S* const g = static_cast<const S*>(a.g) + tile_corner(f.p, t, s, d, first);
-    for_each_element(Team::block(), box, [&](int64_t at, int cell) {
-      // The gate as given, for its norm's derivative: the tile holds it under the norm.
-      const int plane = cell / T::kPlane, place = cell % T::kPlane;
-      const int row = place / tile_stride(T::kSide), column = place % tile_stride(T::kSide);
-      add_share(visit, value_at(cell), f.dg_share + corner + at,
-                static_cast<S*>(a.dg) + corner + at, [&](A v) {
-                  if (a.gate_norm == GateNorm::kNone) return v;
-                  const A raw = to_state<A>(g[plane * s.c + row * s.h + column * s.w]);
-                  return gate_norm_backward(a.gate_norm, raw, v);
-                });
-    });
+    S* const result = static_cast<S*>(map.result) + corner;
+    walk_box<T, T::kLoads / 2>(
+        whole_block<T>(), box_of<T::kSide>(t, channels, s),
+        [&](int64_t at, int) {
+          return visit == kSecond ? load_shared_by_blocks(share + at) : A(0);
+        },
+        [&](int64_t at, int cell, A before) {
+          const A value = value_at(cell);
+          if (visit == kFirst)
+            share[at] = value;
+          else
+            result[at] = to_storage<S>(visit == kSecond ? value + before : value);
+        });
   });
 }
 
@@ -152,15 +158,16 @@ __global__ void __launch_bounds__(T::kThreads, T::kAdjointBlocks)
   const Pair<A> e{g[1] + sizes.gate, T::kSeparateAdjoint ? tile : 0};
   const int axis = threadIdx.x / (T::kThreads / 2);
 
+  Tickets tickets(f.flags.ticket, slot);
   for (;;) {
-    const int ticket = draw_ticket(f.flags, slot);
+    const int ticket = tickets.next();
     if (ticket >= f.p.tasks) return;
     const Task t = f.p.task(ticket);
     Task along = t;  // the way of the directions
     along.from_end = !t.from_end;
     const auto& directions = f.p.direction[t.pass];
-    load_input<T::kSide>(Team::block(), f.p, t, a, x);
-    load_gates<T::kSide>(f.p, t, a, g);
+    load_input<T>(whole_block<T>(), f.p, t, a, x);
+    load_gates<T>(f.p, t, a, g);
     load_gradient<A, T>(f, t, dx);
     __syncthreads();
 
@@ -186,17 +193,30 @@ __global__ void __launch_bounds__(T::kThreads, T::kAdjointBlocks)
                AdjointTiles<A>{g[axis], gate_plane, h[axis], e[axis], dx[axis], dg[axis], sums},
                adjoint);
 
-    const Visit visit = finish_states(f.p, t, f.flags, f.p.passes == 2, slot);
-    write_input_gradient<A, T>(f, t, visit, dx);
-    if (a.dg && a.gate_directions) {
-      for (int i = 0; i < kAxes; ++i)
-        if (directions[i] >= 0)
-          write_gate_gradient<A, T>(f, t, kOnly, directions[i], dg[i], nullptr);
-    } else if (a.dg) {
-      write_gate_gradient<A, T>(f, t, visit, 0, directions[0] >= 0 ? dg[0] : nullptr,
-                                directions[1] >= 0 ? dg[1] : nullptr);
+    finish_states(f.p, t, f.flags);
+    wait_first_visit(f.p, t, f.flags);
+    // dx, then dg: of both axes' directions where they share their gates, else of one at a time.
+#pragma unroll 1
+    for (int i = 0; i < 1 + (a.dg ? (a.gate_directions ? kAxes : 1) : 0); ++i) {
+      const bool is_gate = i > 0, apart = is_gate && a.gate_directions;
+      const int only = apart ? i - 1 : 0;
+      if (apart && directions[only] < 0) continue;
+      const Pair<A>& tiles = is_gate ? dg : dx;
+      A* const one = directions[only] >= 0 ? tiles[only] : nullptr;
+      A* const other = !apart && directions[1] >= 0 ? tiles[1] : nullptr;
+      const int64_t direction = apart ? directions[only] : 0;
+      const bool summed = is_gate && !a.gate_channels;
+      const Strides& s = is_gate ? a.dg_strides : a.dx_strides;
+      int64_t corner = tile_corner(f.p, t, s, direction, summed ? 0 : t.c0);
+      if (is_gate) {
+        corner += t.unit % f.p.channel_tiles * f.gate_tile_size;
+        differentiate_gate_norm<A, T>(f, t, direction, g[only], one, other);
+        __syncthreads();
+      }
+      write_gradient<A, T>(t, apart ? kOnly : t.visit, is_gate ? f.dg : f.dx, corner, s,
+                           summed ? 1 : t.channels, summed ? t.channels : 1, one, other);
     }
-    finish_visit(f.p, t, f.flags, visit);
+    finish_visit(f.p, t, f.flags);
   }
 }
 
@@ -223,15 +243,21 @@ int64_t backward(const BackwardArgs& a, void* memory, cudaStream_t stream) {
     f.adjoints = take_borders<A>(workspace, a, f.p);
     const bool rounds = a.dtype == Dtype::kBFloat16 || a.dtype == Dtype::kFloat16;
     const bool meet = f.p.passes == 2;
-    f.dx_share = static_cast<A*>(a.dx), f.dg_share = static_cast<A*>(a.dg);
-    if (rounds && meet) f.dx_share = workspace.take<A>(a.n * a.c * a.h * a.w);
+    f.dx = {a.dx, static_cast<A*>(a.dx), a.dtype};
+    f.dg = {a.dg, static_cast<A*>(a.dg), a.dtype};
+    if (rounds && meet) f.dx.share = workspace.take<A>(a.n * a.c * a.h * a.w);
     const int64_t gates =
         a.n * (a.gate_directions ? a.directions : 1) * (a.gate_channels ? a.c : 1) * a.h * a.w;
-    f.add_gates = a.dg && !a.gate_channels && f.p.channel_tiles > 1;
-    if (f.add_gates)
-      f.dg_share = workspace.take<A>(gates * f.p.channel_tiles);
-    else if (a.dg && rounds && meet && !a.gate_directions)
-      f.dg_share = workspace.take<A>(gates);
+    // A gate that serves several channel tiles: each has a map of its own, summed afterwards.
+    const bool add_gates = a.dg && !a.gate_channels && f.p.channel_tiles > 1;
+    if (add_gates) {
+      f.gate_tile_size = gates;
+      f.dg.share = workspace.take<A>(gates * f.p.channel_tiles);
+      f.dg.result = f.dg.share;
+      f.dg.dtype = std::is_same_v<A, double> ? Dtype::kFloat64 : Dtype::kFloat32;
+    } else if (a.dg && rounds && meet && !a.gate_directions) {
+      f.dg.share = workspace.take<A>(gates);
+    }
     const int64_t per_image = T::kSumsInChains ? std::max(f.p.tile_rows, f.p.tile_columns)
                                                : f.p.tiles() * int64_t{T::kSumsPerTile};
     f.sums = {a.directions * f.p.channel_tiles, a.n * per_image, f.p.channels * (a.block + 1),
@@ -254,7 +280,7 @@ int64_t backward(const BackwardArgs& a, void* memory, cudaStream_t stream) {
     launch(kernel, dim3(blocks), dim3(T::kThreads), shared, stream, f);
     check_launch("backward_kernel");
     if (totals) add_weight_sums<A>(a, f.sums, f.weight_sums, totals, stream);
-    if (f.add_gates) add_gate_sums<A>(a, f.p.channel_tiles, f.dg_share, stream);
+    if (add_gates) add_gate_sums<A>(a, f.p.channel_tiles, f.dg.share, stream);
   });
   return workspace.bytes();
 }

@@ -40,14 +40,14 @@ struct MergeRule {
 };
 
 // Writes a tile of one direction's map, of x's dtype.
-template <int Side, class A>
-GATEDRNN_DEVICE void write_map(const Team& team, const TilePlan& p, const Task& t,
-                               const ScanArgs& a, int d, const A* h) {
-  with_storage<A>(a.dtype, [&](auto* type) {
+template <class T, int Size>
+GATEDRNN_DEVICE void write_map(const Team<Size>& team, const TilePlan& p, const Task& t,
+                               const ScanArgs& a, int d, const typename T::Value* h) {
+  with_storage<typename T::Value>(a.dtype, [&](auto* type) {
     using S = std::remove_pointer_t<decltype(type)>;
     S* const y = static_cast<S*>(a.y) + tile_corner(p, t, a.y_strides, d, t.c0);
-    for_each_element(team, box_of<Side>(t, t.channels, a.y_strides),
-                     [&](int64_t at, int cell) { y[at] = to_storage<S>(h[cell]); });
+    for_each_element<T>(team, box_of<T::kSide>(t, t.channels, a.y_strides),
+                        [&](int64_t at, int cell) { y[at] = to_storage<S>(h[cell]); });
   });
 }
 

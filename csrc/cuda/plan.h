@@ -45,8 +45,13 @@ GATEDRNN_INLINE Cell diagonal_cell(unsigned order, unsigned rows, unsigned colum
                 : cell;
 }
 
+// Two passes leave their shares of a tile in the same place: the first writes its own, the second
+// adds or compares. Either order gives the same bits, for both operations commute.
+enum Visit { kOnly, kFirst, kSecond };
+
 struct Task {
   int pass;
+  Visit visit;        // of the two passes to this tile, in the order of their tickets
   bool from_end;      // of the lines: from the bottom right
   int unit;           // image and channel tile
   int64_t n, c0;      // image, first channel
@@ -81,11 +86,14 @@ struct TilePlan {
     const int whole = group * tiles() * passes, first = ticket / whole * group;
     const int members = units - first < group ? units - first : group;
     const int rest = ticket % whole, step = rest / members, pass = step % passes;
-    Cell cell = diagonal_cell(step / passes, tile_rows, tile_columns);
+    const int order = step / passes, mirrored = tiles() - 1 - order;  // in the other pass
+    Cell cell = diagonal_cell(order, tile_rows, tile_columns);
     if (from_end[pass]) cell = {tile_rows - 1 - cell.row, tile_columns - 1 - cell.column};
     Task t = task(first + rest % members, cell);
     t.pass = pass;
     t.from_end = from_end[pass];
+    if (passes == 2)
+      t.visit = order < mirrored || (order == mirrored && pass == 0) ? kFirst : kSecond;
     return t;
   }
   // A tile outside of any pass.

@@ -6,6 +6,12 @@
 #pragma once
 
 #include "cuda/lines.h"
+#ifndef GATEDRNN_LOADS
+#define GATEDRNN_LOADS 8
+#endif
+#ifndef GATEDRNN_BLOCKS
+#define GATEDRNN_BLOCKS 4
+#endif
 
 namespace gatedrnn::cuda {
 
@@ -15,6 +21,8 @@ struct Steps {
   using Value = A;
   static constexpr int kSide = Side;
   static constexpr int kChannels = Channels;  // of a tile
+  static constexpr int kChannelPitch = Channels;
+  static constexpr int kLoads = GATEDRNN_LOADS;  // of a thread at once
   static constexpr int kChannelsPerThread = R;
   static constexpr int kSplits = kChannels / R;  // threads that share a line
   static constexpr int kLinesPerWarp = 32 / kSplits;
@@ -31,8 +39,9 @@ struct Steps {
     const int fit = kSharedMemory / (tiles * kChannels * kPlane * int{sizeof(A)} + 1024);
     return fit < 1 ? 1 : fit < most ? fit : most;
   }
-  static constexpr int kScanBlocks = blocks(4, K < 16 ? 4 : 2);
+  static constexpr int kScanBlocks = blocks(4, K < 16 ? GATEDRNN_BLOCKS : 2);
   static constexpr int kAdjointBlocks = blocks(7, K < 16 ? 3 : 2);
+  static constexpr int kChunkBlocks = kThreads == 64 ? 8 : 4;
 
   static GATEDRNN_INLINE int channels(int64_t) { return kChannels; }
 

@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(T::kThreads) strip_kernel(const __grid_constan
   const Pair<float> g{memory + 4 * tile, a.gate_channels ? tile : T::kPlane};
   float* const carried = g[1] + g.step;
   const bool scans = threadIdx.x < half;
-  const Team movers{static_cast<int>(threadIdx.x) - half, half};
+  const Team<half> movers{static_cast<int>(threadIdx.x) - half};
   const auto tile_at = [&](int i) {
     if (direction.reverse) i = count - 1 - i;
     Task t = f.p.task(unit, axis == 0 ? Cell{strip, i} : Cell{i, strip});
@@ -68,18 +68,18 @@ __global__ void __launch_bounds__(T::kThreads) strip_kernel(const __grid_constan
     }
     if (!scans && i < count) {
       const Task t = tile_at(i);
-      load_input<T::kSide>(movers, f.p, t, a, x[now]);
-      load_gate<T::kSide>(movers, f.p, t, a, d, g[now]);
+      load_input<T>(movers, f.p, t, a, x[now]);
+      load_gate<T>(movers, f.p, t, a, d, g[now]);
     }
     if (!scans && i >= 2) {
       const Task t = tile_at(i - 2);
       if (f.maps) {
         float* const map =
             f.maps + d * a.n * a.c * a.h * a.w + tile_corner(f.p, t, a.y_strides, 0, t.c0);
-        for_each_element(movers, box_of<T::kSide>(t, t.channels, a.y_strides),
-                         [&](int64_t at, int cell) { map[at] = h[now][cell]; });
+        for_each_element<T>(movers, box_of<T::kSide>(t, t.channels, a.y_strides),
+                            [&](int64_t at, int cell) { map[at] = h[now][cell]; });
       } else {
-        write_map<T::kSide>(movers, f.p, t, a, d, h[now]);
+        write_map<T>(movers, f.p, t, a, d, h[now]);
       }
     }
     __syncthreads();

@@ -47,14 +47,6 @@ GATEDRNN_DEVICE S to_storage(A v) {
     return v;
 }
 
-// dL/dg from v = dL/d(gate under its norm): where the clamp cuts, 0, also of a v that is not
-// finite.
-template <class A>
-GATEDRNN_DEVICE A gate_norm_backward(GateNorm kind, A g, A v) {
-  if (kind == GateNorm::kClamp) return g <= 1 && g >= -1 ? v : A(0);
-  return v * gate_norm_derivative<ScalarMath<A>>(kind, g);
-}
-
 // Calls body with a null pointer of the type in which maps of this dtype are stored; A is the
 // state's type. One branch around a loop, so that kernels need not be compiled for each dtype.
 template <class A, class Body>

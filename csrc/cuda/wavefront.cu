@@ -24,18 +24,22 @@ GATEDRNN_DEVICE void write_merged(const WavefrontParams<A>& f, const Task& t, Vi
   with_storage<A>(a.dtype, [&](auto* type) {
     using S = std::remove_pointer_t<decltype(type)>;
     S* const y = static_cast<S*>(a.y) + corner;
-    const Box box = box_of<T::kSide>(t, t.channels, a.y_strides);
-    for_each_element(Team::block(), box, [&](int64_t at, int cell) {
-      Winner<A> v = merge.pass(f.p.direction[t.pass], h, cell);
-      if (visit == kSecond)
-        v = merge(
-            v, {load_shared_by_blocks(share + at), mask ? load_shared_by_blocks(mask + at) : 0u});
-      if (visit == kFirst)
-        share[at] = v.value;
-      else
-        y[at] = to_storage<S>(v.value * merge.scale);
-      if (mask) mask[at] = static_cast<uint8_t>(v.bits);
-    });
+    walk_box<T, T::kLoads / 2>(
+        whole_block<T>(), box_of<T::kSide>(t, t.channels, a.y_strides),
+        [&](int64_t at, int) {
+          if (visit != kSecond) return Winner<A>{};
+          return Winner<A>{load_shared_by_blocks(share + at),
+                           mask ? load_shared_by_blocks(mask + at) : 0u};
+        },
+        [&](int64_t at, int cell, Winner<A> before) {
+          Winner<A> v = merge.pass(f.p.direction[t.pass], h, cell);
+          if (visit == kSecond) v = merge(v, before);
+          if (visit == kFirst)
+            share[at] = v.value;
+          else
+            y[at] = to_storage<S>(v.value * merge.scale);
+          if (mask) mask[at] = static_cast<uint8_t>(v.bits);
+        });
   });
 }
 
@@ -53,12 +57,14 @@ __global__ void __launch_bounds__(T::kThreads, T::kScanBlocks)
   const Pair<A> h{x + tile, tile}, g{x + 3 * tile, a.gate_directions ? gate : 0};
   const int axis = threadIdx.x / (T::kThreads / 2);
 
+  Tickets tickets(f.flags.ticket, slot);
   for (;;) {
-    const int ticket = draw_ticket(f.flags, slot);
+    const int ticket = tickets.next();
     if (ticket >= f.p.tasks) return;
-    const Task t = f.p.task(ticket);
-    load_input<T::kSide>(Team::block(), f.p, t, a, x);
-    load_gates<T::kSide>(f.p, t, a, g);
+    Task t = f.p.task(ticket);
+    if (a.y == nullptr || !passes_meet(a, f.p)) t.visit = kOnly;
+    load_input<T>(whole_block<T>(), f.p, t, a, x);
+    load_gates<T>(f.p, t, a, g);
     wait_upstream(f.p, t, f.flags, t.from_end);
 
     const int d = f.p.direction[t.pass][axis];
@@ -67,15 +73,16 @@ __global__ void __launch_bounds__(T::kThreads, T::kScanBlocks)
     if (d >= 0) border = Border<A>::of(f.p, t, f.borders.states[d], axis, t.from_end);
     T::scan(a, t, d, path, ScanTiles<A>{x, g[axis], a.gate_channels ? T::kPlane : 0, h[axis]},
             border);
-    const Visit visit = finish_states(f.p, t, f.flags, a.y != nullptr && passes_meet(a, f.p), slot);
+    finish_states(f.p, t, f.flags);
     if (a.y == nullptr) continue;
+    wait_first_visit(f.p, t, f.flags);
     if (a.merge != Merge::kNone)
-      write_merged<A, T>(f, t, visit, h);
+      write_merged<A, T>(f, t, t.visit, h);
     else
       for (int i = 0; i < kAxes; ++i)
         if (const int one = f.p.direction[t.pass][i]; one >= 0)
-          write_map<T::kSide>(Team::block(), f.p, t, a, one, h[i]);
-    finish_visit(f.p, t, f.flags, visit);
+          write_map<T>(whole_block<T>(), f.p, t, a, one, h[i]);
+    finish_visit(f.p, t, f.flags);
   }
 }
 

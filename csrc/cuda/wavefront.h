@@ -13,7 +13,7 @@ namespace gatedrnn::cuda {
 struct Flags {
   int* ticket;
   int* done;  // [pass][unit][tile]: the states that leave the tile are there
-  int* meet;  // [unit][tile]: which passes have been here, see Visit
+  int* left;  // [unit][tile]: what the first visit leaves for the second is there
 
   static int64_t count(const TilePlan& p) {
     return 1 + int64_t{p.passes + 1} * p.units * p.tiles();
@@ -25,19 +25,33 @@ struct Flags {
   GATEDRNN_DEVICE int* done_at(const TilePlan& p, const Task& t, Cell cell) const {
     return done + (int64_t{t.pass} * p.units + t.unit) * p.tiles() + p.index(cell);
   }
-  GATEDRNN_DEVICE int* meet_at(const TilePlan& p, const Task& t) const {
-    return meet + int64_t{t.unit} * p.tiles() + p.index(t.cell);
+  GATEDRNN_DEVICE int* left_at(const TilePlan& p, const Task& t) const {
+    return left + int64_t{t.unit} * p.tiles() + p.index(t.cell);
   }
 };
 
-// For all threads: the next ticket. `slot` is in shared memory; what is there may be overwritten
-// from here on.
-GATEDRNN_DEVICE int draw_ticket(const Flags& flags, int* slot) {
-  __syncthreads();
-  if (threadIdx.x == 0) *slot = atomicAdd(flags.ticket, 1);
-  __syncthreads();
-  return *slot;
-}
+// The next ticket for all threads of a block, drawn while the one before is worked on.
+class Tickets {
+ public:
+  // `slot` is in shared memory.
+  GATEDRNN_DEVICE Tickets(int* ticket, int* slot) : ticket_(ticket), slot_(slot) { draw(); }
+  // What is in shared memory may be overwritten from here on.
+  GATEDRNN_DEVICE int next() {
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      *slot_ = drawn_;
+      draw();
+    }
+    __syncthreads();
+    return *slot_;
+  }
+
+ private:
+  GATEDRNN_DEVICE void draw() {
+    if (threadIdx.x == 0) drawn_ = atomicAdd(ticket_, 1);
+  }
+  int *ticket_, *slot_, drawn_ = 0;
+};
 
 // For one thread.
 GATEDRNN_DEVICE void wait_for(const int* flag, int value) {
@@ -56,36 +70,30 @@ GATEDRNN_DEVICE void wait_upstream(const TilePlan& p, const Task& t, const Flags
   __syncthreads();
 }
 
-// Two passes leave their shares of a tile in the same place: the first writes its own, the second
-// adds or compares. Either order gives the same bits, for both operations commute.
-enum Visit { kOnly, kFirst, kSecond };
-
-// For all threads, once the tile's states are in global memory: says so, and which visit this is.
-GATEDRNN_DEVICE Visit finish_states(const TilePlan& p, const Task& t, const Flags& flags,
-                                    bool meets, int* slot) {
+// For all threads, once the tile's states are in global memory: says so.
+GATEDRNN_DEVICE void finish_states(const TilePlan& p, const Task& t, const Flags& flags) {
   __syncthreads();
   if (threadIdx.x == 0) {
     __threadfence();
     store_release(flags.done_at(p, t, t.cell), 1);
-    *slot = kOnly;
-    if (meets) {
-      int* const meet = flags.meet_at(p, t);
-      *slot = atomicAdd(meet, 1) == 0 ? kFirst : kSecond;
-      if (*slot == kSecond) wait_for(meet, 4);  // 1 for each visit, 2 for what the first has left
-    }
   }
-  __syncthreads();
-  return static_cast<Visit>(*slot);
 }
 
-// For all threads: what the first visit wrote is complete.
-GATEDRNN_DEVICE void finish_visit(const TilePlan& p, const Task& t, const Flags& flags,
-                                  Visit visit) {
-  if (visit != kFirst) return;
+// For all threads: a second visit waits for what the first has left. Its ticket is the smaller one.
+GATEDRNN_DEVICE void wait_first_visit(const TilePlan& p, const Task& t, const Flags& flags) {
+  constexpr int waiting = 32;  // of another warp than the one that finishes states
+  if (t.visit != kSecond) return;
+  if (threadIdx.x == waiting) wait_for(flags.left_at(p, t), 1);
+  __syncthreads();
+}
+
+// For all threads: what the first visit leaves is written.
+GATEDRNN_DEVICE void finish_visit(const TilePlan& p, const Task& t, const Flags& flags) {
+  if (t.visit != kFirst) return;
   __syncthreads();
   if (threadIdx.x == 0) {
     __threadfence();
-    atomicAdd(flags.meet_at(p, t), 2);
+    store_release(flags.left_at(p, t), 1);
   }
 }
 
