@@ -1,6 +1,7 @@
 // Backward pass: the wavefront kernel leaves the states at the tiles' borders; then every tile is
 // visited against its directions, where h is computed once more and the adjoint runs against it.
 #include "cuda/forward.h"
+#include "cuda/merge.h"
 #include "cuda/sums.h"
 #include "cuda/wavefront.h"
 
@@ -48,23 +49,31 @@ GATEDRNN_DEVICE void load_gradient(const BackwardParams<A>& f, const Task& t, co
 #pragma unroll 1
   for (int axis = 0; axis < (apart ? kAxes : 1); ++axis)
     if (const int d = apart ? directions[axis] : 0; d >= 0)
-      read_map<T>(whole_block<T>(), f.p, t, a.dtype, a.grad, a.grad_strides, d, true, INFINITY,
-                  xi[axis]);
+      read_map<T>(whole_block<T>(), f.p, t, a.dtype, a.grad, a.grad_strides, d, true,
+                  GateNorm::kNone, xi[axis]);
   if (apart) return;
   __syncthreads();
-  const A scale = a.merge == Merge::kMean ? A(1) / static_cast<A>(a.directions) : A(1);
+  const A scale = merge_scale<A>(a);
   const uint8_t* const mask =
       a.merge == Merge::kMax ? a.mask + tile_corner(f.p, t, a.y_strides, 0, t.c0) : nullptr;
-  walk_box<T, T::kLoads>(
-      whole_block<T>(), box_of<T::kSide>(t, t.channels, a.y_strides),
-      [&](int64_t at, int) { return mask ? mask[at] : uint8_t{15}; },
-      [&](int64_t, int cell, unsigned m) {
-        // A maximum that several directions attain is shared evenly among them.
-        A share = xi[0][cell] * scale;
-        if (mask) share /= static_cast<A>((m & 1) + (m >> 1 & 1) + (m >> 2 & 1) + (m >> 3 & 1));
-        for (int axis = 0; axis < kAxes; ++axis)
-          if (const int d = directions[axis]; d >= 0) xi[axis][cell] = m >> d & 1 ? share : A(0);
-      });
+  const Box box = box_of<T::kSide>(t, t.channels, a.y_strides);
+  with_walk<T, T::kPacks>(whole_block<T>(), box, mask, [&]<int W>(int next, const auto& walk) {
+    walk([&](int64_t at) { return mask ? pack_at<W>(mask + at) : Pack<uint8_t, W>{}; },
+         [&](int64_t, int cell, const Pack<uint8_t, W>& winners) {
+#pragma unroll
+           for (int k = 0; k < W; ++k, cell += next) {
+             A share = xi[0][cell] * scale;
+             unsigned m = 15;
+             if (mask) {  // a maximum that several directions attain is shared evenly among them
+               m = winners.values[k];
+               share /= static_cast<A>(__popc(m));
+             }
+             for (int axis = 0; axis < kAxes; ++axis)
+               if (const int d = directions[axis]; d >= 0)
+                 xi[axis][cell] = m >> d & 1 ? share : A(0);
+           }
+         });
+  });
 }
 
 // Makes of dL/d(gate under its norm), in the tiles of one map of gates, dL/dg.
@@ -83,7 +92,7 @@ GATEDRNN_DEVICE void differentiate_gate_norm(const BackwardParams<A>& f, const T
     }
   };
   if (a.gate_norm != GateNorm::kClamp) {
-    for_each_element<T>(whole_block<T>(), box, [&](int64_t, int cell) {
+    for_each_cell<T>(whole_block<T>(), box, [&](int cell) {
       const A gate = gates[cell];
       const A slope = a.gate_norm == GateNorm::kTanh ? 1 - gate * gate : gate * (1 - gate);
       scale(cell, [slope](A v) { return v * slope; });
@@ -94,13 +103,17 @@ GATEDRNN_DEVICE void differentiate_gate_norm(const BackwardParams<A>& f, const T
   const int64_t corner = tile_corner(f.p, t, a.g_strides, d, a.gate_channels ? t.c0 : 0);
   with_storage<A>(a.dtype, [&](auto* type) {
     using S = std::remove_pointer_t<decltype(type)>;
-    const S* const __restrict__ from = static_cast<const S*>(a.g) + corner;
-    walk_box<T, T::kLoads>(
-        whole_block<T>(), box, [&](int64_t at, int) { return from[at]; },
-        [&](int64_t, int cell, S given) {
-          const A gate = to_state<A>(given);
-          if (!(gate <= 1 && gate >= -1)) scale(cell, [](A) { return A(0); });  // NaN too
-        });
+    const S* const from = static_cast<const S*>(a.g) + corner;
+    with_walk<T, T::kPacks>(whole_block<T>(), box, from, [&]<int W>(int next, const auto& walk) {
+      walk([&](int64_t at) { return pack_at<W>(from + at); },
+           [&](int64_t, int cell, const Pack<S, W>& given) {
+#pragma unroll
+             for (int k = 0; k < W; ++k, cell += next) {
+               const A gate = to_state<A>(given.values[k]);
+               if (!(gate <= 1 && gate >= -1)) scale(cell, [](A) { return A(0); });  // NaN too
+             }
+           });
+    });
   });
 }
 
@@ -120,22 +133,32 @@ GATEDRNN_DEVICE void write_gradient(const Task& t, Visit visit, const GradientMa
     return value;
   };
   A* const share = map.share + corner;
-  with_storage<A>(map.dtype, [&](auto* type) {
-    using S = std::remove_pointer_t<decltype(type)>;
-    S* const result = static_cast<S*>(map.result) + corner;
-    walk_box<T, T::kLoads / 2>(
-        whole_block<T>(), box_of<T::kSide>(t, channels, s),
-        [&](int64_t at, int) {
-          return visit == kSecond ? load_shared_by_blocks(share + at) : A(0);
-        },
-        [&](int64_t at, int cell, A before) {
-          const A value = value_at(cell);
-          if (visit == kFirst)
-            share[at] = value;
-          else
-            result[at] = to_storage<S>(visit == kSecond ? value + before : value);
-        });
-  });
+  const Box box = box_of<T::kSide>(t, channels, s);
+  // To the share for a first visit, else to the result.
+  const auto write = [&]<class S>(S* result) {
+    with_walk<T, T::kPacks / 2>(whole_block<T>(), box, result, [&]<int W>(int next, const auto& walk) {
+      walk(
+          [&](int64_t at) {
+            return visit == kSecond ? load_shared_by_blocks(&pack_at<W>(share + at)) : Pack<A, W>{};
+          },
+          [&](int64_t at, int cell, const Pack<A, W>& before) {
+            Pack<S, W> values;
+#pragma unroll
+            for (int k = 0; k < W; ++k, cell += next) {
+              const A value = value_at(cell);
+              values.values[k] = to_storage<S>(visit == kSecond ? value + before.values[k] : value);
+            }
+            pack_at<W>(result + at) = values;
+          });
+    });
+  };
+  if (visit == kFirst)
+    write(share);
+  else
+    with_storage<A>(map.dtype, [&](auto* type) {
+      using S = std::remove_pointer_t<decltype(type)>;
+      write(static_cast<S*>(map.result) + corner);
+    });
 }
 
 // A block owns a tile at a time, as in the wavefront kernel, whose threads and tiles these are;

@@ -216,9 +216,10 @@ GATEDRNN_DEVICE void carry_lines(const ChunkParams& f, const Task& t, int index)
 }
 
 // Scans a line of a tile and merges it, in place, with what was there before; `begins`: nothing was.
-// x, g, h and winners (null: not wanted) are at the pixel that the path begins with. A few pixels are
+// x, g, h and winners are at the pixel that the path begins with. A few pixels are
 // read at once, ahead of the recurrence.
-GATEDRNN_DEVICE void scan_line(const MergeRule<float>& merge, const Path& path, int d, float weight,
+template <bool Winners>
+GATEDRNN_DEVICE void scan_line(const MergeRule<float, Winners>& merge, const Path& path, int d, float weight,
                                float bias, float state, bool begins, const float* x, const float* g,
                                float* h, uint8_t* winners) {
   constexpr int ahead = 8;
@@ -232,7 +233,7 @@ GATEDRNN_DEVICE void scan_line(const MergeRule<float>& merge, const Path& path, 
       if (first + k < path.length) {
         value[k] = x[place(k)];
         gate[k] = g[place(k)];
-        if (!begins) before[k] = {h[place(k)], winners ? winners[place(k)] : 0u};
+        if (!begins) before[k] = {h[place(k)], Winners ? winners[place(k)] : 0u};
       }
 #pragma unroll
     for (int k = 0; k < ahead; ++k)
@@ -241,17 +242,18 @@ GATEDRNN_DEVICE void scan_line(const MergeRule<float>& merge, const Path& path, 
         Winner<float> v{state, 1u << d};
         if (!begins) v = merge(before[k], v);
         h[place(k)] = v.value;
-        if (winners) winners[place(k)] = static_cast<uint8_t>(v.bits);
+        if (Winners) winners[place(k)] = static_cast<uint8_t>(v.bits);
       }
   }
 }
 
 // Scans a tile in all directions and writes what they merge to.
-template <class T>
+template <class T, bool Winners>
 GATEDRNN_DEVICE void scan_tile(const ChunkParams& f, Task t, const ChunkTiles<T>& tiles) {
   constexpr int R = T::kChannelsPerThread;
   const ScanArgs& a = f.a;
-  const MergeRule<float> merge(a);
+  const MergeRule<float, Winners> merge(a.merge == Merge::kMax);
+  const float scale = merge_scale<float>(a);
   const bool merges = a.merge != Merge::kNone;
   const int gate_plane = a.gate_channels ? T::kPlane : 0;
   const int axis = threadIdx.x / (T::kThreads / 2);
@@ -280,7 +282,7 @@ GATEDRNN_DEVICE void scan_tile(const ChunkParams& f, Task t, const ChunkTiles<T>
         const int at = c * T::kPlane + first;
         scan_line(merge, path, d, w.own[r][0], w.bias[r], border.enter(c, lane.line),
                   !(axis == 0 ? rows : columns) || !merges, tiles.x + at, tiles.g[axis] + c * gate_plane + first,
-                  tiles.h[axis] + at, tiles.winners[axis] ? tiles.winners[axis] + at : nullptr);
+                  tiles.h[axis] + at, Winners ? tiles.winners[axis] + at : nullptr);
       }
     }
     rows |= f.p.direction[pass][0] >= 0;
@@ -296,21 +298,20 @@ GATEDRNN_DEVICE void scan_tile(const ChunkParams& f, Task t, const ChunkTiles<T>
   __syncthreads();
   const auto merged = [&](int cell) {
     const auto of = [&](int i) {
-      return Winner<float>{tiles.h[i][cell], a.mask ? unsigned{tiles.winners[i][cell]} : 0u};
+      return Winner<float>{tiles.h[i][cell], Winners ? unsigned{tiles.winners[i][cell]} : 0u};
     };
     return rows && columns ? merge(of(0), of(1)) : of(rows ? 0 : 1);
   };
   const int64_t corner = tile_corner(f.p, t, a.y_strides, 0, t.c0);
+  const Box box = box_of<T::kSide>(t, t.channels, a.y_strides);
   with_storage<float>(a.dtype, [&](auto* type) {
     using S = std::remove_pointer_t<decltype(type)>;
-    S* const y = static_cast<S*>(a.y) + corner;
-    for_each_element<T>(whole_block<T>(), box_of<T::kSide>(t, t.channels, a.y_strides),
-                        [&](int64_t at, int cell) {
-                          const Winner<float> v = merged(cell);
-                          y[at] = to_storage<S>(v.value * merge.scale);
-                          if (a.mask) a.mask[corner + at] = static_cast<uint8_t>(v.bits);
-                        });
+    write_box<T>(whole_block<T>(), box, static_cast<S*>(a.y) + corner,
+                 [&](int cell) { return to_storage<S>(merged(cell).value * scale); });
   });
+  if constexpr (Winners)
+    write_box<T>(whole_block<T>(), box, a.mask + corner,
+                 [&](int cell) { return static_cast<uint8_t>(merged(cell).bits); });
 }
 
 // A block does a task at a time.
@@ -336,7 +337,10 @@ __global__ void __launch_bounds__(T::kThreads, T::kChunkBlocks)
       carry_lines<T>(f, t, task.index);
     } else {
       wait_count(f.carried + task.unit, f.plan.carries);
-      scan_tile<T>(f, t, tiles);
+      if (f.a.mask)
+        scan_tile<T, true>(f, t, tiles);
+      else
+        scan_tile<T, false>(f, t, tiles);
     }
   }
 }

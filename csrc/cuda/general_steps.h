@@ -12,8 +12,8 @@ struct Steps<A, 0, Side, 0, 0> {
   using Value = A;
   static constexpr int kSide = Side;
   static constexpr int kThreads = 256;
-  static constexpr int kChannelPitch = 32;  // channels that threads take side by side
-  static constexpr int kLoads = 4;
+  static constexpr int kChannels = 0;  // of a tile: known when it runs
+  static constexpr int kPacks = 2;
   // Weights' sums are as large as K tiles or more: a direction's tiles along a line, which follow
   // each other, add to the same ones.
   static constexpr bool kSumsInChains = true;

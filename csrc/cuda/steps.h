@@ -9,6 +9,9 @@
 #ifndef GATEDRNN_LOADS
 #define GATEDRNN_LOADS 8
 #endif
+#ifndef GATEDRNN_PACKS
+#define GATEDRNN_PACKS 4
+#endif
 #ifndef GATEDRNN_BLOCKS
 #define GATEDRNN_BLOCKS 4
 #endif
@@ -21,8 +24,7 @@ struct Steps {
   using Value = A;
   static constexpr int kSide = Side;
   static constexpr int kChannels = Channels;  // of a tile
-  static constexpr int kChannelPitch = Channels;
-  static constexpr int kLoads = GATEDRNN_LOADS;  // of a thread at once
+  static constexpr int kPacks = GATEDRNN_PACKS;  // that a thread reads at once
   static constexpr int kChannelsPerThread = R;
   static constexpr int kSplits = kChannels / R;  // threads that share a line
   static constexpr int kLinesPerWarp = 32 / kSplits;
@@ -126,7 +128,12 @@ struct Steps {
                                    const ScanTiles<A>& s, const Border& border) {
     if (d < 0) return;
     const Lane lane;
-    const Weights w(a, t, d, lane, false);
+    scan(a, t, path, s, border, lane, Weights(a, t, d, lane, false));
+  }
+  template <class Border>
+  static GATEDRNN_DEVICE void scan(const ScanArgs& a, const Task& t, const Path& path,
+                                   const ScanTiles<A>& s, const Border& border, const Lane& lane,
+                                   const Weights& w) {
     const bool valid = lane.line < path.lines;
     const int before = entry_cell<Side>(lane.line), first = path.template first<Side>(lane.line);
     A* h_at = s.h + lane.channel * kPlane;

@@ -30,12 +30,16 @@ GATEDRNN_INLINE int strips_of(const TilePlan& p, bool along_width) {
   return along_width ? p.tile_rows : p.tile_columns;
 }
 
-// A block owns a strip of lines of one direction and walks along it, tile by tile. The first half
-// of the threads scans a tile, while the second half loads the next one and stores the one before.
-// Shared memory: two tiles each of x, g and h. Copies are coalesced as in the wavefront.
+// A block owns a strip of lines of one direction and walks along it, tile by tile. Some of the
+// threads scan a tile, while the others load the next one and store the one before. Shared memory:
+// two tiles each of x, g and h. Copies are coalesced as in the wavefront.
 template <class T>
-__global__ void __launch_bounds__(T::kThreads) strip_kernel(const __grid_constant__ StripParams f) {
-  constexpr int half = T::kThreads / 2, tile = T::kChannels * T::kPlane;
+constexpr int kScanners = T::kThreads / 2;
+constexpr int kMovers = 128;
+template <class T>
+__global__ void __launch_bounds__(kScanners<T> + kMovers)
+    strip_kernel(const __grid_constant__ StripParams f) {
+  constexpr int tile = T::kChannels * T::kPlane;
   const ScanArgs& a = f.a;
   const int d = blockIdx.y;
   const Direction direction = f.p.walks[d];
@@ -49,8 +53,8 @@ __global__ void __launch_bounds__(T::kThreads) strip_kernel(const __grid_constan
   const Pair<float> x{memory, tile}, h{memory + 2 * tile, tile};
   const Pair<float> g{memory + 4 * tile, a.gate_channels ? tile : T::kPlane};
   float* const carried = g[1] + g.step;
-  const bool scans = threadIdx.x < half;
-  const Team<half> movers{static_cast<int>(threadIdx.x) - half};
+  const bool scans = threadIdx.x < kScanners<T>;
+  const Team<kMovers> movers{static_cast<int>(threadIdx.x) - kScanners<T>};
   const auto tile_at = [&](int i) {
     if (direction.reverse) i = count - 1 - i;
     Task t = f.p.task(unit, axis == 0 ? Cell{strip, i} : Cell{i, strip});
@@ -58,13 +62,15 @@ __global__ void __launch_bounds__(T::kThreads) strip_kernel(const __grid_constan
     return t;
   };
 
+  const typename T::Lane lane;
+  const typename T::Weights weights(a, tile_at(0), d, lane, false);
   for (int i = 0; i < count + 2; ++i) {
     const int now = i % 2;
     if (scans && i >= 1 && i <= count) {
       const Task t = tile_at(i - 1);
-      T::scan(a, t, d, Path::of<T::kSide>(t, axis),
+      T::scan(a, t, Path::of<T::kSide>(t, axis),
               ScanTiles<float>{x[1 - now], g[1 - now], a.gate_channels ? T::kPlane : 0, h[1 - now]},
-              CarriedBorder{carried, T::kSide, i == 1});
+              CarriedBorder{carried, T::kSide, i == 1}, lane, weights);
     }
     if (!scans && i < count) {
       const Task t = tile_at(i);
@@ -76,8 +82,8 @@ __global__ void __launch_bounds__(T::kThreads) strip_kernel(const __grid_constan
       if (f.maps) {
         float* const map =
             f.maps + d * a.n * a.c * a.h * a.w + tile_corner(f.p, t, a.y_strides, 0, t.c0);
-        for_each_element<T>(movers, box_of<T::kSide>(t, t.channels, a.y_strides),
-                            [&](int64_t at, int cell) { map[at] = h[now][cell]; });
+        write_box<T>(movers, box_of<T::kSide>(t, t.channels, a.y_strides), map,
+                     [&](int cell) { return h[now][cell]; });
       } else {
         write_map<T>(movers, f.p, t, a, d, h[now]);
       }
@@ -93,12 +99,13 @@ __global__ void __launch_bounds__(kMergeThreads)
   const int64_t count = a.n * a.c * a.h * a.w;
   const int64_t i = int64_t{blockIdx.x} * kMergeThreads + threadIdx.x;
   if (i >= count) return;
-  const MergeRule<float> merge(a);
+  const MergeRule<float> merge(a.merge == Merge::kMax);
+  const float scale = merge_scale<float>(a);
   Winner<float> v{maps[i], 1};
   for (int d = 1; d < a.directions; ++d) v = merge(v, {maps[d * count + i], 1u << d});
   with_storage<float>(a.dtype, [&](auto* type) {
     using S = std::remove_pointer_t<decltype(type)>;
-    static_cast<S*>(a.y)[i] = to_storage<S>(v.value * merge.scale);
+    static_cast<S*>(a.y)[i] = to_storage<S>(v.value * scale);
   });
   if (a.mask) a.mask[i] = static_cast<uint8_t>(v.bits);
 }
@@ -158,7 +165,7 @@ int64_t forward_by_strips(const ScanArgs& a, void* memory, cudaStream_t stream) 
     allow_shared_memory(kernel, shared);
     const int strips = f.p.units * std::max(f.p.tile_rows, f.p.tile_columns);
     launch(kernel, dim3(static_cast<unsigned>(strips), static_cast<unsigned>(a.directions)),
-           dim3(T::kThreads), shared, stream, f);
+           dim3(kScanners<T> + kMovers), shared, stream, f);
     check_launch("strip_kernel");
     if (!merges) return;
     launch(merge_kernel, dim3(static_cast<unsigned>(ceil_div(count, kMergeThreads))),

@@ -25,6 +25,15 @@ GATEDRNN_INLINE int adjoint_entry_cell(int line) {
   return Side * tile_stride(Side) + line;
 }
 
+// A place in shared memory, for functions that are not inlined.
+GATEDRNN_DEVICE int shared_offset(const void* p) {
+  return static_cast<int>(static_cast<const char*>(p) - dynamic_shared_memory());
+}
+template <class A>
+GATEDRNN_DEVICE A* shared_at(int offset) {
+  return reinterpret_cast<A*>(dynamic_shared_memory() + offset);
+}
+
 // Two tiles, for rows and for columns; with a step of 0 they are one.
 template <class A>
 struct Pair {
@@ -72,112 +81,193 @@ GATEDRNN_DEVICE int64_t tile_corner(const TilePlan& p, const Task& t, const Stri
          int64_t{t.cell.column} * p.side * s.w;
 }
 
-// The elements of a box for each thread, N at a time: load(offset in memory, offset in the tile) of
-// all N, then use(the same, what was loaded) of each. It is the number of loads under way that hides
-// the latency of memory. Inner and Middle are powers of two, so that places are found by shifts:
-// Middle is at least the axis' count, a longer inner axis is walked piece by piece.
-template <int Inner, int Middle, int N, int Size, class Load, class Use>
-GATEDRNN_DEVICE void walk_box(const Team<Size>& team, const Box& box, const Load& load,
-                              const Use& use) {
+// W elements of a map, moved by one instruction.
+template <class S, int W>
+struct alignas(sizeof(S) * W) Pack {
+  S values[W];
+};
+template <int W, class S>
+GATEDRNN_DEVICE Pack<S, W>& pack_at(S* p) {
+  return *reinterpret_cast<Pack<S, W>*>(p);
+}
+template <int W, class S>
+GATEDRNN_DEVICE const Pack<S, W>& pack_at(const S* p) {
+  return *reinterpret_cast<const Pack<S, W>*>(p);
+}
+constexpr int kPack = 4;
+
+// How the elements of a box are shared out, W at a time along the inner axis: a thread keeps its
+// place in a plane of inner and middle axis, or takes `repeats` of them, and goes on along the outer
+// axis. Inner and Middle are powers of two, so that places are found by shifts.
+//
+// The loads of a thread's next N packs are all under way before the first is used: it is their
+// number that hides the latency of memory. Calls load(offset in memory) and use(the same, offset in
+// the tile, what was loaded).
+template <int Inner, int Middle, int W, int N, bool Whole, int Size, class Load, class Use>
+GATEDRNN_DEVICE void walk_planes(const Team<Size>& team, const Box& box, int inner_begin,
+                                 const Load& load, const Use& use) {
   constexpr int at_once = Size / Inner;  // places along middle that the threads take side by side
-  constexpr int repeats = at_once < Middle ? Middle / at_once : 1;  // of a thread along middle
-  constexpr int step = at_once > Middle ? at_once / Middle : 1;     // of a thread along outer
-  constexpr int along_middle = repeats < N ? repeats : N, along_outer = N / along_middle;
-  static_assert(Size % Inner == 0 && N % along_middle == 0 && repeats % along_middle == 0);
-  const int first = team.rank / Inner % Middle;
+  constexpr int repeats = at_once < Middle ? Middle / at_once : 1;
+  constexpr int step = at_once > Middle ? at_once / Middle : 1;  // along outer
+  constexpr int group = repeats < N ? repeats : N;               // of repeats; N / group planes
+  static_assert(Size % Inner == 0 && N % group == 0 && repeats % group == 0);
+  const int a = inner_begin + team.rank % Inner, first = team.rank / Inner % Middle;
+  const int64_t across = at_once * box.middle.memory;
+  const int64_t onward = step * box.outer.memory - (group - 1) * across;
+  if (!Whole && a >= box.inner.count) return;
 #pragma unroll 1
-  for (int a = team.rank % Inner; a < box.inner.count; a += Inner)
+  for (int c = team.rank / (Inner * Middle); c < box.outer.count; c += N / group * step)
 #pragma unroll 1
-    for (int c = team.rank / (Inner * Middle); c < box.outer.count; c += along_outer * step)
-#pragma unroll 1
-      for (int b = first; b < first + repeats * at_once; b += along_middle * at_once) {
-        const int64_t memory = a * box.inner.memory + b * box.middle.memory + c * box.outer.memory;
-        const int tile = a * box.inner.tile + b * box.middle.tile + c * box.outer.tile;
-        const auto inside = [&](int k) {
-          return b + k % along_middle * at_once < box.middle.count &&
-                 c + k / along_middle * step < box.outer.count;
-        };
-        const auto place = [&](int k) {
-          return memory + k % along_middle * at_once * box.middle.memory +
-                 k / along_middle * step * box.outer.memory;
-        };
-        const auto cell = [&](int k) {
-          return tile + k % along_middle * at_once * box.middle.tile +
-                 k / along_middle * step * box.outer.tile;
-        };
-        decltype(load(memory, tile)) values[N];
+    for (int b = first; b < first + repeats * at_once; b += group * at_once) {
+      const auto inside = [&](int k) {
+        return c + k / group * step < box.outer.count &&
+               (Whole || b + k % group * at_once < box.middle.count);
+      };
+      const int64_t begin =
+          a * W * box.inner.memory + b * box.middle.memory + c * box.outer.memory;
+      const int cell = a * W * box.inner.tile + b * box.middle.tile + c * box.outer.tile;
+      decltype(load(begin)) values[N];
+      int64_t at = begin;
 #pragma unroll
-        for (int k = 0; k < N; ++k)
-          if (inside(k)) values[k] = load(place(k), cell(k));
-#pragma unroll
-        for (int k = 0; k < N; ++k)
-          if (inside(k)) use(place(k), cell(k), values[k]);
+      for (int k = 0; k < N; ++k) {
+        if (inside(k)) values[k] = load(at);
+        at = sum_of(at, (k + 1) % group ? across : onward);
       }
-}
-template <class T, int N, int Size, class Load, class Use>
-GATEDRNN_DEVICE void walk_box(const Team<Size>& team, const Box& box, const Load& load,
-                              const Use& use) {
-  if (box.channels_inside)
-    walk_box<T::kChannelPitch, T::kSide, N>(team, box, load, use);
-  else
-    walk_box<T::kSide, T::kSide, N>(team, box, load, use);
+      at = begin;
+#pragma unroll
+      for (int k = 0; k < N; ++k) {
+        if (inside(k))
+          use(at,
+              cell + k % group * at_once * box.middle.tile + k / group * step * box.outer.tile,
+              values[k]);
+        at = sum_of(at, (k + 1) % group ? across : onward);
+      }
+    }
 }
 
-// Calls use(offset in memory, offset in the tile) for every element.
+// Calls body.operator()<W>(walk) where walk(load, use) walks a box whose corner in memory has this
+// address: packs of tiles that are whole and lie well in memory, else element by element. `Packs`
+// are under way at once.
+template <class T, int Packs, int Size, class S, class Body>
+GATEDRNN_DEVICE void with_walk(const Team<Size>& team, const Box& box, const S* corner,
+                               const Body& body) {
+  constexpr int side = T::kSide, stride = tile_stride(side), plane = tile_plane(side);
+  constexpr int channels = T::kChannels;
+  if constexpr (side >= kPack && sizeof(S) <= 4) {
+    const bool packs = box.inner.memory == 1 && box.middle.count == side &&
+                       ((box.middle.memory | box.outer.memory) & (kPack - 1)) == 0 &&
+                       reinterpret_cast<uintptr_t>(corner) % (kPack * sizeof(S)) == 0;
+    // The steps in the tile as constants.
+    if (packs && !box.channels_inside && box.inner.count == side && box.inner.tile == 1) {
+      Box whole = box;
+      whole.inner.memory = 1, whole.inner.tile = 1, whole.middle.tile = stride;
+      whole.outer.tile = plane;
+      return body.template operator()<kPack>(1, [&](const auto& load, const auto& use) {
+        walk_planes<side / kPack, side, kPack, Packs, true>(team, whole, 0, load, use);
+      });
+    }
+    if constexpr (channels >= kPack)
+      if (packs && box.channels_inside && box.inner.count == channels) {
+        Box whole = box;
+        whole.inner.memory = 1, whole.inner.tile = plane, whole.middle.tile = 1;
+        whole.outer.tile = stride;
+        return body.template operator()<kPack>(plane, [&](const auto& load, const auto& use) {
+          walk_planes<channels / kPack, side, kPack, Packs, true>(team, whole, 0, load, use);
+        });
+      }
+  }
+  body.template operator()<1>(0, [&](const auto& load, const auto& use) {
+    constexpr int inner = side < 8 ? 8 : side;
+    for (int begin = 0; begin < box.inner.count; begin += inner)
+      walk_planes<inner, side, 1, 2 * Packs, false>(team, box, begin, load, use);
+  });
+}
+
+// Calls use(offset in the tile) for every element, in the order of element by element.
 template <class T, int Size, class Use>
-GATEDRNN_DEVICE void for_each_element(const Team<Size>& team, const Box& box, const Use& use) {
-  walk_box<T, T::kLoads / 2>(
-      team, box, [](int64_t, int) { return false; },
-      [&](int64_t at, int cell, bool) { use(at, cell); });
+GATEDRNN_DEVICE void for_each_cell(const Team<Size>& team, const Box& box, const Use& use) {
+  constexpr int inner = T::kSide < 8 ? 8 : T::kSide;
+  for (int begin = 0; begin < box.inner.count; begin += inner)
+    walk_planes<inner, T::kSide, 1, 1, false>(
+        team, box, begin, [](int64_t) { return false; },
+        [&](int64_t, int cell, bool) { use(cell); });
 }
 
-// Reads a tile of a map of x's dtype: x, gates, dL/dy. Values beyond +-limit are cut.
+// Writes value(offset in the tile) to every element of a box of a map.
+template <class T, class S, int Size, class Value>
+GATEDRNN_DEVICE void write_box(const Team<Size>& team, const Box& box, S* corner,
+                               const Value& value) {
+  with_walk<T, T::kPacks / 2>(team, box, corner, [&]<int W>(int next, const auto& walk) {
+    walk([](int64_t) { return false; },
+         [&](int64_t at, int cell, bool) {
+           Pack<S, W> pack;
+#pragma unroll
+           for (int k = 0; k < W; ++k) pack.values[k] = value(cell + k * next);
+           pack_at<W>(corner + at) = pack;
+         });
+  });
+}
+
+// Reads a tile of a map of x's dtype whose corner in memory is `from`, under the gates' norm, to a
+// place in shared memory.
+template <class T, int Size>
+__device__ __noinline__ void read_tile(Team<Size> team, Dtype dtype, const void* map, Box box,
+                                       GateNorm norm, int tile_offset) {
+  using A = typename T::Value;
+  const A limit = norm == GateNorm::kClamp ? A(1) : A(INFINITY);
+  const bool is_smooth = norm == GateNorm::kTanh || norm == GateNorm::kSigmoid;
+  A* const tile = shared_at<A>(tile_offset);
+  with_storage<A>(dtype, [&](auto* type) {
+    using S = std::remove_pointer_t<decltype(type)>;
+    const S* const from = static_cast<const S*>(map);
+    with_walk<T, T::kPacks>(team, box, from, [&]<int W>(int next, const auto& walk) {
+      walk([&](int64_t at) { return pack_at<W>(from + at); },
+           [&](int64_t, int cell, const Pack<S, W>& pack) {
+#pragma unroll
+             for (int k = 0; k < W; ++k) {
+               A v = to_state<A>(pack.values[k]);
+               v = v > limit ? limit : v;
+               tile[cell + k * next] = v < -limit ? -limit : v;  // NaN stays NaN
+             }
+           });
+      // Apart, each by the thread that has written it: too long to be repeated for every load.
+      if (is_smooth)
+        walk([](int64_t) { return false; },
+             [&](int64_t, int cell, bool) {
+#pragma unroll 1
+               for (int k = 0; k < W; ++k, cell += next)
+                 tile[cell] = gate_norm_of<ScalarMath<A>>(norm, tile[cell]);
+             });
+    });
+  });
+}
+
+// The same for x, dL/dy or gates.
 template <class T, int Size>
 GATEDRNN_DEVICE void read_map(const Team<Size>& team, const TilePlan& p, const Task& t, Dtype dtype,
                               const void* map, const Strides& s, int64_t d, bool has_channels,
-                              typename T::Value limit, typename T::Value* tile) {
-  using A = typename T::Value;
+                              GateNorm norm, typename T::Value* tile) {
   const Box box = box_of<T::kSide>(t, has_channels ? t.channels : 1, s);
   const int64_t corner = tile_corner(p, t, s, d, has_channels ? t.c0 : 0);
-  with_storage<A>(dtype, [&](auto* type) {
-    using S = std::remove_pointer_t<decltype(type)>;
-    const S* const __restrict__ from = static_cast<const S*>(map) + corner;
-    walk_box<T, T::kLoads>(
-        team, box, [&](int64_t at, int) { return from[at]; },
-        [&](int64_t, int cell, S value) {
-          A v = to_state<A>(value);
-          v = v > limit ? limit : v;
-          tile[cell] = v < -limit ? -limit : v;  // NaN stays NaN
-        });
-  });
+  read_tile<T>(team, dtype, static_cast<const char*>(map) + corner * bytes_of(dtype), box, norm,
+               shared_offset(tile));
 }
 
 template <class T, int Size>
 GATEDRNN_DEVICE void load_input(const Team<Size>& team, const TilePlan& p, const Task& t,
                                 const ScanArgs& a, typename T::Value* tile) {
-  read_map<T>(team, p, t, a.dtype, a.x, a.x_strides, 0, true, INFINITY, tile);
+  read_map<T>(team, p, t, a.dtype, a.x, a.x_strides, 0, true, GateNorm::kNone, tile);
 }
 
 // Gates under their norm, of direction d. Without g, one plane of ones.
 template <class T, int Size>
 GATEDRNN_DEVICE void load_gate(const Team<Size>& team, const TilePlan& p, const Task& t,
                                const ScanArgs& a, int64_t d, typename T::Value* tile) {
-  using A = typename T::Value;
-  if (a.g == nullptr) {
-    for (int i = team.rank; i < T::kPlane; i += Size) tile[i] = A(1);
-    return;
-  }
-  const A limit = a.gate_norm == GateNorm::kClamp ? A(1) : A(INFINITY);
-  read_map<T>(team, p, t, a.dtype, a.g, a.g_strides, a.gate_directions ? d : 0, a.gate_channels,
-              limit, tile);
-  if (a.gate_norm == GateNorm::kNone || a.gate_norm == GateNorm::kClamp) return;
-  // Every thread meets again what it has written.
-  walk_box<T, 1>(
-      team, box_of<T::kSide>(t, a.gate_channels ? t.channels : 1, a.g_strides),
-      [](int64_t, int) { return false; },
-      [&](int64_t, int cell, bool) {
-        tile[cell] = gate_norm_of<ScalarMath<A>>(a.gate_norm, tile[cell]);
-      });
+  if (a.g)
+    read_map<T>(team, p, t, a.dtype, a.g, a.g_strides, a.gate_directions ? d : 0, a.gate_channels,
+                a.gate_norm, tile);
+  else
+    for (int i = team.rank; i < T::kPlane; i += Size) tile[i] = typename T::Value(1);
 }
 
 // Those of a pass, by a whole block: into one tile, or into one for each axis where they differ.

@@ -27,6 +27,19 @@ struct ScalarMath {
   }
 };
 
+// The larger one; NaN if either is.
+template <class A>
+GATEDRNN_DEVICE A maximum_of(A a, A b) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  if constexpr (std::is_same_v<A, float>) {
+    float larger;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(a), "f"(b));
+    return larger;
+  }
+#endif
+  return maximum<ScalarMath<A>>(a, b);
+}
+
 template <class A, class S>
 GATEDRNN_DEVICE A to_state(S v) {
   if constexpr (std::is_same_v<S, __half>)
@@ -45,6 +58,15 @@ GATEDRNN_DEVICE S to_storage(A v) {
     return __float2bfloat16_rn(v);
   else
     return v;
+}
+
+GATEDRNN_DEVICE int bytes_of(Dtype dtype) {
+  return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2;
+}
+
+template <class A>
+GATEDRNN_DEVICE Dtype state_dtype() {
+  return std::is_same_v<A, double> ? Dtype::kFloat64 : Dtype::kFloat32;
 }
 
 // Calls body with a null pointer of the type in which maps of this dtype are stored; A is the

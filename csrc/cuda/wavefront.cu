@@ -12,34 +12,56 @@ GATEDRNN_INLINE bool passes_meet(const ScanArgs& a, const TilePlan& p) {
   return a.merge != Merge::kNone && p.passes == 2;
 }
 
+// What a visit writes of a tile, and what it reads of the visit before.
+template <class A>
+struct MergedTile {
+  void* result;  // its corner; on a first visit that of the share
+  const A* share;
+  uint8_t* mask;
+  Dtype dtype;
+  bool is_max;
+  A scale;
+};
+
 // Writes what the directions of one pass say of a tile, and what the other has said before.
-template <class A, class T>
-GATEDRNN_DEVICE void write_merged(const WavefrontParams<A>& f, const Task& t, Visit visit,
-                                  const Pair<A>& h) {
-  const ScanArgs& a = f.a;
-  const MergeRule<A> merge(a);
-  const int64_t corner = tile_corner(f.p, t, a.y_strides, 0, t.c0);
-  A* const share = f.share + corner;
-  uint8_t* const mask = a.mask ? a.mask + corner : nullptr;
-  with_storage<A>(a.dtype, [&](auto* type) {
+template <class T, bool Winners, bool Second>
+__device__ __noinline__ void write_merged(MergedTile<typename T::Value> tile, Box box,
+                                          PassMaps<typename T::Value> maps) {
+  using A = typename T::Value;
+  with_storage<A>(tile.dtype, [&](auto* type) {
     using S = std::remove_pointer_t<decltype(type)>;
-    S* const y = static_cast<S*>(a.y) + corner;
-    walk_box<T, T::kLoads / 2>(
-        whole_block<T>(), box_of<T::kSide>(t, t.channels, a.y_strides),
-        [&](int64_t at, int) {
-          if (visit != kSecond) return Winner<A>{};
-          return Winner<A>{load_shared_by_blocks(share + at),
-                           mask ? load_shared_by_blocks(mask + at) : 0u};
-        },
-        [&](int64_t at, int cell, Winner<A> before) {
-          Winner<A> v = merge.pass(f.p.direction[t.pass], h, cell);
-          if (visit == kSecond) v = merge(v, before);
-          if (visit == kFirst)
-            share[at] = v.value;
-          else
-            y[at] = to_storage<S>(v.value * merge.scale);
-          if (mask) mask[at] = static_cast<uint8_t>(v.bits);
-        });
+    S* const result = static_cast<S*>(tile.result);
+    with_walk<T, T::kPacks / 2>(whole_block<T>(), box, result, [&]<int W>(int next, auto walk) {
+      struct Before {
+        Pack<A, W> value;
+        Pack<uint8_t, W> winners;
+      };
+      walk(
+          [&](int64_t at) {
+            Before before{};
+            if (Second) before.value = load_shared_by_blocks(&pack_at<W>(tile.share + at));
+            if (Second && Winners)
+              before.winners = load_shared_by_blocks(&pack_at<W>(tile.mask + at));
+            return before;
+          },
+          [&](int64_t at, int cell, const Before& before) {
+            Pack<S, W> values;
+            Pack<uint8_t, W> winners;
+            const bool both = asked_here(maps.both);
+            const MergeRule<A, Winners> merge(asked_here(tile.is_max));
+#pragma unroll
+            for (int k = 0; k < W; ++k, cell += next) {
+              Winner<A> v{maps.at(maps.one, cell), maps.one_bit};
+              if (both) v = merge(v, {maps.at(maps.other, cell), maps.other_bit});
+              if (Second)
+                v = merge(v, {before.value.values[k], Winners ? before.winners.values[k] : 0u});
+              values.values[k] = to_storage<S>(v.value * tile.scale);
+              winners.values[k] = static_cast<uint8_t>(v.bits);
+            }
+            pack_at<W>(result + at) = values;
+            if (Winners) pack_at<W>(tile.mask + at) = winners;
+          });
+    });
   });
 }
 
@@ -76,12 +98,31 @@ __global__ void __launch_bounds__(T::kThreads, T::kScanBlocks)
     finish_states(f.p, t, f.flags);
     if (a.y == nullptr) continue;
     wait_first_visit(f.p, t, f.flags);
-    if (a.merge != Merge::kNone)
-      write_merged<A, T>(f, t, t.visit, h);
-    else
+    if (a.merge != Merge::kNone) {
+      const int64_t corner = tile_corner(f.p, t, a.y_strides, 0, t.c0);
+      const bool first = t.visit == kFirst;
+      const MergedTile<A> tile{
+          first ? static_cast<void*>(f.share + corner)
+                : static_cast<char*>(a.y) + corner * bytes_of(a.dtype),
+          f.share + corner,
+          a.mask + corner,
+          first ? state_dtype<A>() : a.dtype,
+          a.merge == Merge::kMax,
+          first ? A(1) : merge_scale<A>(a)};
+      const Box box = box_of<T::kSide>(t, t.channels, a.y_strides);
+      const PassMaps<A> maps(f.p.direction[t.pass], h);
+      const bool second = t.visit == kSecond;
+      if (a.mask)
+        second ? write_merged<T, true, true>(tile, box, maps)
+               : write_merged<T, true, false>(tile, box, maps);
+      else
+        second ? write_merged<T, false, true>(tile, box, maps)
+               : write_merged<T, false, false>(tile, box, maps);
+    } else {
       for (int i = 0; i < kAxes; ++i)
         if (const int one = f.p.direction[t.pass][i]; one >= 0)
           write_map<T>(whole_block<T>(), f.p, t, a, one, h[i]);
+    }
     finish_visit(f.p, t, f.flags);
   }
 }

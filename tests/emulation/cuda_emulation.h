@@ -232,6 +232,7 @@ inline double rsqrt(double x) { return 1 / sqrt(x); }
 inline float __fdividef(float x, float y) { return x / y; }
 inline float __frcp_rn(float x) { return 1 / x; }
 // The C library declares functions of these names.
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 #define __expf expf
 #define __logf logf
 
