@@ -329,6 +329,17 @@ def parse(argv):
     return args
 
 
+def save(report, folder):
+    """The tables of what is measured so far; they and the report are in `folder`, unless None."""
+    report["targets"] = [target.row(Results(report["rows"])) for target in targets()]
+    tables = [time_table(report["rows"]), target_table(report["targets"])]
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "cuda.json").write_text(json.dumps(report, indent=1) + "\n")
+        (folder / "cuda.md").write_text("\n".join(tables))
+    return tables
+
+
 def main(argv=None):
     args = parse(argv)
     on_gpu = args.device == "cuda"
@@ -344,26 +355,20 @@ def main(argv=None):
     size = (1 << 30) if on_gpu else (1 << 20)
     copy = report["copy"] = copy_bandwidth(args.device, size, {**pace, **clock})
     print(f"copy, read and written: {copy / 1e9:.0f} GB/s")
-    rows, left_out = [], []
+    rows, left_out = report["rows"], report["left_out"] = [], []
     try:
         for shape in args.shapes:
             for dtype in args.dtypes:
                 new, why = bench(shape, DTYPES[dtype], args.peers, on_gpu, copy, pace, scratch)
                 rows += new
                 left_out += why
+                tables = save(report, args.out)
                 if on_gpu:
                     torch.cuda.empty_cache()
     except peers.WrongResult as error:
         print(f"bench_cuda: nothing is timed while a result is wrong: {error}", file=sys.stderr)
         return 1
-    report |= {"rows": rows, "left_out": left_out}
-    report["targets"] = [target.row(Results(rows)) for target in targets()]
-    tables = [time_table(rows), target_table(report["targets"])]
-    print("\nmicroseconds (ratio to ours)\n" + tables[0] + "\n" + tables[1])
-    if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "cuda.json").write_text(json.dumps(report, indent=1) + "\n")
-        (args.out / "cuda.md").write_text("\n".join(tables))
+    print("\nmicroseconds (ratio to ours)\n" + "\n".join(tables))
     return 0
 
 

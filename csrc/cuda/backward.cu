@@ -161,84 +161,118 @@ GATEDRNN_DEVICE void write_gradient(const Task& t, Visit visit, const GradientMa
     });
 }
 
+// Where the tiles are in shared memory. dL/dy stands where dx will, and x gives its place to dg of
+// rows once h is there.
+template <class A, class T>
+struct BackwardTiles {
+  A* x;
+  Pair<A> dg, h, dx, g, e;
+  int gate_plane;
+  GATEDRNN_DEVICE explicit BackwardTiles(const BackwardArgs& a) {
+    const Tiles<A, T> sizes(a);
+    const int tile = sizes.tile;
+    x = shared_at<A>(kTilesBegin);
+    dg = {a.dg ? x : nullptr, a.dg ? tile : 0};
+    A* const rest = x + (a.dg ? 2 : 1) * tile;
+    h = {rest, tile}, dx = {rest + 2 * tile, tile};
+    g = {rest + 4 * tile, a.gate_directions ? sizes.gate : 0};
+    e = {g[1] + sizes.gate, T::kSeparateAdjoint ? tile : 0};
+    gate_plane = a.gate_channels ? T::kPlane : 0;
+  }
+};
+
+template <class A, class T>
+GATEDRNN_PART void load_tiles(const BackwardParams<A>& f) {
+  const Task t = task_slot().task;
+  const BackwardTiles<A, T> tiles(f.a);
+  load_input<T>(whole_block<T>(), f.p, t, f.a, tiles.x);
+  load_gates<T>(f.p, t, f.a, tiles.g);
+  load_gradient<A, T>(f, t, tiles.dx);
+}
+
+// dx, then dg: of both axes' directions where they share their gates, else of one at a time.
+template <class A, class T>
+GATEDRNN_PART void write_gradients(const BackwardParams<A>& f) {
+  const Task t = task_slot().task;
+  const BackwardArgs& a = f.a;
+  const BackwardTiles<A, T> tiles(a);
+  const auto& directions = f.p.direction[t.pass];
+#pragma unroll 1
+  for (int i = 0; i < 1 + (a.dg ? (a.gate_directions ? kAxes : 1) : 0); ++i) {
+    const bool is_gate = i > 0, apart = is_gate && a.gate_directions;
+    const int only = apart ? i - 1 : 0;
+    if (apart && directions[only] < 0) continue;
+    const Pair<A> maps = is_gate ? tiles.dg : tiles.dx;
+    A* const one = directions[only] >= 0 ? maps[only] : nullptr;
+    A* const other = !apart && directions[1] >= 0 ? maps[1] : nullptr;
+    const int64_t direction = apart ? directions[only] : 0;
+    const bool summed = is_gate && !a.gate_channels;
+    const Strides& s = is_gate ? a.dg_strides : a.dx_strides;
+    int64_t corner = tile_corner(f.p, t, s, direction, summed ? 0 : t.c0);
+    if (is_gate) {
+      corner += t.unit % f.p.channel_tiles * f.gate_tile_size;
+      differentiate_gate_norm<A, T>(f, t, direction, tiles.g[only], one, other);
+      __syncthreads();
+    }
+    write_gradient<A, T>(t, apart ? kOnly : t.visit, is_gate ? f.dg : f.dx, corner, s,
+                         summed ? 1 : t.channels, summed ? t.channels : 1, one, other);
+  }
+}
+
+// h, along the directions, from the states that the wavefront has left.
+template <class A, class T>
+GATEDRNN_PART void scan_tiles(const BackwardParams<A>& f) {
+  Task t = task_slot().task;
+  const int axis = threadIdx.x / (T::kThreads / 2), d = f.p.direction[t.pass][axis];
+  const BackwardTiles<A, T> tiles(f.a);
+  t.from_end = !t.from_end;
+  Border<A> border{};
+  if (d >= 0) border = Border<A>::of(f.p, t, f.states.states[d], axis, t.from_end);
+  border.out = nullptr;  // they are there
+  T::scan(f.a, t, d, Path::of<T::kSide>(t, axis),
+          ScanTiles<A>{tiles.x, tiles.g[axis], tiles.gate_plane, tiles.h[axis]}, border);
+}
+
+// Weights' sums are kept in registers and added up over a warp (steps.h).
+template <class A, class T>
+GATEDRNN_PART void adjoint_tiles(const BackwardParams<A>& f) {
+  const Task t = task_slot().task;
+  const int axis = threadIdx.x / (T::kThreads / 2), d = f.p.direction[t.pass][axis];
+  const BackwardTiles<A, T> tiles(f.a);
+  Border<A> border{};
+  if (d >= 0) border = Border<A>::of(f.p, t, f.adjoints.states[d], axis, t.from_end);
+  A* sums = nullptr;
+  if (f.weight_sums && d >= 0) {
+    const int64_t group = d * f.p.channel_tiles + t.unit % f.p.channel_tiles;
+    const int64_t per_image = f.sums.slots / f.a.n;
+    const int64_t place = T::kSumsInChains ? (axis == 0 ? t.cell.row : t.cell.column)
+                                           : f.p.index(t.cell) * int64_t{T::kSumsPerTile};
+    sums = f.weight_sums + (group * f.sums.slots + t.n * per_image + place) * f.sums.values;
+  }
+  Task along = t;  // the way of the directions
+  along.from_end = !t.from_end;
+  T::adjoint(f.a, t, d, Path::of<T::kSide>(along, axis),
+             AdjointTiles<A>{tiles.g[axis], tiles.gate_plane, tiles.h[axis], tiles.e[axis],
+                             tiles.dx[axis], tiles.dg[axis], sums},
+             border);
+}
+
 // A block owns a tile at a time, as in the wavefront kernel, whose threads and tiles these are;
-// beside them tiles of dx and dg for each axis. dL/dy stands where dx will, and x gives its place
-// to dg of rows once h is there. Weights' sums are kept in registers and added up over a warp
-// (steps.h).
+// beside them tiles of dx and dg for each axis.
 template <class A, class T>
 __global__ void __launch_bounds__(T::kThreads, T::kAdjointBlocks)
     backward_kernel(const __grid_constant__ BackwardParams<A> f) {
-  const BackwardArgs& a = f.a;
-  char* const memory = dynamic_shared_memory();
-  int* const slot = reinterpret_cast<int*>(memory);
-  const Tiles<A, T> sizes(a);
-  const int tile = sizes.tile, gate_plane = a.gate_channels ? T::kPlane : 0;
-  A* const x = reinterpret_cast<A*>(memory + 16);
-  const Pair<A> dg{a.dg ? x : nullptr, a.dg ? tile : 0};
-  A* const rest = x + (a.dg ? 2 : 1) * tile;
-  const Pair<A> h{rest, tile}, dx{rest + 2 * tile, tile};
-  const Pair<A> g{rest + 4 * tile, a.gate_directions ? sizes.gate : 0};
-  const Pair<A> e{g[1] + sizes.gate, T::kSeparateAdjoint ? tile : 0};
-  const int axis = threadIdx.x / (T::kThreads / 2);
-
-  Tickets tickets(f.flags.ticket, slot);
-  for (;;) {
-    const int ticket = tickets.next();
-    if (ticket >= f.p.tasks) return;
-    const Task t = f.p.task(ticket);
-    Task along = t;  // the way of the directions
-    along.from_end = !t.from_end;
-    const auto& directions = f.p.direction[t.pass];
-    load_input<T>(whole_block<T>(), f.p, t, a, x);
-    load_gates<T>(f.p, t, a, g);
-    load_gradient<A, T>(f, t, dx);
+  Tickets tickets(f.flags.ticket);
+  while (tickets.next(f.p.tasks, [&](int ticket) { return f.p.task(ticket); })) {
+    const Task& t = task_slot().task;
+    load_tiles<A, T>(f);
     __syncthreads();
-
-    const int d = directions[axis];
-    const Path path = Path::of<T::kSide>(along, axis);
-    Border<A> state{}, adjoint{};
-    if (d >= 0) {
-      state = Border<A>::of(f.p, t, f.states.states[d], axis, along.from_end);
-      state.out = nullptr;  // they are there
-      adjoint = Border<A>::of(f.p, t, f.adjoints.states[d], axis, t.from_end);
-    }
-    T::scan(a, t, d, path, ScanTiles<A>{x, g[axis], gate_plane, h[axis]}, state);
+    scan_tiles<A, T>(f);
     wait_upstream(f.p, t, f.flags, t.from_end);
-    A* sums = nullptr;
-    if (f.weight_sums && d >= 0) {
-      const int64_t group = d * f.p.channel_tiles + t.unit % f.p.channel_tiles;
-      const int64_t per_image = f.sums.slots / a.n;
-      const int64_t place = T::kSumsInChains ? (axis == 0 ? t.cell.row : t.cell.column)
-                                             : f.p.index(t.cell) * int64_t{T::kSumsPerTile};
-      sums = f.weight_sums + (group * f.sums.slots + t.n * per_image + place) * f.sums.values;
-    }
-    T::adjoint(a, t, d, path,
-               AdjointTiles<A>{g[axis], gate_plane, h[axis], e[axis], dx[axis], dg[axis], sums},
-               adjoint);
-
+    adjoint_tiles<A, T>(f);
     finish_states(f.p, t, f.flags);
     wait_first_visit(f.p, t, f.flags);
-    // dx, then dg: of both axes' directions where they share their gates, else of one at a time.
-#pragma unroll 1
-    for (int i = 0; i < 1 + (a.dg ? (a.gate_directions ? kAxes : 1) : 0); ++i) {
-      const bool is_gate = i > 0, apart = is_gate && a.gate_directions;
-      const int only = apart ? i - 1 : 0;
-      if (apart && directions[only] < 0) continue;
-      const Pair<A>& tiles = is_gate ? dg : dx;
-      A* const one = directions[only] >= 0 ? tiles[only] : nullptr;
-      A* const other = !apart && directions[1] >= 0 ? tiles[1] : nullptr;
-      const int64_t direction = apart ? directions[only] : 0;
-      const bool summed = is_gate && !a.gate_channels;
-      const Strides& s = is_gate ? a.dg_strides : a.dx_strides;
-      int64_t corner = tile_corner(f.p, t, s, direction, summed ? 0 : t.c0);
-      if (is_gate) {
-        corner += t.unit % f.p.channel_tiles * f.gate_tile_size;
-        differentiate_gate_norm<A, T>(f, t, direction, g[only], one, other);
-        __syncthreads();
-      }
-      write_gradient<A, T>(t, apart ? kOnly : t.visit, is_gate ? f.dg : f.dx, corner, s,
-                           summed ? 1 : t.channels, summed ? t.channels : 1, one, other);
-    }
+    write_gradients<A, T>(f);
     finish_visit(f.p, t, f.flags);
   }
 }

@@ -41,10 +41,10 @@ GATEDRNN_DEVICE ChunkTask chunk_task(const ChunkParams& f, int ticket) {
   if (rest < carries)
     return {ChunkStage::kCarry, (at - 1) * plan.group + rest / plan.carries, rest % plan.carries};
   rest -= carries;
-  if (rest < tiles)
-    return {ChunkStage::kSum, at * plan.group + rest / f.p.tiles(), rest % f.p.tiles()};
-  rest -= tiles;
-  return {ChunkStage::kScan, (at - 1) * plan.group + rest / f.p.tiles(), rest % f.p.tiles()};
+  const bool scans = rest >= tiles;
+  if (scans) rest -= tiles;
+  return {scans ? ChunkStage::kScan : ChunkStage::kSum,
+          (scans ? at - 1 : at) * plan.group + rest / f.p.tiles(), rest % f.p.tiles()};
 }
 
 // For all threads: a unit's counter has come to `count`.
@@ -69,9 +69,9 @@ struct ChunkTiles {
   float* x;
   Pair<float> g, h;
   Pair<uint8_t> winners;
-  GATEDRNN_DEVICE ChunkTiles(const ScanArgs& a, char* memory) {
+  GATEDRNN_DEVICE explicit ChunkTiles(const ScanArgs& a) {
     const int gate = a.gate_channels ? kTile : T::kPlane;
-    x = reinterpret_cast<float*>(memory + 16);
+    x = shared_at<float>(kTilesBegin);
     g = {x + kTile, a.gate_directions ? gate : 0};
     h = {g[1] + gate, kTile};
     winners = {a.mask ? reinterpret_cast<uint8_t*>(h[1] + kTile) : nullptr, a.mask ? kTile : 0};
@@ -85,7 +85,9 @@ struct ChunkTiles {
 // Gain and offset of every line, channel and direction of a tile. Both directions of an axis walk
 // a line once: the one that goes against it composes its map from the other end.
 template <class T>
-GATEDRNN_DEVICE void sum_tile(const ChunkParams& f, Task t, const ChunkTiles<T>& tiles) {
+GATEDRNN_PART void sum_tile(const ChunkParams& f) {
+  Task t = task_slot().task;
+  const ChunkTiles<T> tiles(f.a);
   constexpr int R = T::kChannelsPerThread;
   const ScanArgs& a = f.a;
   const int gate_plane = a.gate_channels ? T::kPlane : 0;
@@ -171,7 +173,8 @@ GATEDRNN_DEVICE bool is_finite(float v) { return v - v == 0; }
 // A thread carries the state of one line and channel from chunk to chunk; lines are coalesced.
 // `index` counts a unit's directions, channels and lines, T::kThreads at a time.
 template <class T>
-GATEDRNN_DEVICE void carry_lines(const ChunkParams& f, const Task& t, int index) {
+GATEDRNN_PART void carry_lines(const ChunkParams& f, int index) {
+  const Task& t = task_slot().task;
   const int most = f.p.side * (f.p.tile_rows > f.p.tile_columns ? f.p.tile_rows : f.p.tile_columns);
   const int64_t i = int64_t{index} * T::kThreads + threadIdx.x;
   const int line = static_cast<int>(i % most), c = static_cast<int>(i / most % T::kChannels);
@@ -249,7 +252,9 @@ GATEDRNN_DEVICE void scan_line(const MergeRule<float, Winners>& merge, const Pat
 
 // Scans a tile in all directions and writes what they merge to.
 template <class T, bool Winners>
-GATEDRNN_DEVICE void scan_tile(const ChunkParams& f, Task t, const ChunkTiles<T>& tiles) {
+GATEDRNN_PART void scan_tile(const ChunkParams& f) {
+  Task t = task_slot().task;
+  const ChunkTiles<T> tiles(f.a);
   constexpr int R = T::kChannelsPerThread;
   const ScanArgs& a = f.a;
   const MergeRule<float, Winners> merge(a.merge == Merge::kMax);
@@ -318,29 +323,27 @@ GATEDRNN_DEVICE void scan_tile(const ChunkParams& f, Task t, const ChunkTiles<T>
 template <class T>
 __global__ void __launch_bounds__(T::kThreads, T::kChunkBlocks)
     chunk_kernel(const __grid_constant__ ChunkParams f) {
-  char* const memory = dynamic_shared_memory();
-  const ChunkTiles<T> tiles(f.a, memory);
-  Tickets tickets(f.ticket, reinterpret_cast<int*>(memory));
-  for (;;) {
-    const int ticket = tickets.next();
-    if (ticket >= f.plan.tickets) return;
+  Tickets tickets(f.ticket);
+  while (tickets.next(f.plan.tickets, [&](int ticket) {
     const ChunkTask task = chunk_task(f, ticket);
+    const bool tile = task.stage != ChunkStage::kCarry;
+    const Cell cell{task.index / f.p.tile_columns, task.index % f.p.tile_columns};
+    return task.unit < 0 || task.unit >= f.p.units ? Task{}
+                                                   : f.p.task(task.unit, tile ? cell : Cell{0, 0});
+  })) {
+    const ChunkTask task = chunk_task(f, task_slot().ticket);
     if (task.unit < 0 || task.unit >= f.p.units) continue;
-    const Task t = f.p.task(task.unit, task.stage == ChunkStage::kCarry
-                                           ? Cell{0, 0}
-                                           : Cell{task.index / f.p.tile_columns,
-                                                  task.index % f.p.tile_columns});
     if (task.stage == ChunkStage::kSum) {
-      sum_tile<T>(f, t, tiles);
+      sum_tile<T>(f);
     } else if (task.stage == ChunkStage::kCarry) {
       wait_count(f.summed + task.unit, f.p.tiles());
-      carry_lines<T>(f, t, task.index);
+      carry_lines<T>(f, task.index);
     } else {
       wait_count(f.carried + task.unit, f.plan.carries);
       if (f.a.mask)
-        scan_tile<T, true>(f, t, tiles);
+        scan_tile<T, true>(f);
       else
-        scan_tile<T, false>(f, t, tiles);
+        scan_tile<T, false>(f);
     }
   }
 }

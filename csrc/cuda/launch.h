@@ -45,10 +45,10 @@ inline Flags take_flags(Workspace& workspace, const TilePlan& p, cudaStream_t st
   return Flags::at(memory, p);
 }
 
-// Shared memory: tiles, then one int for all threads to read (16 bytes).
+// Shared memory: what a block says of its task, then tiles.
 template <class T>
 size_t shared_bytes(int64_t planes) {
-  return static_cast<size_t>(planes) * T::kPlane * sizeof(typename T::Value) + 16;
+  return static_cast<size_t>(planes) * T::kPlane * sizeof(typename T::Value) + kTilesBegin;
 }
 // Planes of the gate's tiles: one for each channel or for all, and for both axes where they differ.
 template <class T>

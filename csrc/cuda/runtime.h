@@ -19,6 +19,10 @@
 namespace gatedrnn::cuda {
 
 #define GATEDRNN_DEVICE __device__ __forceinline__
+// A part of a task with registers of its own. Inlined in the loop over tasks, what it computes from
+// the kernel's parameters would be computed before that loop, and held in registers all through the
+// recurrence.
+#define GATEDRNN_PART __device__ __noinline__
 
 // Shared memory of a multiprocessor, in bytes.
 #if !defined(__CUDA_ARCH__) || (__CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200)

@@ -12,8 +12,11 @@
 #ifndef GATEDRNN_PACKS
 #define GATEDRNN_PACKS 4
 #endif
+#ifndef GATEDRNN_CHUNKS
+#define GATEDRNN_CHUNKS 8
+#endif
 #ifndef GATEDRNN_BLOCKS
-#define GATEDRNN_BLOCKS 4
+#define GATEDRNN_BLOCKS 5
 #endif
 
 namespace gatedrnn::cuda {
@@ -43,7 +46,7 @@ struct Steps {
   }
   static constexpr int kScanBlocks = blocks(4, K < 16 ? GATEDRNN_BLOCKS : 2);
   static constexpr int kAdjointBlocks = blocks(7, K < 16 ? 3 : 2);
-  static constexpr int kChunkBlocks = kThreads == 64 ? 8 : 4;
+  static constexpr int kChunkBlocks = kThreads == 64 ? GATEDRNN_CHUNKS : 4;
 
   static GATEDRNN_INLINE int channels(int64_t) { return kChannels; }
 

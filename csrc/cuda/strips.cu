@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(kScanners<T> + kMovers)
   if (unit >= f.p.units) return;
   const int count = axis == 0 ? f.p.tile_columns : f.p.tile_rows;
 
-  float* const memory = reinterpret_cast<float*>(dynamic_shared_memory() + 16);
+  float* const memory = shared_at<float>(kTilesBegin);
   const Pair<float> x{memory, tile}, h{memory + 2 * tile, tile};
   const Pair<float> g{memory + 4 * tile, a.gate_channels ? tile : T::kPlane};
   float* const carried = g[1] + g.step;

@@ -126,7 +126,9 @@ GATEDRNN_DEVICE void walk_planes(const Team<Size>& team, const Box& box, int inn
       const int64_t begin =
           a * W * box.inner.memory + b * box.middle.memory + c * box.outer.memory;
       const int cell = a * W * box.inner.tile + b * box.middle.tile + c * box.outer.tile;
-      decltype(load(begin)) values[N];
+      // Not left undefined where nothing is loaded: the register allocation would take what was there
+      // before for a value, and keep a register for it all through the kernel.
+      decltype(load(begin)) values[N] = {};
       int64_t at = begin;
 #pragma unroll
       for (int k = 0; k < N; ++k) {
@@ -211,8 +213,8 @@ GATEDRNN_DEVICE void write_box(const Team<Size>& team, const Box& box, S* corner
 // Reads a tile of a map of x's dtype whose corner in memory is `from`, under the gates' norm, to a
 // place in shared memory.
 template <class T, int Size>
-__device__ __noinline__ void read_tile(Team<Size> team, Dtype dtype, const void* map, Box box,
-                                       GateNorm norm, int tile_offset) {
+GATEDRNN_PART void read_tile(const Team<Size>& team, Dtype dtype, const void* map, const Box& box,
+                             GateNorm norm, int tile_offset) {
   using A = typename T::Value;
   const A limit = norm == GateNorm::kClamp ? A(1) : A(INFINITY);
   const bool is_smooth = norm == GateNorm::kTanh || norm == GateNorm::kSigmoid;

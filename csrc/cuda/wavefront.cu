@@ -25,8 +25,8 @@ struct MergedTile {
 
 // Writes what the directions of one pass say of a tile, and what the other has said before.
 template <class T, bool Winners, bool Second>
-__device__ __noinline__ void write_merged(MergedTile<typename T::Value> tile, Box box,
-                                          PassMaps<typename T::Value> maps) {
+GATEDRNN_PART void write_merged(const MergedTile<typename T::Value>& tile, const Box& box,
+                                const PassMaps<typename T::Value>& maps) {
   using A = typename T::Value;
   with_storage<A>(tile.dtype, [&](auto* type) {
     using S = std::remove_pointer_t<decltype(type)>;
@@ -65,64 +65,89 @@ __device__ __noinline__ void write_merged(MergedTile<typename T::Value> tile, Bo
   });
 }
 
+// Where the tiles are in shared memory: x, h for rows and for columns, g; all in the state's type.
+template <class A, class T>
+struct WavefrontTiles {
+  A* x;
+  Pair<A> h, g;
+  GATEDRNN_DEVICE explicit WavefrontTiles(const WavefrontParams<A>& f)
+      : x(shared_at<A>(kTilesBegin)), h{x + f.p.channels * T::kPlane, f.p.channels * T::kPlane} {
+    const int gate = f.a.gate_channels ? f.p.channels * T::kPlane : T::kPlane;
+    g = {x + 3 * f.p.channels * T::kPlane, f.a.gate_directions ? gate : 0};
+  }
+};
+
+template <class A, class T>
+GATEDRNN_PART void load_tiles(const WavefrontParams<A>& f) {
+  const Task t = task_slot().task;
+  const WavefrontTiles<A, T> tiles(f);
+  load_input<T>(whole_block<T>(), f.p, t, f.a, tiles.x);
+  load_gates<T>(f.p, t, f.a, tiles.g);
+}
+
+template <class A, class T>
+GATEDRNN_PART void scan_tiles(const WavefrontParams<A>& f) {
+  const Task t = task_slot().task;
+  const int axis = threadIdx.x / (T::kThreads / 2), d = f.p.direction[t.pass][axis];
+  const WavefrontTiles<A, T> tiles(f);
+  const ScanTiles<A> own{tiles.x, tiles.g[axis], f.a.gate_channels ? T::kPlane : 0, tiles.h[axis]};
+  Border<A> border{};
+  if (d >= 0) border = Border<A>::of(f.p, t, f.borders.states[d], axis, t.from_end);
+  T::scan(f.a, t, d, Path::of<T::kSide>(t, axis), own, border);
+}
+
+template <class A, class T>
+GATEDRNN_PART void write_tiles(const WavefrontParams<A>& f) {
+  const Task t = task_slot().task;
+  const ScanArgs& a = f.a;
+  const Pair<A> h = WavefrontTiles<A, T>(f).h;
+  if (a.merge == Merge::kNone) {
+#pragma unroll 1
+    for (int i = 0; i < kAxes; ++i)
+      if (const int one = f.p.direction[t.pass][i]; one >= 0)
+        write_map<T>(whole_block<T>(), f.p, t, a, one, h[i]);
+    return;
+  }
+  const int64_t corner = tile_corner(f.p, t, a.y_strides, 0, t.c0);
+  const bool first = t.visit == kFirst, second = t.visit == kSecond;
+  const MergedTile<A> tile{first ? static_cast<void*>(f.share + corner)
+                                 : static_cast<char*>(a.y) + corner * bytes_of(a.dtype),
+                           f.share + corner,
+                           a.mask + corner,
+                           first ? state_dtype<A>() : a.dtype,
+                           a.merge == Merge::kMax,
+                           first ? A(1) : merge_scale<A>(a)};
+  const Box box = box_of<T::kSide>(t, t.channels, a.y_strides);
+  const PassMaps<A> maps(f.p.direction[t.pass], h);
+  if (a.mask)
+    second ? write_merged<T, true, true>(tile, box, maps)
+           : write_merged<T, true, false>(tile, box, maps);
+  else
+    second ? write_merged<T, false, true>(tile, box, maps)
+           : write_merged<T, false, false>(tile, box, maps);
+}
+
 // A block owns a tile at a time. Loads and stores run along whichever axis of a map is contiguous.
-// Shared memory: tiles of x and g, and of h for rows and for columns, all in the state's type.
 // Rows belong to the first half of the threads, columns to the second (steps.h).
 template <class A, class T>
 __global__ void __launch_bounds__(T::kThreads, T::kScanBlocks)
     wavefront_kernel(const __grid_constant__ WavefrontParams<A> f) {
   const ScanArgs& a = f.a;
-  char* const memory = dynamic_shared_memory();
-  int* const slot = reinterpret_cast<int*>(memory);
-  const int tile = f.p.channels * T::kPlane, gate = a.gate_channels ? tile : T::kPlane;
-  A* const x = reinterpret_cast<A*>(memory + 16);
-  const Pair<A> h{x + tile, tile}, g{x + 3 * tile, a.gate_directions ? gate : 0};
-  const int axis = threadIdx.x / (T::kThreads / 2);
-
-  Tickets tickets(f.flags.ticket, slot);
-  for (;;) {
-    const int ticket = tickets.next();
-    if (ticket >= f.p.tasks) return;
+  Tickets tickets(f.flags.ticket);
+  const bool meet = a.y != nullptr && passes_meet(a, f.p);
+  while (tickets.next(f.p.tasks, [&](int ticket) {
     Task t = f.p.task(ticket);
-    if (a.y == nullptr || !passes_meet(a, f.p)) t.visit = kOnly;
-    load_input<T>(whole_block<T>(), f.p, t, a, x);
-    load_gates<T>(f.p, t, a, g);
+    if (!meet) t.visit = kOnly;
+    return t;
+  })) {
+    const Task& t = task_slot().task;
+    load_tiles<A, T>(f);
     wait_upstream(f.p, t, f.flags, t.from_end);
-
-    const int d = f.p.direction[t.pass][axis];
-    const Path path = Path::of<T::kSide>(t, axis);
-    Border<A> border{};
-    if (d >= 0) border = Border<A>::of(f.p, t, f.borders.states[d], axis, t.from_end);
-    T::scan(a, t, d, path, ScanTiles<A>{x, g[axis], a.gate_channels ? T::kPlane : 0, h[axis]},
-            border);
+    scan_tiles<A, T>(f);
     finish_states(f.p, t, f.flags);
     if (a.y == nullptr) continue;
     wait_first_visit(f.p, t, f.flags);
-    if (a.merge != Merge::kNone) {
-      const int64_t corner = tile_corner(f.p, t, a.y_strides, 0, t.c0);
-      const bool first = t.visit == kFirst;
-      const MergedTile<A> tile{
-          first ? static_cast<void*>(f.share + corner)
-                : static_cast<char*>(a.y) + corner * bytes_of(a.dtype),
-          f.share + corner,
-          a.mask + corner,
-          first ? state_dtype<A>() : a.dtype,
-          a.merge == Merge::kMax,
-          first ? A(1) : merge_scale<A>(a)};
-      const Box box = box_of<T::kSide>(t, t.channels, a.y_strides);
-      const PassMaps<A> maps(f.p.direction[t.pass], h);
-      const bool second = t.visit == kSecond;
-      if (a.mask)
-        second ? write_merged<T, true, true>(tile, box, maps)
-               : write_merged<T, true, false>(tile, box, maps);
-      else
-        second ? write_merged<T, false, true>(tile, box, maps)
-               : write_merged<T, false, false>(tile, box, maps);
-    } else {
-      for (int i = 0; i < kAxes; ++i)
-        if (const int one = f.p.direction[t.pass][i]; one >= 0)
-          write_map<T>(whole_block<T>(), f.p, t, a, one, h[i]);
-    }
+    write_tiles<A, T>(f);
     finish_visit(f.p, t, f.flags);
   }
 }

@@ -5,7 +5,7 @@
 // for ever. Which block does a task has no influence on any sum.
 #pragma once
 
-#include "cuda/plan.h"
+#include "cuda/tile.h"
 
 namespace gatedrnn::cuda {
 
@@ -30,27 +30,39 @@ struct Flags {
   }
 };
 
-// The next ticket for all threads of a block, drawn while the one before is worked on.
+// What stands before the tiles in shared memory.
+struct TaskSlot {
+  int ticket;
+  Task task;
+};
+constexpr int kTilesBegin = 128;  // bytes
+static_assert(sizeof(TaskSlot) <= kTilesBegin);
+GATEDRNN_DEVICE TaskSlot& task_slot() { return *shared_at<TaskSlot>(0); }
+
+// The next ticket for all threads of a block, drawn while the one before is worked on. One thread
+// finds out which task it is.
 class Tickets {
  public:
-  // `slot` is in shared memory.
-  GATEDRNN_DEVICE Tickets(int* ticket, int* slot) : ticket_(ticket), slot_(slot) { draw(); }
-  // What is in shared memory may be overwritten from here on.
-  GATEDRNN_DEVICE int next() {
+  GATEDRNN_DEVICE explicit Tickets(int* ticket) : ticket_(ticket) { draw(); }
+  // decode(ticket) is the task, for which tickets below `count` stand. What is in shared memory may
+  // be overwritten from here on.
+  template <class Decode>
+  GATEDRNN_DEVICE bool next(int count, const Decode& decode) {
     __syncthreads();
     if (threadIdx.x == 0) {
-      *slot_ = drawn_;
+      task_slot().ticket = drawn_;
+      if (drawn_ < count) task_slot().task = decode(drawn_);
       draw();
     }
     __syncthreads();
-    return *slot_;
+    return task_slot().ticket < count;
   }
 
  private:
   GATEDRNN_DEVICE void draw() {
     if (threadIdx.x == 0) drawn_ = atomicAdd(ticket_, 1);
   }
-  int *ticket_, *slot_, drawn_ = 0;
+  int *ticket_, drawn_ = 0;
 };
 
 // For one thread.
