@@ -19,7 +19,7 @@ from torch.autograd import forward_ad
 from . import reference
 from ._batching import fold, fold_gate, unfold
 from ._derivatives import adjoint, tangent
-from ._options import DIRECTIONS, Options
+from ._options import DIRECTIONS, Options, op_arguments
 
 if importlib.util.find_spec("gatedrnn._C") is None:
     raise ImportError(
@@ -106,7 +106,7 @@ def _registered_backward(ctx, grad, _):
     x, g, weight, bias, mask = ctx.saved_tensors
     _, needs_g, needs_weight, needs_bias = ctx.needs_input_grad[:4]
     dx, dg, dweight, dbias = torch.ops.gatedrnn.scan_backward(
-        grad, x, g, weight, bias, mask, *ctx.options.args, needs_g, needs_weight, needs_bias
+        grad, x, g, weight, bias, mask, *op_arguments(ctx.options), needs_g, needs_weight, needs_bias
     )
     return (
         dx,
@@ -151,7 +151,7 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def forward(x, g, weight, bias, options, keep_mask):
-        return torch.ops.gatedrnn.scan(x, g, weight, bias, *options.args, keep_mask)
+        return torch.ops.gatedrnn.scan(x, g, weight, bias, *op_arguments(options), keep_mask)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -210,7 +210,7 @@ class _ScanBackward(torch.autograd.Function):
     @staticmethod
     def forward(grad, x, g, weight, bias, mask, options, needs_g, needs_weight, needs_bias):
         return torch.ops.gatedrnn.scan_backward(
-            grad, x, g, weight, bias, mask, *options.args, needs_g, needs_weight, needs_bias
+            grad, x, g, weight, bias, mask, *op_arguments(options), needs_g, needs_weight, needs_bias
         )
 
     @staticmethod
@@ -293,9 +293,9 @@ def scan(x, g, weight, bias, options: Options) -> Tensor:
         keep_mask = torch.is_grad_enabled() and any(
             t is not None and t.requires_grad for t in tensors
         )
-        return torch.ops.gatedrnn.scan(*tensors, *options.args, keep_mask)[0]
+        return torch.ops.gatedrnn.scan(*tensors, *op_arguments(options), keep_mask)[0]
     if is_plain(*tensors):
-        return torch.ops.gatedrnn.scan(*tensors, *options.args, False)[0]
+        return torch.ops.gatedrnn.scan(*tensors, *op_arguments(options), False)[0]
     stack = torch._C._functorch.get_interpreter_stack() or []
     if sum(level.key() == _JVP for level in stack) > 1:
         # PyTorch runs a Function's `jvp` with forward-mode AD switched off, so that the tangent of

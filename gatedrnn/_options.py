@@ -18,9 +18,11 @@ class Options(NamedTuple):
     nonlinearity: str = "identity"
     gate_norm: str = "none"
 
-    @property
-    def args(self):
-        return list(self.directions), self.merge, self.nonlinearity, self.gate_norm
+
+# No property of Options: PyTorch 2.10 cannot compile one of a named tuple.
+def op_arguments(options: Options):
+    """Options as the ops take them."""
+    return list(options.directions), options.merge, options.nonlinearity, options.gate_norm
 
 
 def direction_code(name: str) -> int:

@@ -1,7 +1,9 @@
 """A page on this machine, to try a face parser on photographs: demo.py --models DIR."""
 
 import argparse
+import hashlib
 import html
+import io
 import os
 import signal
 import sys
@@ -19,6 +21,7 @@ from datasets import FINE, DataError
 from detect import as_array
 from face_parser import FaceParser
 from photographs import PhotographError, as_tensor, read
+from PIL import Image
 from recolour import PARTS, colour_of, recolour_part
 
 ADDRESS = "127.0.0.1"
@@ -88,9 +91,9 @@ def make_page(parser):
             return {
                 seen: (image, faces),
                 message: f"{words} {width} x {height} pixels.",
-                parts: (as_array(image), results.overlay(image, labels)),
+                parts: (stored(as_array(image)), stored(results.overlay(image, labels))),
                 areas: table(labels) if faces else "",
-                layer: inside.draw(propagation) if propagation else None,
+                layer: stored(inside.draw(propagation)) if propagation else None,
             }
 
         def opened(path, which):
@@ -113,7 +116,7 @@ def make_page(parser):
             except argparse.ArgumentTypeError as error:
                 gr.Warning(f"The colour {error}")
                 return gr.skip()
-            return as_array(image), as_array(result)
+            return stored(as_array(image)), stored(as_array(result))
 
         # One at a time: the detector is not made for two.
         options = dict(concurrency_id="parser", concurrency_limit=1, api_visibility="private")
@@ -130,6 +133,22 @@ def make_page(parser):
 def before_and_after(label, name):
     """Two pictures with a line between them that can be drawn over either."""
     return gr.ImageSlider(label=label, elem_id=name, interactive=False, max_height=640)
+
+
+def stored(picture):
+    """The file of a picture: an array (H, W, 3) uint8, or Pillow's.
+
+    Gradio itself would write the file of a picture that it has shown before once more, also while
+    a browser is being sent it.
+    """
+    data = io.BytesIO()
+    picture = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    picture.save(data, "webp")
+    name = hashlib.sha256(data.getbuffer()).hexdigest()
+    path = Path(os.environ["GRADIO_TEMP_DIR"], f"{name}.webp")
+    if not path.exists():
+        path.write_bytes(data.getbuffer())
+    return path
 
 
 def reduced(image):
