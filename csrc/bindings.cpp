@@ -1,6 +1,6 @@
 // The Python module gatedrnn._C: facts about this build. The ops themselves are in ops.cpp.
-// PyTorch 2.11's own copy of pybind11 refuses to be included beside it; nothing of the stable ABI is
-// used here.
+// PyTorch 2.11's own copy of pybind11 refuses to be included beside it; nothing of the stable ABI
+// is used here.
 #undef TORCH_TARGET_VERSION
 #include <pybind11/pybind11.h>
 #include <torch/headeronly/version.h>

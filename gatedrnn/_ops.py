@@ -105,8 +105,9 @@ def _registered_setup(ctx, inputs, output):
 def _registered_backward(ctx, grad, _):
     x, g, weight, bias, mask = ctx.saved_tensors
     _, needs_g, needs_weight, needs_bias = ctx.needs_input_grad[:4]
+    needs = needs_g, needs_weight, needs_bias
     dx, dg, dweight, dbias = torch.ops.gatedrnn.scan_backward(
-        grad, x, g, weight, bias, mask, *op_arguments(ctx.options), needs_g, needs_weight, needs_bias
+        grad, x, g, weight, bias, mask, *op_arguments(ctx.options), *needs
     )
     return (
         dx,
@@ -208,9 +209,9 @@ class _ScanBackward(torch.autograd.Function):
     """dx, dg, dweight, dbias by the fused kernel; its own gradients by those of `adjoint`."""
 
     @staticmethod
-    def forward(grad, x, g, weight, bias, mask, options, needs_g, needs_weight, needs_bias):
+    def forward(grad, x, g, weight, bias, mask, options, *needs):
         return torch.ops.gatedrnn.scan_backward(
-            grad, x, g, weight, bias, mask, *op_arguments(options), needs_g, needs_weight, needs_bias
+            grad, x, g, weight, bias, mask, *op_arguments(options), *needs
         )
 
     @staticmethod

@@ -24,7 +24,7 @@ struct BackwardParams {
   Borders<A> states, adjoints;  // h and e at the tiles' borders
   GradientMap<A> dx, dg;
   int64_t gate_tile_size;  // of dg, where each channel tile has its own, to be summed afterwards
-  A* weight_sums;               // null if neither dweight nor dbias is wanted
+  A* weight_sums;          // null if neither dweight nor dbias is wanted
   WeightSums sums;
 };
 
@@ -136,21 +136,24 @@ GATEDRNN_DEVICE void write_gradient(const Task& t, Visit visit, const GradientMa
   const Box box = box_of<T::kSide>(t, channels, s);
   // To the share for a first visit, else to the result.
   const auto write = [&]<class S>(S* result) {
-    with_walk<T, T::kPacks / 2>(whole_block<T>(), box, result, [&]<int W>(int next, const auto& walk) {
-      walk(
-          [&](int64_t at) {
-            return visit == kSecond ? load_shared_by_blocks(&pack_at<W>(share + at)) : Pack<A, W>{};
-          },
-          [&](int64_t at, int cell, const Pack<A, W>& before) {
-            Pack<S, W> values;
+    with_walk<T, T::kPacks / 2>(
+        whole_block<T>(), box, result, [&]<int W>(int next, const auto& walk) {
+          walk(
+              [&](int64_t at) {
+                return visit == kSecond ? load_shared_by_blocks(&pack_at<W>(share + at))
+                                        : Pack<A, W>{};
+              },
+              [&](int64_t at, int cell, const Pack<A, W>& before) {
+                Pack<S, W> values;
 #pragma unroll
-            for (int k = 0; k < W; ++k, cell += next) {
-              const A value = value_at(cell);
-              values.values[k] = to_storage<S>(visit == kSecond ? value + before.values[k] : value);
-            }
-            pack_at<W>(result + at) = values;
-          });
-    });
+                for (int k = 0; k < W; ++k, cell += next) {
+                  const A value = value_at(cell);
+                  values.values[k] =
+                      to_storage<S>(visit == kSecond ? value + before.values[k] : value);
+                }
+                pack_at<W>(result + at) = values;
+              });
+        });
   };
   if (visit == kFirst)
     write(share);

@@ -191,7 +191,7 @@ GATEDRNN_PART void carry_lines(const ChunkParams& f, int index) {
       float h = 0;
       constexpr int ahead = 8;
       for (int k = 0; k < chunks; k += ahead) {
-        float gain[ahead], offset[ahead];
+        float gain[ahead] = {}, offset[ahead] = {};  // see walk_planes
         const auto place = [&](int j) {
           return int64_t{direction.reverse ? chunks - 1 - k - j : k + j} * lines;
         };
@@ -218,19 +218,19 @@ GATEDRNN_PART void carry_lines(const ChunkParams& f, int index) {
   count_one(f.carried + t.unit);
 }
 
-// Scans a line of a tile and merges it, in place, with what was there before; `begins`: nothing was.
-// x, g, h and winners are at the pixel that the path begins with. A few pixels are
-// read at once, ahead of the recurrence.
+// Scans a line of a tile and merges it, in place, with what was there before; `begins`: nothing
+// was. x, g, h and winners are at the pixel that the path begins with. A few pixels are read at
+// once, ahead of the recurrence.
 template <bool Winners>
-GATEDRNN_DEVICE void scan_line(const MergeRule<float, Winners>& merge, const Path& path, int d, float weight,
-                               float bias, float state, bool begins, const float* x, const float* g,
-                               float* h, uint8_t* winners) {
+GATEDRNN_DEVICE void scan_line(const MergeRule<float, Winners>& merge, const Path& path, int d,
+                               float weight, float bias, float state, bool begins, const float* x,
+                               const float* g, float* h, uint8_t* winners) {
   constexpr int ahead = 8;
 #pragma unroll 1
   for (int first = 0; first < path.length; first += ahead) {
     const auto place = [&](int k) { return (first + k) * path.step; };
-    float value[ahead], gate[ahead];
-    Winner<float> before[ahead];
+    float value[ahead] = {}, gate[ahead] = {};  // see walk_planes
+    Winner<float> before[ahead] = {};
 #pragma unroll
     for (int k = 0; k < ahead; ++k)
       if (first + k < path.length) {
@@ -278,16 +278,16 @@ GATEDRNN_PART void scan_tile(const ChunkParams& f) {
     const Path path = Path::of<T::kSide>(t, axis);
     if (d >= 0 && lane.line < path.lines) {
       const typename T::Weights w(a, t, d, lane, false);
-      const Border<float> border =
-          Border<float>::of(f.p, t, f.states.states[d], axis, t.from_end);
+      const Border<float> border = Border<float>::of(f.p, t, f.states.states[d], axis, t.from_end);
 #pragma unroll
       for (int r = 0; r < R; ++r) {
         const int c = lane.channel + r, first = path.first<T::kSide>(lane.line);
         if (c >= t.channels) break;
         const int at = c * T::kPlane + first;
         scan_line(merge, path, d, w.own[r][0], w.bias[r], border.enter(c, lane.line),
-                  !(axis == 0 ? rows : columns) || !merges, tiles.x + at, tiles.g[axis] + c * gate_plane + first,
-                  tiles.h[axis] + at, Winners ? tiles.winners[axis] + at : nullptr);
+                  !(axis == 0 ? rows : columns) || !merges, tiles.x + at,
+                  tiles.g[axis] + c * gate_plane + first, tiles.h[axis] + at,
+                  Winners ? tiles.winners[axis] + at : nullptr);
       }
     }
     rows |= f.p.direction[pass][0] >= 0;

@@ -18,8 +18,8 @@ GATEDRNN_DEVICE Winner<A> better(Winner<A> a, Winner<A> b) {
   return {maximum<ScalarMath<A>>(a.value, b.value), (keep ? a.bits : 0) | (take ? b.bits : 0)};
 }
 
-// How directions are merged, with or without knowing the winners. Either operation commutes, so that
-// the order in which two passes reach a tile cannot be told from its bits.
+// How directions are merged, with or without knowing the winners. Either operation commutes, so
+// that the order in which two passes reach a tile cannot be told from its bits.
 template <class A, bool Winners = true>
 struct MergeRule {
   bool is_max;

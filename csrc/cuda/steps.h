@@ -6,18 +6,6 @@
 #pragma once
 
 #include "cuda/lines.h"
-#ifndef GATEDRNN_LOADS
-#define GATEDRNN_LOADS 8
-#endif
-#ifndef GATEDRNN_PACKS
-#define GATEDRNN_PACKS 4
-#endif
-#ifndef GATEDRNN_CHUNKS
-#define GATEDRNN_CHUNKS 8
-#endif
-#ifndef GATEDRNN_BLOCKS
-#define GATEDRNN_BLOCKS 5
-#endif
 
 namespace gatedrnn::cuda {
 
@@ -27,7 +15,7 @@ struct Steps {
   using Value = A;
   static constexpr int kSide = Side;
   static constexpr int kChannels = Channels;  // of a tile
-  static constexpr int kPacks = GATEDRNN_PACKS;  // that a thread reads at once
+  static constexpr int kPacks = 4;            // that a thread reads at once
   static constexpr int kChannelsPerThread = R;
   static constexpr int kSplits = kChannels / R;  // threads that share a line
   static constexpr int kLinesPerWarp = 32 / kSplits;
@@ -44,9 +32,9 @@ struct Steps {
     const int fit = kSharedMemory / (tiles * kChannels * kPlane * int{sizeof(A)} + 1024);
     return fit < 1 ? 1 : fit < most ? fit : most;
   }
-  static constexpr int kScanBlocks = blocks(4, K < 16 ? GATEDRNN_BLOCKS : 2);
+  static constexpr int kScanBlocks = blocks(4, K < 16 ? 5 : 2);
   static constexpr int kAdjointBlocks = blocks(7, K < 16 ? 3 : 2);
-  static constexpr int kChunkBlocks = kThreads == 64 ? GATEDRNN_CHUNKS : 4;
+  static constexpr int kChunkBlocks = kThreads == 64 ? 8 : 3;
 
   static GATEDRNN_INLINE int channels(int64_t) { return kChannels; }
 

@@ -37,7 +37,7 @@ template <class T>
 constexpr int kScanners = T::kThreads / 2;
 constexpr int kMovers = 128;
 template <class T>
-__global__ void __launch_bounds__(kScanners<T> + kMovers)
+__global__ void __launch_bounds__(kScanners<T> + kMovers, 1)
     strip_kernel(const __grid_constant__ StripParams f) {
   constexpr int tile = T::kChannels * T::kPlane;
   const ScanArgs& a = f.a;

@@ -97,8 +97,8 @@ GATEDRNN_DEVICE const Pack<S, W>& pack_at(const S* p) {
 constexpr int kPack = 4;
 
 // How the elements of a box are shared out, W at a time along the inner axis: a thread keeps its
-// place in a plane of inner and middle axis, or takes `repeats` of them, and goes on along the outer
-// axis. Inner and Middle are powers of two, so that places are found by shifts.
+// place in a plane of inner and middle axis, or takes `repeats` of them, and goes on along the
+// outer axis. Inner and Middle are powers of two, so that places are found by shifts.
 //
 // The loads of a thread's next N packs are all under way before the first is used: it is their
 // number that hides the latency of memory. Calls load(offset in memory) and use(the same, offset in
@@ -123,11 +123,10 @@ GATEDRNN_DEVICE void walk_planes(const Team<Size>& team, const Box& box, int inn
         return c + k / group * step < box.outer.count &&
                (Whole || b + k % group * at_once < box.middle.count);
       };
-      const int64_t begin =
-          a * W * box.inner.memory + b * box.middle.memory + c * box.outer.memory;
+      const int64_t begin = a * W * box.inner.memory + b * box.middle.memory + c * box.outer.memory;
       const int cell = a * W * box.inner.tile + b * box.middle.tile + c * box.outer.tile;
-      // Not left undefined where nothing is loaded: the register allocation would take what was there
-      // before for a value, and keep a register for it all through the kernel.
+      // Not left undefined where nothing is loaded: the register allocation would take what was
+      // there before for a value, and keep a register for it all through the kernel.
       decltype(load(begin)) values[N] = {};
       int64_t at = begin;
 #pragma unroll
@@ -139,8 +138,7 @@ GATEDRNN_DEVICE void walk_planes(const Team<Size>& team, const Box& box, int inn
 #pragma unroll
       for (int k = 0; k < N; ++k) {
         if (inside(k))
-          use(at,
-              cell + k % group * at_once * box.middle.tile + k / group * step * box.outer.tile,
+          use(at, cell + k % group * at_once * box.middle.tile + k / group * step * box.outer.tile,
               values[k]);
         at = sum_of(at, (k + 1) % group ? across : onward);
       }
@@ -210,18 +208,19 @@ GATEDRNN_DEVICE void write_box(const Team<Size>& team, const Box& box, S* corner
   });
 }
 
-// Reads a tile of a map of x's dtype whose corner in memory is `from`, under the gates' norm, to a
-// place in shared memory.
+// Reads a tile of a map of x's dtype: x, dL/dy, or gates, which get their norm.
 template <class T, int Size>
-GATEDRNN_PART void read_tile(const Team<Size>& team, Dtype dtype, const void* map, const Box& box,
-                             GateNorm norm, int tile_offset) {
+GATEDRNN_DEVICE void read_map(const Team<Size>& team, const TilePlan& p, const Task& t, Dtype dtype,
+                              const void* map, const Strides& s, int64_t d, bool has_channels,
+                              GateNorm norm, typename T::Value* tile) {
   using A = typename T::Value;
+  const Box box = box_of<T::kSide>(t, has_channels ? t.channels : 1, s);
+  const int64_t corner = tile_corner(p, t, s, d, has_channels ? t.c0 : 0);
   const A limit = norm == GateNorm::kClamp ? A(1) : A(INFINITY);
   const bool is_smooth = norm == GateNorm::kTanh || norm == GateNorm::kSigmoid;
-  A* const tile = shared_at<A>(tile_offset);
   with_storage<A>(dtype, [&](auto* type) {
     using S = std::remove_pointer_t<decltype(type)>;
-    const S* const from = static_cast<const S*>(map);
+    const S* const from = static_cast<const S*>(map) + corner;
     with_walk<T, T::kPacks>(team, box, from, [&]<int W>(int next, const auto& walk) {
       walk([&](int64_t at) { return pack_at<W>(from + at); },
            [&](int64_t, int cell, const Pack<S, W>& pack) {
@@ -242,17 +241,6 @@ GATEDRNN_PART void read_tile(const Team<Size>& team, Dtype dtype, const void* ma
              });
     });
   });
-}
-
-// The same for x, dL/dy or gates.
-template <class T, int Size>
-GATEDRNN_DEVICE void read_map(const Team<Size>& team, const TilePlan& p, const Task& t, Dtype dtype,
-                              const void* map, const Strides& s, int64_t d, bool has_channels,
-                              GateNorm norm, typename T::Value* tile) {
-  const Box box = box_of<T::kSide>(t, has_channels ? t.channels : 1, s);
-  const int64_t corner = tile_corner(p, t, s, d, has_channels ? t.c0 : 0);
-  read_tile<T>(team, dtype, static_cast<const char*>(map) + corner * bytes_of(dtype), box, norm,
-               shared_offset(tile));
 }
 
 template <class T, int Size>

@@ -78,11 +78,12 @@ struct WavefrontTiles {
 };
 
 template <class A, class T>
-GATEDRNN_PART void load_tiles(const WavefrontParams<A>& f) {
-  const Task t = task_slot().task;
-  const WavefrontTiles<A, T> tiles(f);
-  load_input<T>(whole_block<T>(), f.p, t, f.a, tiles.x);
-  load_gates<T>(f.p, t, f.a, tiles.g);
+GATEDRNN_PART void load_x(const WavefrontParams<A>& f) {
+  load_input<T>(whole_block<T>(), f.p, task_slot().task, f.a, WavefrontTiles<A, T>(f).x);
+}
+template <class A, class T>
+GATEDRNN_PART void load_g(const WavefrontParams<A>& f) {
+  load_gates<T>(f.p, task_slot().task, f.a, WavefrontTiles<A, T>(f).g);
 }
 
 template <class A, class T>
@@ -141,7 +142,8 @@ __global__ void __launch_bounds__(T::kThreads, T::kScanBlocks)
     return t;
   })) {
     const Task& t = task_slot().task;
-    load_tiles<A, T>(f);
+    load_x<A, T>(f);
+    load_g<A, T>(f);
     wait_upstream(f.p, t, f.flags, t.from_end);
     scan_tiles<A, T>(f);
     finish_states(f.p, t, f.flags);
