@@ -8,19 +8,20 @@ from pathlib import Path
 import torch
 from checkpoint import CheckpointError
 from datasets import DATASETS, DataError, default_folder, open_dataset, open_mixed
-from photographs import PhotographError
+from photographs import NoFaceError, PhotographError
 from processes import StoppedError
 from settings import SettingsError
 
 EXPECTED = (DataError, CheckpointError, SettingsError, StoppedError, FloatingPointError, OSError)
 EXPECTED += (PhotographError,)
+WRONG, FACELESS, INTERRUPTED = 2, 3, 130  # exit codes
 
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose complaint is one line, without the usage in front."""
 
     def error(self, message):
-        self.exit(2, f"error: {message}\n")
+        self.exit(WRONG, f"error: {message}\n")
 
 
 def number(kind, low, high=math.inf):
@@ -99,10 +100,10 @@ def exit_code(main):
     """Run ``main`` and turn what a user can cause into one line and an exit code."""
     try:
         main()
-    except EXPECTED as error:
+    except (*EXPECTED, NoFaceError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return FACELESS if isinstance(error, NoFaceError) else WRONG
     except KeyboardInterrupt as stop:
         print(": ".join(["interrupted", *map(str, stop.args)]), file=sys.stderr)
-        return 130
+        return INTERRUPTED
     return 0

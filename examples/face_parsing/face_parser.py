@@ -22,7 +22,7 @@ from checkpoint import CheckpointError
 from datasets import FINE
 from datasets.labels import POINTS
 from models import build_model
-from photographs import as_tensor
+from photographs import NoFaceError, as_tensor
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from views import PARTS, Layout
 
@@ -32,10 +32,6 @@ NETWORKS = ("points", "face", *PARTS)
 COARSE_IN_FINE = tuple(FINE.names.index(name) for name in ("background", "skin", "hair"))
 STRIP = 1 << 20  # pixels composed at a time, so that memory does not grow with the photograph
 PASSES = 2  # of the key points: the second looks at the face turned upright, at its place
-
-
-class NoFaceError(ValueError):
-    """There is no face in a photograph, or none that the detector finds."""
 
 
 class Parsing:

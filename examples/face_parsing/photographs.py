@@ -15,6 +15,10 @@ class PhotographError(ValueError):
     """A photograph that cannot be used; the message is one line and names the file."""
 
 
+class NoFaceError(ValueError):
+    """There is no face in a photograph, or none that the detector finds."""
+
+
 def read(path):
     """The photograph in a file, upright: (3, H, W) uint8 RGB; of several, the first."""
     return read_with_profile(path)[0]

@@ -14,14 +14,8 @@ import video
 from checkpoint import claimed
 from datasets import DataError
 from face_parser import FaceParser
-from photographs import PhotographError, as_tensor
+from photographs import NoFaceError, PhotographError, as_tensor
 from tqdm import tqdm
-
-UNREADABLE, FACELESS = 2, 3  # exit codes; the first wins
-
-
-class FacelessError(ValueError):
-    """No face in a source; the message names it."""
 
 
 def expand(arguments):
@@ -99,14 +93,14 @@ def predict_photo(path, folder, name, *, parse, points=None):
         parse: :func:`parse_faces` of a parser.
 
     Raises:
-        PhotographError, FacelessError: nothing is written.
+        PhotographError, NoFaceError: nothing is written.
     """
     image = photographs.read(path)
     if points is not None:
         check_near(points, image, path)
     parsings = parse(image, points=points)
     if not parsings:
-        raise FacelessError(f"no face found in {path}")
+        raise NoFaceError(f"no face found in {path}")
     results.write(folder, name, path, image, parsings)
 
 
@@ -125,7 +119,7 @@ def predict_video(path, folder, name, *, parse, every):
         if not count:
             raise PhotographError(f"cannot read {path}: it has no frame")
         if not with_face:
-            raise FacelessError(f"no face found in {path}")
+            raise NoFaceError(f"no face found in {path}")
         facts = {"frames": count, "frames_with_faces": with_face, "frames_per_second": rate}
         results.write_json(folder, name, path, image.shape[1:], facts)
 
@@ -146,13 +140,13 @@ def predict_camera(capture, folder, name, source, *, parse):
     if image is None:
         raise PhotographError(f"cannot read {source}: it gives no frame")
     if last is None:
-        raise FacelessError(f"no face found by {source}")
+        raise NoFaceError(f"no face found by {source}")
     results.write(folder, name, source, *last)
 
 
 def predict_files(paths, names, args, *, parse, points):
     """Parse one file after the other; returns how many are unreadable, and how many faceless."""
-    counts = {PhotographError: 0, FacelessError: 0}
+    counts = {PhotographError: 0, NoFaceError: 0}
     for path in tqdm(paths, unit="photo", disable=None if len(paths) > 1 else True):
         try:
             if is_video(path):
@@ -160,7 +154,7 @@ def predict_files(paths, names, args, *, parse, points):
             else:
                 given = points.get(path)
                 predict_photo(path, args.out, names[path], parse=parse, points=given)
-        except (PhotographError, FacelessError) as error:
+        except (PhotographError, NoFaceError) as error:
             counts[type(error)] += 1
             tqdm.write(f"error: {error}", file=sys.stderr)
     return counts.values()
@@ -245,18 +239,14 @@ def run_files(args, parse, paths, points):
     words += [f"{faceless} without a face"] * (faceless > 0)
     print(", ".join(words))
     if unreadable or faceless:
-        sys.exit(UNREADABLE if unreadable else FACELESS)
+        sys.exit(commands.WRONG if unreadable else commands.FACELESS)
 
 
 def run_camera(args, parse):
     source = f"camera {args.camera}"
     (name,) = results.names_of([source], args.out).values()
-    try:
-        capture = video.open_capture(args.camera)
-        predict_camera(capture, args.out, name, source, parse=parse)
-    except (PhotographError, FacelessError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(UNREADABLE if isinstance(error, PhotographError) else FACELESS)
+    capture = video.open_capture(args.camera)
+    predict_camera(capture, args.out, name, source, parse=parse)
     print(f"the last face is in {args.out / name}_overlay.png")
 
 

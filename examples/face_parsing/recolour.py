@@ -9,9 +9,8 @@ from pathlib import Path
 import commands
 import torch
 from checkpoint import write_atomically
-from datasets import DataError
 from face_parser import FaceParser
-from photographs import read_with_profile
+from photographs import NoFaceError, read_with_profile
 from PIL import Image
 
 PARTS = {  # the classes whose shares together are the mask
@@ -169,7 +168,7 @@ def main():
     faces = FaceParser.load(args.models, device=args.device)
     parsings = faces.all_faces(image)[: None if args.all else 1]
     if not parsings:
-        raise DataError(f"no face found in {args.photo}")
+        raise NoFaceError(f"no face found in {args.photo}")
     changed = recolour_part(image, parsings, args.part, args.colour, args.strength)
     if args.strength and torch.equal(changed, image):
         print(f"note: no {args.part} found in {args.photo}", file=sys.stderr)

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import commands
 import cv2
 import face_parser
 import geometry
@@ -160,9 +161,9 @@ def test_labels_lie_on_the_upright_photograph(run, tmp_path):
     ("names", "code"),
     [
         (["face"], 0),
-        (["face", "blank"], predict.FACELESS),
-        (["face", "broken"], predict.UNREADABLE),
-        (["broken", "blank", "face"], predict.UNREADABLE),  # that code wins
+        (["face", "blank"], commands.FACELESS),
+        (["face", "broken"], commands.WRONG),
+        (["broken", "blank", "face"], commands.WRONG),  # that code wins
     ],
 )
 def test_bad_photographs_are_named_and_the_others_go_on(names, code, run, tmp_path, capsys):
@@ -183,7 +184,7 @@ def test_bad_photographs_are_named_and_the_others_go_on(names, code, run, tmp_pa
 
 def test_a_run_without_results_leaves_no_folder(run, tmp_path):
     write_blank(tmp_path / "blank.png")
-    assert run("blank.png") == predict.FACELESS
+    assert run("blank.png") == commands.FACELESS
     assert not Path("parsed").exists()
 
 
@@ -357,14 +358,14 @@ def test_points_name_one_photograph(run, tmp_path, monkeypatch, capsys):
     arguments = ["--models", "m", "x", "y", "--points", "p.json"]
     assert "several PHOTOs are 'a.png'" in refused(monkeypatch, capsys, predict, *arguments)
     Path("p.json").write_text(json.dumps({"y/a.png": (SHAPE / 6).tolist()}))
-    assert run("x", "y", "--points", "p.json") == predict.FACELESS
+    assert run("x", "y", "--points", "p.json") == commands.FACELESS
     assert json.loads(Path("parsed/a-2.json").read_text())["source"] == "../y/a.png"
 
 
 def test_points_far_from_the_photograph_are_refused(run, tmp_path, capsys):
     write_blank(tmp_path / "a.png")
     Path("p.json").write_text(json.dumps({"a.png": (SHAPE * 1000).tolist()}))
-    assert run("a.png", "--points", "p.json") == predict.UNREADABLE
+    assert run("a.png", "--points", "p.json") == commands.WRONG
     assert "is not near its 64 x 48 pixels" in capsys.readouterr().err
 
 
@@ -430,8 +431,8 @@ def test_a_video_is_written_with_its_labels(every, expected, run, tmp_path):
 def test_bad_videos_are_named(run, tmp_path, capfd):
     write_video("blank.mp4", [np.full((64, 64, 3), 90, np.uint8)] * 2)
     Path("broken.mp4").write_bytes(b"no video")
-    assert run("blank.mp4") == predict.FACELESS
-    assert run("broken.mp4", "blank.mp4") == predict.UNREADABLE
+    assert run("blank.mp4") == commands.FACELESS
+    assert run("broken.mp4", "blank.mp4") == commands.WRONG
     lines = [line for line in capfd.readouterr().err.splitlines() if line.strip()]
     assert set(lines) == {
         "error: no face found in blank.mp4",
@@ -502,8 +503,8 @@ def test_a_camera_leaves_its_last_face(stopped, run, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("images", "code", "words"),
     [
-        ([], predict.UNREADABLE, "error: cannot read camera 0: it gives no frame"),
-        ([np.zeros((64, 64, 3), np.uint8)], predict.FACELESS, "error: no face found by camera 0"),
+        ([], commands.WRONG, "error: cannot read camera 0: it gives no frame"),
+        ([np.zeros((64, 64, 3), np.uint8)], commands.FACELESS, "error: no face found by camera 0"),
     ],
 )
 def test_a_camera_without_a_face_is_one_line(images, code, words, run, monkeypatch, capsys):

@@ -4,6 +4,7 @@ import itertools
 import subprocess
 import sys
 
+import commands
 import numpy as np
 import pytest
 import recolour
@@ -222,7 +223,6 @@ def test_command_takes_the_largest_face_or_all(monkeypatch, tmp_path, models):
         ({"--models": "nowhere"}, "no face parser at nowhere"),
         ({"PHOTO": "notes.png"}, "notes.png"),
         ({"PHOTO": "missing.png"}, "missing.png: No such file"),
-        ({"PHOTO": "plain.png"}, "no face found in plain.png"),
     ],
 )
 def test_bad_input_is_one_line(monkeypatch, capsys, tmp_path, models, change, words):
@@ -235,6 +235,17 @@ def test_bad_input_is_one_line(monkeypatch, capsys, tmp_path, models, change, wo
     given = [value for pair in options.items() for value in pair]
     assert words in refused(monkeypatch, capsys, recolour, photo, *given)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["notes.png", "plain.png"]
+
+
+def test_photograph_without_a_face_has_an_exit_code_of_its_own(
+    monkeypatch, capsys, tmp_path, models
+):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (64, 64)).save("plain.png")
+    options = ["--models", models, "--part", "hair", "--colour", "#8b2252"]
+    assert call(monkeypatch, recolour, "plain.png", *options) == commands.FACELESS
+    assert capsys.readouterr().err == "error: no face found in plain.png\n"
+    assert [p.name for p in tmp_path.iterdir()] == ["plain.png"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
