@@ -49,10 +49,19 @@ def compose(*maps):
 
 def inverse(m):
     """The map back."""
+    if m.ndim == 2:  # as Python's numbers, which is four times as fast
+        return np.array(_inverse_of_one(m))
     a, b, c, d = m[..., 0, 0], m[..., 0, 1], m[..., 1, 0], m[..., 1, 1]
     linear = np.stack([d, -b, -c, a], -1) / (a * d - b * c)[..., None]
     linear = linear.reshape(m[..., :2].shape)
     return np.concatenate([linear, -linear @ m[..., 2:]], -1)
+
+
+def _inverse_of_one(m):
+    (a, b, x), (c, d, y) = m.tolist()
+    area = a * d - b * c
+    a, b, c, d = d / area, -b / area, -c / area, a / area
+    return [[a, b, -a * x - b * y], [c, d, -c * x - d * y]]
 
 
 def apply(m, points):
@@ -95,9 +104,12 @@ def shown_box(m, size):
         left, top, right, bottom: ints, the last two exclusive; it may reach outside of the image.
     """
     h, w = size
-    corners = apply(inverse(m), np.array([[0, 0], [w, 0], [0, h], [w, h]], float))
-    low, high = corners.min(0).tolist(), corners.max(0).tolist()
-    return (*(math.floor(v + EXACT) for v in low), *(math.ceil(v - EXACT) for v in high))
+    low, high = [], []
+    for along, across, start in _inverse_of_one(m):  # of x, of y
+        ends = sorted((0, along * w)), sorted((0, across * h))
+        low.append(math.floor(start + ends[0][0] + ends[1][0] + EXACT))
+        high.append(math.ceil(start + ends[0][1] + ends[1][1] - EXACT))
+    return (*low, *high)
 
 
 def view(image, m, size):
