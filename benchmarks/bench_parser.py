@@ -9,13 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import chain_contenders
 import parser_contenders as contenders
 import timing
 import torch
 from models import MODELS
 from transforms import normalise
 
-SECTIONS = ("frames", "layers", "training")
+SECTIONS = ("frames", "layers", "chain", "training")
 BATCHES = {128: (1, 32), 512: (1, 4)}
 TRAINED = ("cnn-s", "rnn-g")  # the step of the second is compared with that of the first
 TRAINING_BATCHES = (10, 40)
@@ -25,6 +26,8 @@ RESULTS = Path(__file__).resolve().parent / "results"
 # What is asked of RNN-G: frames a second, one at a time, with two threads; and its step to CNN-S's.
 FRAMES_TARGET = {128: 500, 512: 40}
 STEP_TARGET = 1.4
+# And of the two stages, with two threads, one face at a time.
+CHAIN_TARGET = {chain_contenders.ALIGNED: 300, chain_contenders.FROM_FRAME: 30}
 
 
 def bench_frames(side, batch, threads, args, pace):
@@ -108,6 +111,50 @@ def by_size(shares):
     return dict(sorted(shares.items(), key=lambda item: -item[1]))
 
 
+def bench_chain(threads, args, pace):
+    """Both stages and what goes before them: each step, then the whole in every setting.
+
+    Returns:
+        (rows, list of what was left out and why)
+
+    Raises:
+        contenders.WrongResult: a setting computes something else.
+    """
+    print(f"\ntwo stages, threads {threads}", flush=True)
+    steps = chain_contenders.steps()
+    plain = contenders.PLAIN
+    calls = {(name, plain): call for name, (call, _) in steps.items()}
+    settings, differs, missing = chain_contenders.settings(
+        modes=args.modes, layouts=args.layouts, dtypes=args.dtypes, threads=threads
+    )
+    whole = chain_contenders.ALIGNED
+    calls |= {(whole, setting): call for setting, call in settings.items() if setting != plain}
+    rows = []
+    for (name, setting), times in timing.measure(calls, **pace).items():
+        faces = steps[name][1]
+        rows.append(
+            {
+                "what": name,
+                "faces": faces,
+                "threads": threads,
+                **setting._asdict(),
+                **times.as_dict(),
+                "frames": faces / times.median,
+                "differs": differs.get(setting) if name == whole else None,
+            }
+        )
+        print(
+            f"  {name:32}{' '.join(setting):34}{times.median * 1e3:10.3f} ms"
+            f" [{times.low * 1e3:.3f}, {times.high * 1e3:.3f}]{faces / times.median:9.1f} faces/s",
+            flush=True,
+        )
+    left_out = [f"two stages, {' '.join(at)}: {why}" for at, why in missing.items()]
+    for line in left_out:
+        print(f"  left out: {line}")
+    torch.compiler.reset()
+    return rows, left_out
+
+
 def bench_training(batch_size, threads, count, pace):
     """A step of each trained network at side 128, and the batches made for it, in turn."""
     print(f"\ntraining, batch {batch_size}, threads {threads}", flush=True)
@@ -151,6 +198,16 @@ def targets(report):
             words = f"rnn-g {side} x {side}, batch 1, two threads, {dtype}{how}"
             measured = f"{best['frames']:.0f} frames/s" if best else "-"
             found.append((words, f">= {asked} frames/s", measured))
+    for name, asked in CHAIN_TARGET.items():
+        able = [
+            each
+            for each in report.get("chain", ())
+            if (each["what"], each["threads"], each["dtype"]) == (name, 2, "float32")
+        ]
+        best = max(able, key=lambda each: each["frames"], default=None)
+        how = f", {best['mode']} {best['layout']}" if best else ""
+        measured = f"{best['frames']:.0f} frames/s" if best else "-"
+        found.append((f"{name}, two threads, float32{how}", f">= {asked} frames/s", measured))
     for batch in TRAINING_BATCHES:
         ratios = [
             f"{each['ratio']:.2f}x ({each['threads']} threads)"
@@ -187,6 +244,14 @@ def markdown(report):
             shares = [f"{each['shares'][p]:.1%}" if p in each["shares"] else "" for p in parts]
             place = [each[key] for key in ("model", "side", "batch", "threads")]
             lines.append(_line([*place, total, *shares]))
+    if report.get("chain"):
+        head = ["two stages", "mode", "layout", "dtype", "threads", "ms", "quartiles", "faces/s"]
+        lines += ["", "From a photograph to eleven classes:", "", *_head(head)]
+        for each in report["chain"]:
+            cells = [each[key] for key in ("what", "mode", "layout", "dtype", "threads")]
+            quartiles = f"{each['low'] * 1e3:.3g} - {each['high'] * 1e3:.3g}"
+            cells += [f"{each['median'] * 1e3:.3g}", quartiles, f"{each['frames']:.4g}"]
+            lines.append(_line(cells))
     if report.get("training"):
         head = ["side 128", "batch", "threads", "ms", "quartiles", "images/s", "to cnn-s"]
         lines += ["", "A step of training, and making the batch for it:", "", *_head(head)]
@@ -274,6 +339,10 @@ def run(args):
                         for name in args.models
                         if name in MODELS
                     ]
+        if "chain" in args.sections:
+            rows, why = bench_chain(threads, args, pace)
+            report["chain"] += rows
+            report["left_out"] += why
         if tuple(args.sections) == ("training",) and HUGE_PAGES in os.environ:
             for batch in (2,) if args.quick else TRAINING_BATCHES:
                 count = batch if args.quick else 4 * batch

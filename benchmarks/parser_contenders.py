@@ -93,30 +93,45 @@ def convert(model, dtype):
 
 
 def networks(name, side, photos, *, modes, layouts, dtypes, threads):
-    """One network in each setting.
+    """One network in each setting: see :func:`in_settings`.
 
     Args:
         name: of the network.
         side: that the network is for.
         photos: (N, 3, side, side) uint8.
-        modes, layouts, dtypes: of MODES, LAYOUTS and DTYPES.
         threads: for which to compile.
+    """
+    images = transforms.normalise(photos)
+    expected = labelling(network(name, side, images), images)()
+
+    def make(setting):
+        layout, dtype = LAYOUTS[setting.layout], DTYPES[setting.dtype]
+        model = convert(network(name, side, images), dtype).to(memory_format=layout)
+        given = images.to(dtype, memory_format=layout)
+        return labelling(model, given, setting.mode, threads)
+
+    return in_settings(name, make, expected, modes=modes, layouts=layouts, dtypes=dtypes)
+
+
+def in_settings(name, make, expected, *, modes, layouts, dtypes):
+    """What is made for each setting, once its labels have been compared.
+
+    Args:
+        name: what an error calls it.
+        make: a function of a Setting to a call that gives labels.
+        expected: labels.
+        modes, layouts, dtypes: of MODES, LAYOUTS and DTYPES.
 
     Returns:
-        (dict of Setting -> call that gives labels, dict of Setting -> share of labels that differ
-        from the plain network's, dict of Setting -> word why it does not run)
+        (dict of Setting -> call, dict of Setting -> share of labels that differ, dict of Setting ->
+        word why it does not run)
 
     Raises:
         WrongResult: one of them computes something else.
     """
-    images = transforms.normalise(photos)
-    expected = labelling(network(name, side, images), images)()
     calls, differs, missing = {}, {}, {}
     for setting in map(Setting._make, itertools.product(modes, layouts, dtypes)):
-        layout, dtype = LAYOUTS[setting.layout], DTYPES[setting.dtype]
-        model = convert(network(name, side, images), dtype).to(memory_format=layout)
-        given = images.to(dtype, memory_format=layout)
-        call = labelling(model, given, setting.mode, threads)
+        call = make(setting)
         try:
             labels = call()
         except RuntimeError as error:  # a compiler that is not there or fails
@@ -135,25 +150,27 @@ def networks(name, side, photos, *, modes, layouts, dtypes, threads):
 
 def labelling(model, images, mode="eager", threads=None):
     """A call without arguments: one pass of ``images`` through ``model`` to labels."""
-
-    def parse(given):
-        return model(given).logits.max(1).indices
-
-    if mode != "eager":
-        # Compiled code hangs on the function's code: each contender gets its own, not one of a
-        # list that is searched in every call.
-        own = types.FunctionType(
-            parse.__code__.replace(), globals(), "parse", None, parse.__closure__
-        )
-        # The number of threads is part of the code, but not of the key under which it is kept.
-        options = {"freezing": mode == "frozen", "cpp.threads": threads or -1}
-        parse = torch.compile(own, dynamic=False, options=options)
+    parse = compiled(lambda given: model(given).logits.max(1).indices, mode, threads)
 
     @torch.inference_mode()
     def call():
         return parse(images)
 
     return call
+
+
+def compiled(function, mode, threads):
+    """The function as it is in a mode of MODES, for that number of threads."""
+    if mode == "eager":
+        return function
+    # Compiled code hangs on the function's code: each contender gets its own, not one of a list
+    # that is searched in every call.
+    own = types.FunctionType(
+        function.__code__.replace(), globals(), "parse", None, function.__closure__
+    )
+    # The number of threads is part of the code, but not of the key under which it is kept.
+    options = {"freezing": mode == "frozen", "cpp.threads": threads or -1}
+    return torch.compile(own, dynamic=False, options=options)
 
 
 def refined(name, side, photos):

@@ -14,6 +14,7 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import bench_parser  # noqa: E402
+import chain_contenders  # noqa: E402
 import parser_contenders as contenders  # noqa: E402
 from transforms import normalise  # noqa: E402
 
@@ -58,6 +59,19 @@ def test_quick_run_writes_valid_json(tmp_path):
         layers["shares"]
     )
     assert sum(layers["shares"].values()) == pytest.approx(1)
+
+    rows = [each for each in report["chain"] if each["what"] == chain_contenders.ALIGNED]
+    assert [(each["layout"], each["dtype"]) for each in rows] == [
+        ("channels_last", "float32"),  # among the steps, which come first
+        ("contiguous", "float32"),
+        ("contiguous", "bfloat16"),
+        ("channels_last", "bfloat16"),
+    ]
+    assert all(0 <= each["differs"] <= 0.1 for each in rows)
+    steps = {each["what"]: each for each in report["chain"]}
+    assert len(steps) == len(chain_contenders.steps())
+    for each in report["chain"]:
+        assert each["frames"] == pytest.approx(each["faces"] / each["median"])
 
     assert [each["what"] for each in report["training"]] == ["cnn-s", "rnn-g", "batches"]
     assert report["training"][0]["ratio"] == 1
@@ -178,3 +192,18 @@ def test_bad_argument_is_one_clear_line(arguments, words, capsys):
         bench_parser.parse(arguments)
     assert stop.value.code == 2
     assert words in capsys.readouterr().err
+
+
+def test_the_chains_wrong_labels_are_not_timed(monkeypatch):
+    made = chain_contenders.face_parser
+
+    def inverted(setting=contenders.PLAIN, threads=None):
+        parser = made(setting, threads)
+        if threads is not None:  # not the plain one
+            parser.networks["face"].network.head.weight.neg_()
+            parser.networks["face"].network.head.bias.neg_()
+        return parser
+
+    monkeypatch.setattr(chain_contenders, "face_parser", inverted)
+    with pytest.raises(contenders.WrongResult, match=r"two stages eager contiguous float32: \d"):
+        chain_contenders.settings(modes=["eager"], **OPTIONS)
