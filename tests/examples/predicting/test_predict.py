@@ -1,6 +1,5 @@
-"""predict.py: what it writes of photographs, videos and cameras, and what it says of bad ones."""
+"""predict.py: what it writes of photographs, and what it says of bad ones."""
 
-import functools
 import json
 import os
 import re
@@ -11,98 +10,23 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import commands
-import cv2
 import face_parser
-import geometry
 import numpy as np
 import photographs
 import predict
 import pytest
 import results
 import torch
-import video
 import views
 from datasets import FINE
 from datasets.labels import POINTS
-from datasets.synthetic import draw_face
-from example_scripts import EXAMPLE, call, refused
+from drawn_faces import FOUND, HAIR, LAYOUT, SKIN, drawn, files, labels_of, write_blank, write_face
+from example_scripts import EXAMPLE, refused
 from face_parser import FaceParser
 from hypothesis import given
 from hypothesis import strategies as st
-from models import Parse, Points, build_model
+from models import build_model
 from PIL import Image
-
-SKIN, HAIR = FINE.names.index("skin"), FINE.names.index("hair")
-FOUND = (7, 9, 16)  # faces that OpenCV's cascade finds when they are twice as large
-SHAPE = np.array([[150, 110], [100, 110], [125, 140], [145, 170], [105, 170]], float)
-BOXES = {"eye": (-35, -50, 70, 70), "nose": (-35, -50, 70, 70), "mouth": (-60, -30, 120, 60)}
-LAYOUT = views.Layout(SHAPE, {name: tuple(map(float, box)) for name, box in BOXES.items()})
-
-
-class Network(torch.nn.Module):
-    """A function in place of a trained network."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function, self.where = function, torch.nn.Parameter(torch.zeros(1))
-
-    def forward(self, images):
-        return self.function(images)
-
-
-def skin_over_hair(images):
-    """The left half of what the first stage sees is skin, the right half hair."""
-    logits = torch.zeros(len(images), 3, *images.shape[2:])
-    logits[:, 1, :, :64] = logits[:, 2, :, 64:] = 9
-    return Parse(logits)
-
-
-def usual_points(images):
-    """The mean shape, where it lies in a box that fits it."""
-    seen = geometry.apply(views.box_of(views.box_about(SHAPE)), SHAPE) / views.BOX_SIZE
-    return Points(torch.from_numpy(seen).float().expand(len(images), 5, 2))
-
-
-@pytest.fixture(autouse=True)
-def parser(monkeypatch):
-    """What --models gives: the halves of an upright square about the face are skin and hair."""
-    networks = {"face": Network(skin_over_hair), "points": Network(usual_points)}
-    made = FaceParser(networks, LAYOUT)
-    monkeypatch.setattr(FaceParser, "load", lambda folder, *, device: made)
-    return made
-
-
-@pytest.fixture
-def run(monkeypatch, tmp_path):
-    """predict.py in a folder of its own, with results in ``parsed`` there; gives its exit code."""
-    monkeypatch.chdir(tmp_path)
-    return functools.partial(call, monkeypatch, predict, "--models", "models")
-
-
-@functools.cache
-def drawn(index, side=256):
-    """A face (side, side, 3) uint8 and its points (5, 2)."""
-    image, _, points = draw_face((0, 2), index)
-    return cv2.resize(image, (side, side)), points * (side / image.shape[0])
-
-
-def write_face(path, index=FOUND[0], **options):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(drawn(index)[0]).save(path, **options)
-    return path
-
-
-def write_blank(path):
-    Image.new("RGB", (64, 48), "gray").save(path)
-    return path
-
-
-def labels_of(path):
-    return np.array(Image.open(path))
-
-
-def files(folder):
-    return sorted(path.name for path in Path(folder).iterdir())
 
 
 def test_a_photograph_gives_labels_overlay_and_json(run, tmp_path, capsys):
@@ -295,80 +219,6 @@ def test_names_are_distinct_stable_and_never_another_photographs(first, second):
             assert all(name == source.stem for name, source in stored.items())
 
 
-def test_points_are_read_back_and_used(run, tmp_path):
-    write_face(tmp_path / "a.png")
-    assert run("a.png") == 0
-    detected = labels_of("parsed/a_labels.png")
-    path = Path("parsed/a.json")
-    assert run("a.png", "--points", path) == 0
-    assert (labels_of("parsed/a_labels.png") == detected).mean() > 0.999  # points have 2 decimals
-    stored = json.loads(path.read_text())
-    assert stored["faces"][0]["box"] is None
-
-    # Corrected by hand: 20 pixels to the right.
-    for point in stored["faces"][0]["points"].values():
-        point[0] += 20
-    path.write_text(json.dumps(stored))
-    assert run("a.png", "--points", path) == 0
-    moved = labels_of("parsed/a_labels.png")
-    assert (moved[:, 40:-20] == detected[:, 20:-40]).mean() > 0.999
-
-
-def test_points_are_used_where_the_detector_finds_nothing(run, tmp_path):
-    write_blank(tmp_path / "a.png")
-    fives = (SHAPE / 6).tolist()
-    further = (SHAPE / 12 + 30).tolist()
-    for given_points, count in ((fives, 1), ([fives], 1), ([fives, further], 2)):
-        Path("p.json").write_text(json.dumps({"a.png": given_points}))
-        assert run("a.png", "--points", "p.json") == 0
-        assert len(json.loads(Path("parsed/a.json").read_text())["faces"]) == count
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("{", "is no JSON"),
-        ("[1, 2]", "must map photographs to points"),
-        ('{"source": "a.png", "faces": 3}', "must map photographs to points"),
-        ('{"source": "a.png", "faces": []}', "'a.png' must have five points [x, y]"),
-        ('{"source": "a.png", "faces": [{"points": {"nose tip": [1, 2]}}]}', "must map"),
-        ('{"b.png": [[1, 2]]}', "no PHOTO is 'b.png'"),
-        ('{"a.png": [[1, 2]]}', "five points [x, y], or a list of such, got [[1, 2]]"),
-        ('{"a.png": [[1, 2], [3, 4], [5, 6], [7, 8], [9, null]]}', "must have five points"),
-        ('{"a.png": [[1, 2], [3, 4], [5, 6], [7, 8], [9]]}', "must have five points"),
-        ('{"a.png": [[1, 2], [3, 4], [5, 6], [7, 8], [9, Infinity]]}', "must have five points"),
-        ('{"a.png": "here"}', "must have five points"),
-        ('{"a.png": [[1, 2], [1, 2], [1, 2], [1, 2], [1, 2]]}', "points that lie apart"),
-    ],
-)
-def test_points_that_cannot_be_are_one_line(text, words, run, tmp_path, monkeypatch, capsys):
-    write_face(tmp_path / "a.png")
-    (tmp_path / "p.json").write_text(text)
-    given_arguments = ["--models", "m", "a.png", "--points", "p.json"]
-    error = refused(monkeypatch, capsys, predict, *given_arguments)
-    assert error.startswith("error: --points p.json")
-    assert words in error
-    assert not Path("parsed").exists()
-
-
-def test_points_name_one_photograph(run, tmp_path, monkeypatch, capsys):
-    for folder in ("x", "y"):
-        write_blank(write_face(tmp_path / folder / "a.png"))
-    Path("p.json").write_text(json.dumps({"a.png": (SHAPE / 6).tolist()}))
-    arguments = ["--models", "m", "x", "y", "--points", "p.json"]
-    assert "several PHOTOs are 'a.png'" in refused(monkeypatch, capsys, predict, *arguments)
-    Path("p.json").write_text(json.dumps({"y/a.png": (SHAPE / 6).tolist()}))
-    assert run("x", "y", "--points", "p.json") == commands.FACELESS
-    assert json.loads(Path("parsed/a-2.json").read_text())["source"] == "../y/a.png"
-
-
-def test_points_far_from_the_photograph_are_refused(run, tmp_path, capsys):
-    write_blank(tmp_path / "a.png")
-    Path("p.json").write_text(json.dumps({"a.png": (SHAPE * 1000).tolist()}))
-    assert run("a.png", "--points", "p.json") == commands.WRONG
-    assert "is not near its 64 x 48 pixels" in capsys.readouterr().err
-
-
 def test_all_faces_are_parsed(run, tmp_path):
     scene = np.concatenate([drawn(index)[0] for index in FOUND], axis=1)
     Image.fromarray(scene).save("scene.png")
@@ -392,126 +242,6 @@ def test_the_nearer_face_covers_the_other_but_its_background_does_not():
     for order in ([near, far], [far, near]):
         assert results.compose(order, (1, 4)).tolist() == [[3, 1, 2, 0]]
     assert results.compose([], (1, 4)).tolist() == [[0, 0, 0, 0]]
-
-
-def write_video(path, images, rate=10):
-    height, width = images[0].shape[:2]
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), rate, (width, height))
-    for image in images:
-        writer.write(np.ascontiguousarray(image[..., ::-1]))
-    writer.release()
-
-
-def read_video(path):
-    capture = cv2.VideoCapture(str(path))
-    rate = capture.get(cv2.CAP_PROP_FPS)
-    return [frame.copy() for frame, _ in video.frames(capture)], rate
-
-
-@pytest.mark.parametrize(("every", "expected"), [(1, 5), (2, 3)])
-def test_a_video_is_written_with_its_labels(every, expected, run, tmp_path):
-    face, blank = drawn(FOUND[1])[0], np.full((256, 256, 3), 90, np.uint8)
-    write_video("clip.mp4", [face, blank, face, face, face])
-    Path("parsed").mkdir()
-    Path("parsed/clip_overlay.mp4.123.tmp.mp4").touch()  # of a run that was killed
-    assert run("clip.mp4", "--every", every) == 0
-    assert files("parsed") == ["clip.json", "clip_overlay.mp4"]
-    frames, rate = read_video("parsed/clip_overlay.mp4")
-    assert len(frames) == expected
-    assert rate == pytest.approx(10 / every, abs=0.01)
-    seen = [abs(frame.astype(float) - face).mean() for frame in frames]
-    assert 10 < seen[0] < 100  # tinted, and still the face
-    if every == 1:
-        assert abs(frames[1].astype(float) - 90).mean() < 9  # without a face, it stays as it is
-    stored = json.loads(Path("parsed/clip.json").read_text())
-    assert stored["frames"] == expected
-    assert stored["frames_with_faces"] == expected - (every == 1)
-
-
-def test_bad_videos_are_named(run, tmp_path, capfd):
-    write_video("blank.mp4", [np.full((64, 64, 3), 90, np.uint8)] * 2)
-    Path("broken.mp4").write_bytes(b"no video")
-    assert run("blank.mp4") == commands.FACELESS
-    assert run("broken.mp4", "blank.mp4") == commands.WRONG
-    lines = [line for line in capfd.readouterr().err.splitlines() if line.strip()]
-    assert set(lines) == {
-        "error: no face found in blank.mp4",
-        "error: cannot read broken.mp4: OpenCV cannot open it",
-    }
-    assert not Path("parsed").exists()
-
-
-def test_a_video_is_whole_or_not_there(tmp_path, monkeypatch):
-    path = tmp_path / "clip.mp4"
-    picture = Image.new("RGB", (64, 48))
-
-    def write_one(*, stopped):
-        with video.writing(path, 10) as write:
-            write(picture)
-            if stopped:
-                raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_one(stopped=True)
-    assert files(tmp_path) == []
-
-    with monkeypatch.context() as patch:
-        none = SimpleNamespace(get=lambda what: 0.0)  # as after a full disk
-        patch.setattr(cv2, "VideoCapture", lambda path: none)
-        with pytest.raises(OSError, match="could not be written whole"):
-            write_one(stopped=False)
-    assert files(tmp_path) == []
-
-
-class Camera:
-    """Frames from a list, then Ctrl-C, or the end."""
-
-    def __init__(self, images, *, stopped):
-        self.images, self.stopped, self.released = list(images), stopped, False
-
-    def isOpened(self):
-        return True
-
-    def get(self, what):
-        return -1.0
-
-    def read(self):
-        if self.images:
-            return True, np.ascontiguousarray(self.images.pop(0)[..., ::-1])
-        if self.stopped:
-            raise KeyboardInterrupt
-        return False, None
-
-    def release(self):
-        self.released = True
-
-
-@pytest.mark.parametrize("stopped", [True, False])
-def test_a_camera_leaves_its_last_face(stopped, run, monkeypatch, capsys):
-    faces = [drawn(index)[0] for index in FOUND]
-    camera = Camera([*faces, np.full((256, 256, 3), 90, np.uint8)], stopped=stopped)
-    monkeypatch.setattr(cv2, "VideoCapture", lambda number: {3: camera}[number])
-    assert run("--camera", 3) == 0
-    assert camera.released
-    assert files("parsed") == ["camera-3.json", "camera-3_labels.png", "camera-3_overlay.png"]
-    labels = labels_of("parsed/camera-3_labels.png")
-    shown = np.array(Image.open("parsed/camera-3_overlay.png"))
-    np.testing.assert_array_equal(shown[labels == 0], faces[-1][labels == 0])
-    assert json.loads(Path("parsed/camera-3.json").read_text())["source"] == "camera 3"
-
-
-@pytest.mark.parametrize(
-    ("images", "code", "words"),
-    [
-        ([], commands.WRONG, "error: cannot read camera 0: it gives no frame"),
-        ([np.zeros((64, 64, 3), np.uint8)], commands.FACELESS, "error: no face found by camera 0"),
-    ],
-)
-def test_a_camera_without_a_face_is_one_line(images, code, words, run, monkeypatch, capsys):
-    monkeypatch.setattr(cv2, "VideoCapture", lambda number: Camera(images, stopped=True))
-    assert run("--camera", 0) == code
-    assert capsys.readouterr().err.splitlines() == [words]
-    assert not Path("parsed").exists()
 
 
 def test_an_interrupted_run_is_one_line_and_resumed(run, tmp_path, monkeypatch, capsys):

@@ -1,0 +1,133 @@
+"""predict.py on videos and cameras."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import commands
+import cv2
+import numpy as np
+import pytest
+import video
+from drawn_faces import FOUND, drawn, files, labels_of
+from PIL import Image
+
+
+def write_video(path, images, rate=10):
+    height, width = images[0].shape[:2]
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), rate, (width, height))
+    for image in images:
+        writer.write(np.ascontiguousarray(image[..., ::-1]))
+    writer.release()
+
+
+def read_video(path):
+    capture = cv2.VideoCapture(str(path))
+    rate = capture.get(cv2.CAP_PROP_FPS)
+    return [frame.copy() for frame, _ in video.frames(capture)], rate
+
+
+@pytest.mark.parametrize(("every", "expected"), [(1, 5), (2, 3)])
+def test_a_video_is_written_with_its_labels(every, expected, run, tmp_path):
+    face, blank = drawn(FOUND[1])[0], np.full((256, 256, 3), 90, np.uint8)
+    write_video("clip.mp4", [face, blank, face, face, face])
+    Path("parsed").mkdir()
+    Path("parsed/clip_overlay.mp4.123.tmp.mp4").touch()  # of a run that was killed
+    assert run("clip.mp4", "--every", every) == 0
+    assert files("parsed") == ["clip.json", "clip_overlay.mp4"]
+    frames, rate = read_video("parsed/clip_overlay.mp4")
+    assert len(frames) == expected
+    assert rate == pytest.approx(10 / every, abs=0.01)
+    seen = [abs(frame.astype(float) - face).mean() for frame in frames]
+    assert 10 < seen[0] < 100  # tinted, and still the face
+    if every == 1:
+        assert abs(frames[1].astype(float) - 90).mean() < 9  # without a face, it stays as it is
+    stored = json.loads(Path("parsed/clip.json").read_text())
+    assert stored["frames"] == expected
+    assert stored["frames_with_faces"] == expected - (every == 1)
+
+
+def test_bad_videos_are_named(run, tmp_path, capfd):
+    write_video("blank.mp4", [np.full((64, 64, 3), 90, np.uint8)] * 2)
+    Path("broken.mp4").write_bytes(b"no video")
+    assert run("blank.mp4") == commands.FACELESS
+    assert run("broken.mp4", "blank.mp4") == commands.WRONG
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.strip()]
+    assert set(lines) == {
+        "error: no face found in blank.mp4",
+        "error: cannot read broken.mp4: OpenCV cannot open it",
+    }
+    assert not Path("parsed").exists()
+
+
+def test_a_video_is_whole_or_not_there(tmp_path, monkeypatch):
+    path = tmp_path / "clip.mp4"
+    picture = Image.new("RGB", (64, 48))
+
+    def write_one(*, stopped):
+        with video.writing(path, 10) as write:
+            write(picture)
+            if stopped:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_one(stopped=True)
+    assert files(tmp_path) == []
+
+    with monkeypatch.context() as patch:
+        none = SimpleNamespace(get=lambda what: 0.0)  # as after a full disk
+        patch.setattr(cv2, "VideoCapture", lambda path: none)
+        with pytest.raises(OSError, match="could not be written whole"):
+            write_one(stopped=False)
+    assert files(tmp_path) == []
+
+
+class Camera:
+    """Frames from a list, then Ctrl-C, or the end."""
+
+    def __init__(self, images, *, stopped):
+        self.images, self.stopped, self.released = list(images), stopped, False
+
+    def isOpened(self):
+        return True
+
+    def get(self, what):
+        return -1.0
+
+    def read(self):
+        if self.images:
+            return True, np.ascontiguousarray(self.images.pop(0)[..., ::-1])
+        if self.stopped:
+            raise KeyboardInterrupt
+        return False, None
+
+    def release(self):
+        self.released = True
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_a_camera_leaves_its_last_face(stopped, run, monkeypatch, capsys):
+    faces = [drawn(index)[0] for index in FOUND]
+    camera = Camera([*faces, np.full((256, 256, 3), 90, np.uint8)], stopped=stopped)
+    monkeypatch.setattr(cv2, "VideoCapture", lambda number: {3: camera}[number])
+    assert run("--camera", 3) == 0
+    assert camera.released
+    assert files("parsed") == ["camera-3.json", "camera-3_labels.png", "camera-3_overlay.png"]
+    labels = labels_of("parsed/camera-3_labels.png")
+    shown = np.array(Image.open("parsed/camera-3_overlay.png"))
+    np.testing.assert_array_equal(shown[labels == 0], faces[-1][labels == 0])
+    assert json.loads(Path("parsed/camera-3.json").read_text())["source"] == "camera 3"
+
+
+@pytest.mark.parametrize(
+    ("images", "code", "words"),
+    [
+        ([], commands.WRONG, "error: cannot read camera 0: it gives no frame"),
+        ([np.zeros((64, 64, 3), np.uint8)], commands.FACELESS, "error: no face found by camera 0"),
+    ],
+)
+def test_a_camera_without_a_face_is_one_line(images, code, words, run, monkeypatch, capsys):
+    monkeypatch.setattr(cv2, "VideoCapture", lambda number: Camera(images, stopped=True))
+    assert run("--camera", 0) == code
+    assert capsys.readouterr().err.splitlines() == [words]
+    assert not Path("parsed").exists()
