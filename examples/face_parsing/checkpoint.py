@@ -2,7 +2,9 @@
 
 import contextlib
 import io
+import itertools
 import os
+import time
 import zipfile
 from pathlib import Path
 
@@ -14,6 +16,9 @@ try:
 except ImportError:  # not a POSIX system: nothing is locked
     fcntl = None
 
+TEMPORARY = ".gatedrnn-tmp"  # in the names of files that are not whole yet
+PATIENCE = 3.0  # seconds that a process which was told to stop has to let go of its folder
+_numbers = itertools.count()
 KIND = "gatedrnn face parser, version 3"
 # name: type of each entry; see train.py for what they hold.
 ENTRIES = {
@@ -42,6 +47,12 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message is one line and names the file."""
 
 
+_held = set()  # descriptors of the folders that this process holds
+if hasattr(os, "register_at_fork"):
+    # A worker that outlives a killed process would hold the folder for it.
+    os.register_at_fork(after_in_child=lambda: [os.close(_held.pop()) for _ in range(len(_held))])
+
+
 @contextlib.contextmanager
 def claimed(folder):
     """Hold a folder for this process, and make it if need be; an empty one is removed at the end.
@@ -49,24 +60,50 @@ def claimed(folder):
     Raises:
         CheckpointError: it is no folder, or another process holds it.
     """
+    handle = _hold(folder)
+    _held.add(handle)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
-    except (FileExistsError, NotADirectoryError):
-        raise CheckpointError(f"--out must be a folder, {folder} is not") from None
-    try:
-        try:
-            if fcntl:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with the process
-        except BlockingIOError:
-            raise CheckpointError(f"another process is writing to {folder}") from None
-        for path in folder.glob("*.[0-9]*.tmp*"):  # of a process that was killed
-            path.unlink(missing_ok=True)
+        for path in folder.glob(f".*{TEMPORARY}*"):  # of a process that was killed
+            with contextlib.suppress(OSError):
+                path.unlink()
         yield
     finally:
-        os.close(handle)
         with contextlib.suppress(OSError):
-            folder.rmdir()
+            folder.rmdir()  # while it is still held, so that nobody works in it
+        _held.discard(handle)
+        os.close(handle)
+
+
+def _hold(folder):
+    """The descriptor of a folder, made if need be, with a lock that is gone with the process."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            handle = os.open(folder, os.O_RDONLY)
+        except (FileExistsError, NotADirectoryError):
+            raise CheckpointError(f"--out must be a folder, {folder} is not") from None
+        try:
+            if fcntl:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(handle), os.stat(folder)):
+                return handle
+        except FileNotFoundError:
+            pass  # whoever held it before has removed it
+        except BlockingIOError:
+            if time.monotonic() > until:
+                os.close(handle)
+                raise CheckpointError(f"another process is writing to {folder}") from None
+            time.sleep(0.1)
+        os.close(handle)
+
+
+def temporary_beside(path):
+    """Where a file is written before it gets its name: a short name, with the same ending.
+
+    :func:`claimed` removes what a killed process has left.
+    """
+    return path.with_name(f".{os.getpid()}-{next(_numbers)}{TEMPORARY}{path.suffix}")
 
 
 def write_atomically(path, data):
@@ -76,7 +113,7 @@ def write_atomically(path, data):
     leaves the old file as it was.
     """
     path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(path)
     try:
         with open(temporary, "wb") as file:
             file.write(data)
@@ -84,11 +121,10 @@ def write_atomically(path, data):
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from None
-    except BaseException:  # KeyboardInterrupt too
-        temporary.unlink(missing_ok=True)
-        raise
+    finally:  # after a KeyboardInterrupt too
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def save(path, state):
@@ -110,14 +146,29 @@ def load(path):
         raise CheckpointError(f"no checkpoint at {path}")
     state = read(path, KIND)
     for name, kind in ENTRIES.items():
-        if not isinstance(state.get(name), kind):
+        value = state.get(name)
+        negative = kind is int and isinstance(value, int) and value < 0
+        if not isinstance(value, kind) or negative:
             raise CheckpointError(f"checkpoint {path} has no usable entry '{name}'")
+    if not all(isinstance(name, str) for name in state["classes"]):
+        raise CheckpointError(f"checkpoint {path} has no usable entry 'classes'")
+    if not finite(state["average"]):
+        raise CheckpointError(f"checkpoint {path} holds weights that are not finite")
+    unknown = state["settings"].keys() - FIELDS.keys()
+    if unknown:
+        raise CheckpointError(f"checkpoint {path}: unknown setting {min(map(str, unknown))!r}")
     for name in FIELDS:
         try:
             state["settings"][name] = check(name, state["settings"].get(name))
         except ValueError as error:
             raise CheckpointError(f"checkpoint {path}: {error}") from None
     return state
+
+
+def finite(weights):
+    """Whether no tensor of a ``state_dict`` has NaN or infinity in it."""
+    tensors = [value for value in weights.values() if isinstance(value, torch.Tensor)]
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
 def read(path, kind):

@@ -24,6 +24,13 @@ class Parser(argparse.ArgumentParser):
         self.exit(WRONG, f"error: {message}\n")
 
 
+def path(text):
+    """An argparse type: a path, which an unset variable of a script is not."""
+    if not text:
+        raise argparse.ArgumentTypeError("a path must not be empty")
+    return Path(text)
+
+
 def number(kind, low, high=math.inf):
     """An argparse type: a number of ``kind`` in low .. high."""
 
@@ -50,12 +57,14 @@ def device(text):
 
 def add_data_arguments(parser):
     """Where the data lie and how they are read; nothing of it changes a result."""
-    parser.add_argument("--root", metavar="DIR", help="the folder that holds the data set")
+    parser.add_argument(
+        "--root", metavar="DIR", type=path, help="the folder that holds the data set"
+    )
     parser.add_argument("--skip-bad", action="store_true", help="leave out damaged files")
     parser.add_argument(
         "--cache",
         metavar="DIR",
-        type=Path,
+        type=path,
         default=default_folder(),
         help=f"where decoded faces are kept; default: {default_folder()}",
     )
@@ -96,12 +105,17 @@ def report_skipped(*splits):
         print(f"note: {len(skipped)} bad faces skipped, the first: {skipped[0]}", file=sys.stderr)
 
 
+def one_line(error):
+    """The words of an error that names a file, whatever stands in the file's name."""
+    return " ".join(str(error).splitlines())
+
+
 def exit_code(main):
     """Run ``main`` and turn what a user can cause into one line and an exit code."""
     try:
         main()
     except (*EXPECTED, NoFaceError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return FACELESS if isinstance(error, NoFaceError) else WRONG
     except KeyboardInterrupt as stop:
         print(": ".join(["interrupted", *map(str, stop.args)]), file=sys.stderr)

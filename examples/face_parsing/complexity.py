@@ -1,5 +1,6 @@
 """Parameters and multiply-adds of the networks; as a script, a Markdown table of all of them."""
 
+import commands
 import torch
 from models import MODELS, build_model
 from torch.utils.flop_counter import FlopCounterMode
@@ -69,4 +70,5 @@ def table(sides=SIDES):
 
 
 if __name__ == "__main__":
+    commands.Parser(description=__doc__).parse_args()
     print(table())

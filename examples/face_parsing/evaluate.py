@@ -3,7 +3,6 @@
 import json
 import math
 import sys
-from pathlib import Path
 
 import checkpoint
 import commands
@@ -147,9 +146,11 @@ def check_fits(state, faces, *, path, scene):
 
 def main():
     parser = commands.Parser(description=__doc__)
-    parser.add_argument("--checkpoint", metavar="FILE", type=Path, help="of one network")
+    parser.add_argument("--checkpoint", metavar="FILE", type=commands.path, help="of one network")
     parser.add_argument("--table", choices=["3"], help="measure the whole chain of --models")
-    parser.add_argument("--models", metavar="DIR", type=Path, help="what train.py --all made")
+    parser.add_argument(
+        "--models", metavar="DIR", type=commands.path, help="what train.py --all made"
+    )
     parser.add_argument(
         "--points",
         choices=("predicted", "true"),

@@ -182,16 +182,18 @@ ENDINGS = {"export": ".pt2", "aoti": ".aoti.pt2", "onnx": ".onnx"}
 
 def batch(text):
     """An argparse type: a number of images, or None for any."""
-    return None if text == "dynamic" else commands.number(int, 1)(text)
+    return None if text == "dynamic" else commands.number(int, 1, 2**16)(text)
 
 
 def main():
     parser = commands.Parser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--checkpoint", required=True, metavar="FILE", type=Path)
+    parser.add_argument("--checkpoint", required=True, metavar="FILE", type=commands.path)
     parser.add_argument("--to", required=True, choices=KINDS)
-    parser.add_argument("--out", metavar="PATH", type=Path, help="default: beside the checkpoint")
+    parser.add_argument(
+        "--out", metavar="PATH", type=commands.path, help="default: beside the checkpoint"
+    )
     parser.add_argument(
         "--batch",
         metavar="{dynamic,N}",
@@ -199,6 +201,8 @@ def main():
         help="images that it takes at a time; default: dynamic, any number",
     )
     args = parser.parse_args()
+    if not args.checkpoint.name:
+        parser.error(f"--checkpoint must be a file, got {args.checkpoint}")
     default = args.checkpoint.with_suffix(ENDINGS[args.to])
     out = args.out or default
     if out.suffix != default.suffix:

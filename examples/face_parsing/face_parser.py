@@ -31,6 +31,8 @@ KIND = "gatedrnn face parser with two stages, version 1"
 NETWORKS = ("points", "face", *PARTS)
 COARSE_IN_FINE = tuple(FINE.names.index(name) for name in ("background", "skin", "hair"))
 STRIP = 1 << 20  # pixels composed at a time, so that memory does not grow with the photograph
+# Pixels, of what is given in a photograph: from its corner, and of points from one another.
+FARTHEST, NEAREST = 1e6, 1e-6
 PASSES = 2  # of the key points: the second looks at the face turned upright, at its place
 
 
@@ -64,6 +66,8 @@ class Parsing:
         for name in names:
             if name not in FINE.names:
                 raise ValueError(f"class must be one of {', '.join(FINE.names)}, got {name!r}")
+        if not apart:
+            names = dict.fromkeys(names)  # one that is named twice is still one
         wanted = [FINE.names.index(name) for name in names]
         result = torch.zeros(len(wanted) if apart else 1, *self.size)
         if 0 in wanted:
@@ -145,6 +149,7 @@ class FaceParser:
         Raises:
             checkpoint.CheckpointError: there is none, or it cannot be used; names the file.
         """
+        device = torch.device(device)
         path = Path(folder) / FILE
         if not path.is_file():
             raise CheckpointError(
@@ -156,8 +161,14 @@ class FaceParser:
             for name, (model, classes, side, weights) in stored["networks"].items():
                 networks[name] = build_model(model, classes, side=side)
                 networks[name].load_state_dict(weights)
+                if not checkpoint.finite(weights):
+                    raise CheckpointError(f"{path} holds weights that are not finite")
+            if not networks.keys() >= {"points", "face"}:
+                raise KeyError("points", "face")
             return cls.of(networks, Layout.of(stored["layout"]), device=device)
-        except (KeyError, TypeError, ValueError, RuntimeError):
+        except CheckpointError:
+            raise
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError):
             raise CheckpointError(f"{path} holds no face parser that this program knows") from None
 
     @classmethod
@@ -371,20 +382,25 @@ def _float(values):
 
 
 def _checked(values, shape, name):
-    """An array of finite numbers in a shape."""
-    array = np.asarray(values, float)
-    if array.shape != shape or not np.isfinite(array).all():
-        raise ValueError(f"{name} must be {shape} finite numbers, got {values!r}")
-    if name == "points" and (array == array[0]).all():
+    """An array of finite numbers in a shape, in pixels that a photograph may have."""
+    try:
+        array = np.asarray(values, float)
+        good = array.shape == shape and (abs(array) <= FARTHEST).all()  # nor NaN
+    except (TypeError, ValueError, OverflowError):  # of unequal lengths, no numbers
+        good = False
+    if not good:
+        raise ValueError(f"{name} must be {shape} numbers, pixels of the image, got {values!r}")
+    if name == "points" and np.ptp(array, axis=0).max() < NEAREST:
         raise ValueError(f"points must not all be in one place, got {values!r}")
-    if name == "box" and (array[2:] <= 0).any():
-        raise ValueError(f"box must be x, y and a positive width and height, got {values!r}")
+    if name == "box" and (array[2:] < 1).any():
+        raise ValueError(f"box must be x, y and a width and height of a pixel, got {values!r}")
     return array
 
 
 def _as_list(values, count, name):
     if values is None:
         return [None] * count
-    if len(values) != count:
-        raise ValueError(f"{name} must be one for each of {count} images, got {len(values)}")
+    if not hasattr(values, "__len__") or len(values) != count:
+        given = len(values) if hasattr(values, "__len__") else repr(values)
+        raise ValueError(f"{name} must be one for each of {count} images, got {given}")
     return list(values)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import views
-from datasets import FINE
+from datasets import FINE, DataError
 from metrics import accuracy, confusion_matrix, f_of, point_errors
 from tqdm import tqdm
 
@@ -47,6 +47,12 @@ def _counts(matrix, names):
     return hits, matrix[:, classes].sum().item() - hits, matrix[classes].sum().item() - hits
 
 
+def check_points(faces):
+    """DataError unless the faces have key points, which Table 3 is measured with."""
+    if faces.points is None:
+        raise DataError("the two stages need key points, and this data set has none")
+
+
 class Located(NamedTuple):
     """Where the key points of a split were found."""
 
@@ -60,6 +66,7 @@ class Located(NamedTuple):
 
 def locate(parser, faces, *, progress=True):
     """Key points by detector and network; where there is no box, from where faces usually lie."""
+    check_points(faces)
     side = faces.images.shape[-1]
     usual = views.box_about(views.complete(np.full((5, 2), np.nan), parser.layout.shape, side))
     points, detected = [], 0
@@ -73,6 +80,7 @@ def locate(parser, faces, *, progress=True):
 
 def true_points(parser, faces):
     """The points of the faces' labels (N, 5, 2), those not seen where the mean shape has them."""
+    check_points(faces)
     side = faces.images.shape[-1]
     return views.complete(faces.points.double().numpy(), parser.layout.shape, side)
 

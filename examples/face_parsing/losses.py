@@ -65,7 +65,7 @@ def sample(wanted, others, ratio, seeds):
         ]
     ).to(wanted.device)
     lots[~others.flatten(1)] = 2  # after every other
-    quotas = (ratio * wanted.flatten(1).sum(1)).clamp(max=size).tolist()
+    quotas = [min(ratio * count, size) for count in wanted.flatten(1).sum(1).tolist()]
     # The quota's last lot, a part of the time that all of them in order would take.
     last = [
         one.kthvalue(quota).values if quota else one.new_tensor(-1.0)

@@ -1,5 +1,6 @@
 """Photographs as people have them, as (3, H, W) uint8 RGB tensors."""
 
+import os
 import warnings
 
 import numpy as np
@@ -31,6 +32,8 @@ def read_with_profile(path):
         PhotographError: it cannot be read, or has more pixels than Pillow's limit.
     """
     try:
+        if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+            raise OSError("it is no file")  # a pipe would be waited for
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd EXIF data, half as many pixels as are refused
             with Image.open(path) as image:
@@ -108,7 +111,9 @@ def _as_bytes(image):
     if image.dtype.newbyteorder("=") == np.uint16:
         return ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if np.issubdtype(image.dtype, np.floating):
-        if not (np.isfinite(image).all() and image.min() >= 0 and image.max() <= 1):
+        if not np.isfinite(image).all():
+            raise ValueError("a floating image must be finite, got NaN or infinity")
+        if not (image.min() >= 0 and image.max() <= 1):
             raise ValueError(
                 f"a floating image must be in 0 .. 1, got {image.min():g} .. {image.max():g}"
             )

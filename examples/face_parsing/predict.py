@@ -107,6 +107,7 @@ def predict_photo(path, folder, name, *, parse, points=None):
 def predict_video(path, folder, name, *, parse, every):
     """The same of a video; a frame without a face stays as it is."""
     capture = video.open_capture(path)
+    promised = video.count_of(capture, every=every)
     target, rate = folder / f"{name}_overlay.mp4", video.rate(capture, every=every)
     count = with_face = 0
     with video.writing(target, rate) as write:
@@ -118,6 +119,9 @@ def predict_video(path, folder, name, *, parse, every):
             bar.set_postfix(faces=len(parsings), refresh=False)
         if not count:
             raise PhotographError(f"cannot read {path}: it has no frame")
+        if promised and count < promised:
+            words = f"note: {path} may be damaged: of {promised} frames, {count} could be read"
+            tqdm.write(commands.one_line(words), file=sys.stderr)
         if not with_face:
             raise NoFaceError(f"no face found in {path}")
         facts = {"frames": count, "frames_with_faces": with_face, "frames_per_second": rate}
@@ -156,7 +160,7 @@ def predict_files(paths, names, args, *, parse, points):
                 predict_photo(path, args.out, names[path], parse=parse, points=given)
         except (PhotographError, NoFaceError) as error:
             counts[type(error)] += 1
-            tqdm.write(f"error: {error}", file=sys.stderr)
+            tqdm.write(f"error: {commands.one_line(error)}", file=sys.stderr)
     return counts.values()
 
 
@@ -175,25 +179,29 @@ def parse_arguments():
         "photos", metavar="PHOTO", nargs="*", help="files, folders of photographs, globs, videos"
     )
     parser.add_argument(
-        "--models", required=True, metavar="DIR", help="what train.py --all has written"
+        "--models",
+        required=True,
+        metavar="DIR",
+        type=commands.path,
+        help="what train.py --all has written",
     )
-    parser.add_argument("--out", metavar="DIR", type=Path, default=Path("parsed"))
+    parser.add_argument("--out", metavar="DIR", type=commands.path, default=Path("parsed"))
     parser.add_argument("--all-faces", action="store_true", help="not only the largest face")
     parser.add_argument(
         "--points",
         metavar="FILE",
-        type=Path,
+        type=commands.path,
         action="append",
         default=[],
         help="use the key points in this JSON, see the README; may be repeated",
     )
     parser.add_argument(
-        "--camera", metavar="N", type=commands.number(int, 0), help="parse what a camera sees"
+        "--camera", metavar="N", type=commands.number(int, 0, 999), help="parse what a camera sees"
     )
     parser.add_argument(
         "--every",
         metavar="N",
-        type=commands.number(int, 1),
+        type=commands.number(int, 1, 10**6),
         default=1,
         help="of a video, take each N-th frame",
     )

@@ -76,15 +76,25 @@ def _number(name, default):
     return int(text)
 
 
+# In the environment of a training that shall not outlive who started it: the number of that one.
+PARENT = "GATEDRNN_PARENT"
+
+
 class StopRequest:
     """Turns the first Ctrl-C (or SIGTERM) into a flag that the training reads between two steps.
 
     So the state that is saved is the one after a whole step: the next, whose sums tell the other
-    processes too. A second one stops at once.
+    processes too. A second one stops at once. A training that another program has started, as
+    ``PARENT`` says, stops too when that is gone.
     """
 
     def __init__(self):
-        self.requested = False
+        self._heard = False
+        self._parent = os.environ.get(PARENT)
+
+    @property
+    def requested(self):
+        return self._heard or self._parent not in (None, str(os.getppid()))
 
     def __enter__(self):
         self.before = {}
@@ -103,5 +113,5 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _request(self, number, frame):
-        self.requested = True
+        self._heard = True
         signal.signal(number, signal.default_int_handler)

@@ -10,7 +10,7 @@ import commands
 import torch
 from checkpoint import write_atomically
 from face_parser import FaceParser
-from photographs import NoFaceError, read_with_profile
+from photographs import NoFaceError, PhotographError, read_with_profile
 from PIL import Image
 
 PARTS = {  # the classes whose shares together are the mask
@@ -19,6 +19,8 @@ PARTS = {  # the classes whose shares together are the mask
     "brows": ("left brow", "right brow"),
     "skin": ("skin", "nose"),
 }
+LONGEST_SIDE = {".webp": 16383, ".jpg": 65535, ".jpeg": 65535}  # pixels that a format has room for
+RGB_PROFILE = b"RGB "  # at place 16 of an ICC profile: what kind of colours it is for
 FORMATS = {  # by the suffix of --out
     ".png": dict(format="png", compress_level=3),
     ".jpg": dict(format="jpeg", quality=95, subsampling=0),
@@ -154,8 +156,14 @@ def picture(text):
 
 def main():
     parser = commands.Parser(description=__doc__)
-    parser.add_argument("photo", metavar="PHOTO", type=Path)
-    parser.add_argument("--models", required=True, metavar="DIR", help="what train.py --all left")
+    parser.add_argument("photo", metavar="PHOTO", type=commands.path)
+    parser.add_argument(
+        "--models",
+        required=True,
+        metavar="DIR",
+        type=commands.path,
+        help="what train.py --all left",
+    )
     parser.add_argument("--part", required=True, choices=PARTS)
     parser.add_argument("--colour", required=True, type=colour_of, metavar="'#RRGGBB'")
     parser.add_argument("--strength", type=commands.number(float, 0, 1), default=1.0)
@@ -163,8 +171,17 @@ def main():
     parser.add_argument("--out", type=picture, metavar="FILE", help="default: PHOTO-PART.png")
     parser.add_argument("--device", type=commands.device, default="cpu")
     args = parser.parse_args()
+    out = args.out or args.photo.with_name(f"{args.photo.stem}-{args.part}.png")
+    if out.is_dir() or not out.parent.is_dir():  # found out before the work, not after it
+        parser.error(f"--out must be a file in a folder that is there, got {out}")
 
     image, profile = read_with_profile(args.photo)
+    longest = LONGEST_SIDE.get(out.suffix.lower())
+    if longest and max(image.shape) > longest:
+        raise PhotographError(
+            f"--out: a {out.suffix} picture has {longest} pixels a side at most, and {args.photo} "
+            f"is {image.shape[2]} x {image.shape[1]}"
+        )
     faces = FaceParser.load(args.models, device=args.device)
     parsings = faces.all_faces(image)[: None if args.all else 1]
     if not parsings:
@@ -172,7 +189,8 @@ def main():
     changed = recolour_part(image, parsings, args.part, args.colour, args.strength)
     if args.strength and torch.equal(changed, image):
         print(f"note: no {args.part} found in {args.photo}", file=sys.stderr)
-    out = args.out or args.photo.with_name(f"{args.photo.stem}-{args.part}.png")
+    if profile and profile[16:20] != RGB_PROFILE:  # of a grey photograph, or one for printing
+        profile = None
     buffer = io.BytesIO()
     Image.fromarray(changed.permute(1, 2, 0).contiguous().numpy()).save(
         buffer, icc_profile=profile, **FORMATS[out.suffix.lower()]

@@ -196,7 +196,7 @@ def main():
         help="trainings at a time; default: 1",
     )
     parser.add_argument("--rows", nargs="+", help="some rows only")
-    parser.add_argument("--out", type=Path, help="default: runs/table-N")
+    parser.add_argument("--out", type=commands.path, help="default: runs/table-N")
     args = parser.parse_args()
     if args.root is None:
         parser.error("--root DIR is needed: the folder that holds the data sets")
@@ -205,14 +205,13 @@ def main():
     for row in rows:
         if row not in table.rows:
             parser.error(f"--rows: table {args.table} has {', '.join(table.rows)}; got {row!r}")
-    args.root = Path(args.root)
     args.out = args.out or Path("runs") / f"table-{args.table}"
     needed = trainings(table, args.root, rows)
     for row, networks in needed.items():
         for training in networks.values():
             if not training.root.is_dir():
                 raise DataError(
-                    f"{table.rows[row].title} needs {training.root}, and there is no such folder"
+                    f"{table.rows[row].title} needs the folder {training.root}, which is not there"
                 )
     given = {name: getattr(args, name) for name in ("epochs", "limit")}
     given = {name: value for name, value in given.items() if value is not None}

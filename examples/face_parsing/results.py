@@ -5,6 +5,7 @@ written in this order; of ``clip.mp4`` ``clip.json`` and ``clip_overlay.mp4``. T
 source, hence claims the name.
 """
 
+import contextlib
 import io
 import itertools
 import json
@@ -21,6 +22,7 @@ from detect import as_array
 from PIL import Image
 
 ENDINGS = (".json", "_overlay.png", "_overlay.mp4", "_labels.png")
+LONGEST = 230  # bytes of a photograph's name that its results keep; most file systems hold 255
 STRENGTH = 140  # of the classes' colours in an overlay, of 255
 COMPRESSION = 1  # of a PNG: two thirds of the usual one's time, for a tenth more bytes
 RESULT = re.compile(r"(.*)_(labels|overlay)\.(png|mp4)")
@@ -29,7 +31,8 @@ RESULT = re.compile(r"(.*)_(labels|overlay)\.(png|mp4)")
 def names_of(sources, folder):
     """The name of each source's results: that of its file, then ``-2``, ``-3``, ... after it.
 
-    It takes the first under which the folder holds nothing, or results of this very source.
+    A source whose results the folder holds already keeps their name. Another one takes the first
+    under which there is nothing.
 
     Args:
         sources: paths of different files, or what else tells sources apart, such as "camera 0".
@@ -37,17 +40,42 @@ def names_of(sources, folder):
     Returns:
         dict of the source to its name.
     """
-    names, claimed = {}, set()
-    for source in sources:
-        stem = source.stem if isinstance(source, Path) else source.replace(" ", "-")
+    before = _stored_names(folder)
+    stems = {source: _stem(source) for source in sources}
+    names = {
+        source: name
+        for source, stem in stems.items()
+        if (name := before.get(origin(source, folder))) is not None
+        and re.fullmatch(re.escape(stem) + r"(-\d+)?", name)
+    }
+    claimed = {name.casefold() for name in names.values()}
+    for source, stem in stems.items():
+        if source in names:
+            continue
         numbered = itertools.chain([stem], (f"{stem}-{i}" for i in itertools.count(2)))
         names[source] = next(
             name
             for name in numbered
             # Some file systems do not tell A from a.
-            if name.casefold() not in claimed and _may_write(folder, name, source)
+            if name.casefold() not in claimed and not _is_taken(folder, name)
         )
         claimed.add(names[source].casefold())
+    return {source: names[source] for source in sources}
+
+
+def _stem(source):
+    """What the results of a source would be called, with room for a number and an ending."""
+    stem = source.stem if isinstance(source, Path) else source.replace(" ", "-")
+    encoded = os.fsencode(stem)
+    return stem if len(encoded) <= LONGEST else os.fsdecode(encoded[:LONGEST])
+
+
+def _stored_names(folder):
+    """The names of results in a folder by their sources, as the JSONs tell."""
+    names = {}
+    for path in sorted(folder.glob("*.json")):
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
+            names.setdefault(str(json.loads(path.read_bytes())["source"]), path.stem)
     return names
 
 
@@ -61,12 +89,8 @@ def origin(source, folder):
         return source.resolve().as_posix()
 
 
-def _may_write(folder, name, source):
-    try:
-        stored = json.loads((folder / f"{name}.json").read_bytes())["source"]
-    except (OSError, ValueError, TypeError, KeyError):
-        return not any(os.path.lexists(folder / (name + ending)) for ending in ENDINGS)
-    return stored == origin(source, folder)
+def _is_taken(folder, name):
+    return any(os.path.lexists(folder / (name + ending)) for ending in ENDINGS)
 
 
 def is_result(path):
@@ -179,8 +203,11 @@ def read_points(files, photos):
     points = {}
     for file in files:
         for key, fives in _load(file).items():
-            path = Path(key)
-            exact = by_path.get((file.parent / path).resolve()) or by_path.get(path.resolve())
+            try:
+                path = Path(key)
+                exact = by_path.get((file.parent / path).resolve()) or by_path.get(path.resolve())
+            except ValueError:  # what no path holds
+                path, exact = Path(), None
             found = [exact] if exact else by_name.get(path.name, [])
             if len(found) != 1:
                 many = "several PHOTOs are" if found else "no PHOTO is"
@@ -191,19 +218,25 @@ def read_points(files, photos):
 
 def _load(file):
     """The mapping in a file of points."""
+    if not file.is_file():
+        raise DataError(f"--points must be a file, got {file}")
     try:
         stored = json.loads(file.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"--points {file} is no JSON: {error}") from None
-    try:
-        if "source" not in stored:
-            return dict(stored)
-        faces = [face["points"] for face in stored["faces"]]
-        return {str(stored["source"]): [[face[name] for name in POINTS] for face in faces]}
-    except (TypeError, ValueError, KeyError):
+    if not isinstance(stored, dict):
+        stored = {}
+    if "source" in stored:
+        try:
+            faces = [[face["points"][name] for name in POINTS] for face in stored["faces"]]
+            stored = {str(stored["source"]): faces}
+        except (TypeError, KeyError):
+            stored = {}
+    if not stored:
         raise DataError(
             f"--points {file} must map photographs to points, or be what predict.py writes"
-        ) from None
+        )
+    return stored
 
 
 def _checked(fives, where):

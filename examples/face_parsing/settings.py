@@ -55,7 +55,7 @@ class Settings:
     weight_x: float = _setting(1.0, "of the loss of X", low=0, high=1e6)
     weight_boundary: float = _setting(1.0, "of the loss of the gate", low=0, high=1e6)
     background: int = _setting(
-        0, "background pixels for each other one in every loss; 0: all pixels", low=0
+        0, "background pixels for each other one in every loss; 0: all pixels", low=0, high=2**20
     )
 
 
@@ -96,7 +96,7 @@ def read_file(path):
     path = Path(path)
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # tomllib's own is a ValueError
         raise SettingsError(f"cannot read the settings in {path}: {error}") from None
     for name, value in table.items():
         if name not in FIELDS:

@@ -23,7 +23,7 @@ import fine
 import pictures
 import settings as settings_module
 from checkpoint import CheckpointError
-from datasets import DATASETS, DRAWN, SPLITS, DataError
+from datasets import DATASETS, DRAWN, FINE, SPLITS, DataError
 from models import PointsNet
 from processes import Processes
 from settings import Settings, SettingsError
@@ -97,10 +97,11 @@ def parse_arguments():
     parser.add_argument(
         "--jobs",
         type=commands.number(int, 1, 64),
-        default=1,
         help="with --all: trainings at a time; default: 1",
     )
-    parser.add_argument("--config", metavar="FILE", help="a TOML file of settings; options win")
+    parser.add_argument(
+        "--config", metavar="FILE", type=commands.path, help="a TOML file of settings; options win"
+    )
     settings_module.add_options(parser, without=["mix"])
     parser.add_argument(
         "--mix",
@@ -111,7 +112,9 @@ def parse_arguments():
         help="train on the training faces of this set too; may be repeated",
     )
     commands.add_data_arguments(parser)
-    parser.add_argument("--out", type=Path, help="default: the next free runs/DATASET-MODEL")
+    parser.add_argument(
+        "--out", type=commands.path, help="default: the next free runs/DATASET-MODEL"
+    )
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
     parser.add_argument(
         "--workers",
@@ -123,6 +126,10 @@ def parse_arguments():
     args = parser.parse_args()
     if (args.stage == 2) != (args.part is not None):
         parser.error("--stage 2 and --part PART go together")
+    if args.stage == 1 and args.points:
+        parser.error("--stage 1 and --points do not go together")
+    if args.jobs is not None and not args.all:
+        parser.error("--jobs goes with --all")
     return args
 
 
@@ -260,10 +267,11 @@ def train_chain(args, given):
     dataset = given.get("dataset", "helen")
     if args.root is None and dataset not in DRAWN:
         raise SettingsError(f"--root DIR is needed: the folder that holds {dataset}")
-    args.out = args.out or Path("runs") / f"{dataset}-face-parser"
+    if getattr(DATASETS[dataset], "TABLE", FINE).fine is None:
+        raise SettingsError(f"--all needs eleven classes, and {dataset} has three")
+    args.out, args.jobs = args.out or Path("runs") / f"{dataset}-face-parser", args.jobs or 1
     needed = {
-        name: Training(name, config(f"table-3/{name}"), args.root and Path(args.root))
-        for name in face_parser.NETWORKS
+        name: Training(name, config(f"table-3/{name}"), args.root) for name in face_parser.NETWORKS
     }
     with checkpoint.claimed(args.out):
         train_all(args, needed.values(), given)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import checkpoint
 import settings as settings_module
 from checkpoint import CheckpointError
+from processes import PARENT
 from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
@@ -50,8 +51,8 @@ def start(args, training, given):
             command.append("--" + name.replace("_", "-"))
     if (out / "last.pt").exists():
         command.append("--resume")
-    threads = max(1, (os.cpu_count() or 1) // args.jobs)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    threads = max(1, (os.cpu_count() or 1) // args.jobs)  # unless the user has said how many
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ, PARENT: str(os.getpid())}
     with open(out / "log.txt", "ab") as log:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 

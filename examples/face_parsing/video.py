@@ -7,7 +7,7 @@ import os
 
 import cv2
 import numpy as np
-from datasets import DataError
+from checkpoint import temporary_beside
 from photographs import PhotographError
 from tqdm import tqdm
 
@@ -19,6 +19,7 @@ SUFFIXES |= {".wmv"}
 # Every build of OpenCV writes it; those on PyPI have no H.264, and VP9 takes twenty times as long.
 CODEC = "mp4v"
 RATE = 25  # frames a second, of a file that does not say
+SLOWEST = 0.01  # that OpenCV writes
 
 
 def open_capture(source):
@@ -31,10 +32,21 @@ def open_capture(source):
     if isinstance(source, int):
         capture, what = cv2.VideoCapture(source), f"camera {source}"
     else:
-        capture, what = cv2.VideoCapture(os.fspath(source)), source
+        what = source
+        try:
+            os.fspath(source).encode()
+        except UnicodeEncodeError:  # OpenCV would end the process
+            raise PhotographError(f"cannot read {source}: its name is not UTF-8") from None
+        capture = cv2.VideoCapture(os.fspath(source))
     if not capture.isOpened():
         raise PhotographError(f"cannot read {what}: OpenCV cannot open it")
     return capture
+
+
+def count_of(capture, *, every=1):
+    """How many frames :func:`frames` should give, as the file says; None where it does not."""
+    total = capture.get(cv2.CAP_PROP_FRAME_COUNT)
+    return math.ceil(total / every) if total > 0 else None
 
 
 def frames(capture, *, every=1, title=None):
@@ -44,8 +56,7 @@ def frames(capture, *, every=1, title=None):
         capture: ``cv2.VideoCapture``; released at the end.
         title: words in front of the bar.
     """
-    total = capture.get(cv2.CAP_PROP_FRAME_COUNT)
-    total = math.ceil(total / every) if total > 0 else None
+    total = count_of(capture, every=every)
     try:
         with tqdm(total=total, desc=title, unit="frame", disable=None) as bar:
             while True:
@@ -63,7 +74,7 @@ def frames(capture, *, every=1, title=None):
 def rate(capture, *, every=1):
     """Frames a second of what :func:`frames` gives."""
     given = capture.get(cv2.CAP_PROP_FPS)
-    return (given if 0 < given < 1000 else RATE) / every  # NaN is neither
+    return max((given if 0 < given < 1000 else RATE) / every, SLOWEST)  # NaN is neither
 
 
 @contextlib.contextmanager
@@ -76,10 +87,10 @@ def writing(path, frames_per_second):
         path: of an mp4 file.
 
     Raises:
-        DataError: OpenCV cannot write video here.
+        PhotographError: OpenCV cannot write such a video.
         OSError: the file does not hold all frames in the end.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp{path.suffix}")
+    temporary = temporary_beside(path)
     writer, count = cv2.VideoWriter(), 0
 
     def write(frame):
@@ -87,7 +98,10 @@ def writing(path, frames_per_second):
         if not count:
             code = cv2.VideoWriter_fourcc(*CODEC)
             if not writer.open(os.fspath(temporary), code, frames_per_second, frame.size):
-                raise DataError(f"OpenCV {cv2.__version__} cannot write {CODEC} video to {path}")
+                raise PhotographError(
+                    f"OpenCV {cv2.__version__} cannot write {CODEC} video of "
+                    f"{frame.size[0]} x {frame.size[1]} pixels to {path}"
+                )
         writer.write(cv2.cvtColor(np.asarray(frame), cv2.COLOR_RGB2BGR))
         count += 1
 

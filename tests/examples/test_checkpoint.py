@@ -111,7 +111,25 @@ def drop_an_entry(path):
     torch.save({"kind": checkpoint.KIND, **STATE, "average": None}, path)
 
 
-DAMAGE = [truncate, flip_one_bit, empty, put_text, put_other_tensors, put_code, drop_an_entry]
+def add_a_setting(path):
+    settings = {**STATE["settings"], "colour": "red"}
+    torch.save({"kind": checkpoint.KIND, **STATE, "settings": settings}, path)
+
+
+def put_a_negative_step(path):
+    torch.save({"kind": checkpoint.KIND, **STATE, "step": -1}, path)
+
+
+def put_numbers_for_names(path):
+    torch.save({"kind": checkpoint.KIND, **STATE, "classes": [1, 2]}, path)
+
+
+def put_nan(path):
+    torch.save({"kind": checkpoint.KIND, **STATE, "average": {"w": torch.tensor(torch.nan)}}, path)
+
+
+DAMAGE = [add_a_setting, put_a_negative_step, put_numbers_for_names, put_nan]
+DAMAGE += [truncate, flip_one_bit, empty, put_text, put_other_tensors, put_code, drop_an_entry]
 
 
 @pytest.mark.parametrize("damage", DAMAGE)

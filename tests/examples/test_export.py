@@ -141,6 +141,8 @@ def test_missing_package_is_named(missing, trained, tmp_path, monkeypatch):
         (["--to", "onnx", "--batch", "0"], "--batch"),
         (["--to", "onnx", "--batch", "many"], "--batch"),
         (["--to", "onnx"], "no checkpoint at"),
+        (["--to", "onnx", "--checkpoint", "."], "--checkpoint must be a file, got ."),
+        (["--to", "onnx", "--batch", "1000000000"], "1000000000 is not in 1 .. 65536"),
     ],
 )
 def test_bad_input_is_one_line(arguments, words, tmp_path, monkeypatch, capsys):

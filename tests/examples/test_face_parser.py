@@ -8,7 +8,7 @@ import predict
 import pytest
 import torch
 import views
-from datasets import FINE, open_dataset
+from datasets import FINE, DataError, open_dataset
 from example_scripts import call
 from face_parser import FaceParser, NoFaceError
 from metrics import confusion_matrix
@@ -66,8 +66,33 @@ def test_no_face_is_an_error_or_none(parser):
     assert parser.all_faces(empty) == []
     with pytest.raises(ValueError, match="points must not all be in one place"):
         parser(empty, points=np.ones((5, 2)))
-    with pytest.raises(ValueError, match="box must be x, y and a positive width"):
+    with pytest.raises(ValueError, match="box must be x, y and a width and height of a pixel"):
         parser(empty, box=(0, 0, -1, 5))
+
+
+@pytest.mark.parametrize("points", [np.full((5, 2), 1e300), {"left": 1}, "abc", [[1], [2, 3]]])
+def test_points_that_no_photograph_has_are_refused(points, parser):
+    with pytest.raises(ValueError, match=r"points must be \(5, 2\) numbers, pixels of the image"):
+        parser(np.zeros((60, 80), np.uint8), points=points)
+
+
+def test_a_class_named_twice_counts_once(parser, faces):
+    parsing = parser(faces.images[0], points=faces.points[0])
+    assert torch.equal(parsing.score("hair", "hair"), parsing.score("hair"))
+
+
+@pytest.mark.parametrize("networks", [{}, [], {"points": 3}])
+def test_a_damaged_parser_is_named(networks, tmp_path):
+    stored = {"kind": face_parser.KIND, "layout": {}, "networks": networks}
+    torch.save(stored, tmp_path / face_parser.FILE)
+    with pytest.raises(checkpoint.CheckpointError, match="holds no face parser"):
+        FaceParser.load(tmp_path)
+
+
+def test_faces_without_points_are_refused(parser, faces):
+    for measured in (fine.locate, fine.true_points):
+        with pytest.raises(DataError, match="need key points"):
+            measured(parser, faces._replace(points=None))
 
 
 def test_missing_parser_is_named(tmp_path):

@@ -84,6 +84,12 @@ def test_background_is_five_times_the_rest():
     assert chosen[labels == 0].sum() == 5 * 30
 
 
+def test_more_others_than_there_are_are_all_of_them():
+    wanted = torch.zeros(2, 4, 4, dtype=torch.bool)
+    wanted[0, 0, 0] = True
+    assert sample(wanted, ~wanted, 2**62, seeds=[1, 2]).flatten(1).sum(1).tolist() == [16, 0]
+
+
 def test_boundary_loss_samples_five_others_for_each_boundary_pixel():
     labels = torch.zeros(2, 32, 32, dtype=torch.uint8)
     labels[0, :, 16:] = 1  # 2 x 32 boundary pixels of 1024

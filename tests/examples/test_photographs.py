@@ -189,7 +189,7 @@ def test_integer_tensors():
         (torch.zeros(3, 2, 0), ValueError, "must have pixels, got 0 x 2"),
         (np.full((2, 2), 1.5), ValueError, "must be in 0 .. 1, got 1.5 .. 1.5"),
         (np.full((2, 2), -0.1), ValueError, "got -0.1 .. -0.1"),
-        (np.full((2, 2), np.nan), ValueError, "got nan .. nan"),
+        (np.full((2, 2), np.nan), ValueError, "must be finite, got NaN"),
         (np.zeros((2, 2), int), TypeError, "must be uint8, uint16 or floating, got int64"),
         (np.zeros((2, 2), bool), TypeError, "got bool"),
         (torch.zeros(3, 2, 2, dtype=torch.int64), TypeError, "got int64"),

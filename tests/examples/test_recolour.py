@@ -1,6 +1,7 @@
 """Another colour for a part of an image: what stays, what changes and how; the command."""
 
 import itertools
+import os
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ import small_parser
 import torch
 from example_scripts import EXAMPLE, call, refused
 from face_parser import FaceParser
-from PIL import Image
+from PIL import Image, ImageCms
 
 WINE, BLOND, BLACK, WHITE = (139, 34, 82), (232, 201, 138), (0, 0, 0), (255, 255, 255)
 COLOURS = [WINE, BLOND, BLACK, WHITE, (0, 0, 255), (128, 128, 128)]
@@ -223,18 +224,37 @@ def test_command_takes_the_largest_face_or_all(monkeypatch, tmp_path, models):
         ({"--models": "nowhere"}, "no face parser at nowhere"),
         ({"PHOTO": "notes.png"}, "notes.png"),
         ({"PHOTO": "missing.png"}, "missing.png: No such file"),
+        ({"PHOTO": "pipe.png"}, "cannot read pipe.png: it is no file"),
+        ({"PHOTO": "wide.png", "--out": "w.webp"}, "a .webp picture has 16383 pixels a side"),
+        ({"--out": "none/x.png"}, "--out must be a file in a folder that is there, got none/x.png"),
     ],
 )
 def test_bad_input_is_one_line(monkeypatch, capsys, tmp_path, models, change, words):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes.png").write_text("not an image")
     Image.new("RGB", (64, 64)).save("plain.png")
+    Image.new("RGB", (17000, 2)).save("wide.png")
+    os.mkfifo("pipe.png")
+    before = sorted(tmp_path.iterdir())
     options = {"--models": models, "--part": "hair", "--colour": "#8b2252", "PHOTO": "plain.png"}
     options |= change
     photo = options.pop("PHOTO")
     given = [value for pair in options.items() for value in pair]
     assert words in refused(monkeypatch, capsys, recolour, photo, *given)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["notes.png", "plain.png"]
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(("space", "kept"), [(b"RGB ", True), (b"CMYK", False), (b"GRAY", False)])
+def test_command_keeps_a_profile_that_fits_the_result(
+    space, kept, monkeypatch, tmp_path, models, photo
+):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    profile = profile[:16] + space + profile[20:]
+    Image.open(photo).save(tmp_path / "in.png", icc_profile=profile)
+    options = ["--models", models, "--part", "hair", "--colour", "#8b2252"]
+    assert call(monkeypatch, recolour, tmp_path / "in.png", *options) == 0
+    written = Image.open(tmp_path / "in-hair.png").info.get("icc_profile")
+    assert written == (profile if kept else None)
 
 
 def test_photograph_without_a_face_has_an_exit_code_of_its_own(

@@ -1,6 +1,10 @@
 """What the scripts refuse: one clear line, exit code 2, nothing lost and nothing half written."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 
 import checkpoint
 import evaluate
@@ -9,7 +13,7 @@ import pytest
 import torch
 import train
 import training
-from example_scripts import QUICK, call, refused
+from example_scripts import EXAMPLE, QUICK, call, refused
 from losses import Loss
 
 
@@ -138,14 +142,53 @@ def test_lfw_pl_trains_evaluates_and_counts_skipped_faces(tmp_path, monkeypatch,
 def test_second_training_into_one_folder_is_refused(tmp_path, monkeypatch, capsys):
     with checkpoint.claimed(tmp_path / "out"):
         error = refused(monkeypatch, capsys, train, *QUICK, "--out", tmp_path / "out")
-    assert f"another process is writing to {tmp_path / 'out'}" in error
+        assert f"another process is writing to {tmp_path / 'out'}" in error
+        assert (tmp_path / "out").is_dir()  # still the first one's
     assert not (tmp_path / "out").exists()  # empty: it goes with whoever made it
 
 
+def test_a_folder_is_free_once_its_process_has_gone(tmp_path):
+    """Not held by a worker that a killed process has left behind."""
+    script = (
+        "import sys, os, time, pathlib; sys.path.insert(0, sys.argv[1]); import checkpoint\n"
+        "with checkpoint.claimed(pathlib.Path(sys.argv[2])):\n"
+        "    worker = os.fork() or time.sleep(60)\n"
+        "    print(worker, flush=True)\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    command = [sys.executable, "-c", script, EXAMPLE, tmp_path / "out"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as killed:
+        worker = int(killed.stdout.readline())
+        try:
+            assert killed.wait() == -signal.SIGKILL
+            with checkpoint.claimed(tmp_path / "out"):
+                pass
+        finally:
+            os.kill(worker, signal.SIGKILL)
+
+
+def test_a_folder_that_another_process_removes_is_made_again(tmp_path, monkeypatch):
+    folder, opened = tmp_path / "out", os.open
+
+    def removed_in_between(path, *flags):
+        handle = opened(path, *flags)
+        monkeypatch.setattr(os, "open", opened)
+        folder.rmdir()
+        return handle
+
+    monkeypatch.setattr(os, "open", removed_in_between)
+    with checkpoint.claimed(folder):
+        assert folder.is_dir()
+
+
 def test_leftovers_of_a_killed_process_are_removed(tmp_path):
-    (tmp_path / "last.pt.123.tmp").write_bytes(b"half")
+    (tmp_path / ".123-0.gatedrnn-tmp.pt").write_bytes(b"half")
+    (tmp_path / ".123-1.gatedrnn-tmp").mkdir()
+    mine = [tmp_path / "scan.2023.tmp.jpg", tmp_path / "last.pt.123.tmp"]
+    for path in mine:
+        path.write_bytes(b"mine")
     with checkpoint.claimed(tmp_path):
-        assert list(tmp_path.iterdir()) == []
+        assert sorted(tmp_path.iterdir()) == sorted([*mine, tmp_path / ".123-1.gatedrnn-tmp"])
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import time
 
 import checkpoint
 import evaluate
+import processes
 import pytest
 import torch
 import train
@@ -192,6 +193,14 @@ def test_termination_of_the_whole_group_is_a_stop_with_workers_too(tmp_path, scr
             process.kill()
     assert process.returncode == 130
     assert "Traceback" not in error
+
+
+def test_a_training_stops_when_who_started_it_is_gone(tmp_path, monkeypatch, one_thread):
+    monkeypatch.setenv(processes.PARENT, str(os.getppid()))
+    assert call(monkeypatch, train, *QUICK, "--epochs", 1, "--out", tmp_path / "goes-on") == 0
+    monkeypatch.setenv(processes.PARENT, "0")
+    assert call(monkeypatch, train, *QUICK, "--epochs", 9, "--out", tmp_path / "stops") == 130
+    assert checkpoint.load(tmp_path / "stops" / "last.pt")["step"] == 1
 
 
 def test_best_checkpoint_is_the_best_on_validation(tmp_path, monkeypatch, one_thread):

@@ -105,13 +105,16 @@ def main():
     )
     command.add_argument("--labels", choices=LABEL_SETS, help="default: fine where there are any")
     command.add_argument(
-        "--out", type=Path, metavar="FILE.png", help="default: DATASET-SPLIT.png in this folder"
+        "--out",
+        type=commands.path,
+        metavar="FILE.png",
+        help="default: DATASET-SPLIT.png in this folder",
     )
     command.add_argument("--no-cache", action="store_true", help="decode anew, write no cache")
     command.add_argument("--skip-bad", action="store_true", help="problems are no failure")
     command.set_defaults(run=inspect)
     command = actions.add_parser("draw", help="synthetic faces as pictures")
-    command.add_argument("--out", type=Path, metavar="DIR", required=True)
+    command.add_argument("--out", type=commands.path, metavar="DIR", required=True)
     command.add_argument("--count", type=commands.number(int, 1, 10_000), default=8)
     command.set_defaults(run=draw)
     args = parser.parse_args()

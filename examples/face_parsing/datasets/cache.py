@@ -149,7 +149,8 @@ def _open(path, side):
     try:
         whole = os.path.getsize(path) == facts["size"] and _crc32(path) == facts["crc32"]
         array = np.load(path, mmap_mode="c") if whole else None
-        if array is not None and array.dtype == record_type(side):
+        fits = array is not None and array.dtype == record_type(side)
+        if fits and 0 <= facts["count"] <= len(array):
             return array[: facts["count"]], tuple(facts["skipped"])
     except (OSError, ValueError, KeyError, TypeError):
         pass

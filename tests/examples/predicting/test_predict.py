@@ -219,6 +219,26 @@ def test_names_are_distinct_stable_and_never_another_photographs(first, second):
             assert all(name == source.stem for name, source in stored.items())
 
 
+def test_results_keep_their_names_whatever_the_order(run, tmp_path):
+    for name in ("x/a.png", "y/A.png", "y/a-2.png", "y/a.png"):
+        write_face(tmp_path / name)
+    assert run("x", "y") == 0
+    before = files("parsed")
+    assert run("y", "x", "--resume") == 0
+    assert files("parsed") == before
+    assert len(before) == 12
+
+
+def test_long_names_are_cut(run, tmp_path):
+    names = ["é" * 120, "é" * 120 + "n"]
+    for name in names:
+        write_face(tmp_path / f"{name}.png")
+    assert run(tmp_path) == 0
+    stored = [json.loads(path.read_bytes())["source"] for path in Path("parsed").glob("*.json")]
+    assert sorted(stored) == sorted(f"../{name}.png" for name in names)
+    assert len(files("parsed")) == 6
+
+
 def test_all_faces_are_parsed(run, tmp_path):
     scene = np.concatenate([drawn(index)[0] for index in FOUND], axis=1)
     Image.fromarray(scene).save("scene.png")

@@ -43,6 +43,10 @@ def test_points_are_used_where_the_detector_finds_nothing(run, tmp_path):
     ("text", "words"),
     [
         ("{", "is no JSON"),
+        ("[" * 100_000, "is no JSON"),
+        ("{}", "must map photographs to points"),
+        ("[[1, [[1, 2]]]]", "must map photographs to points"),
+        (r'{"a\u0000b.png": 3}', "no PHOTO is"),
         ("[1, 2]", "must map photographs to points"),
         ('{"source": "a.png", "faces": 3}', "must map photographs to points"),
         ('{"source": "a.png", "faces": []}', "'a.png' must have five points [x, y]"),

@@ -1,6 +1,7 @@
 """predict.py on videos and cameras."""
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,9 +14,9 @@ from drawn_faces import FOUND, drawn, files, labels_of
 from PIL import Image
 
 
-def write_video(path, images, rate=10):
+def write_video(path, images, rate=10, codec="mp4v"):
     height, width = images[0].shape[:2]
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), rate, (width, height))
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), rate, (width, height))
     for image in images:
         writer.write(np.ascontiguousarray(image[..., ::-1]))
     writer.release()
@@ -32,7 +33,7 @@ def test_a_video_is_written_with_its_labels(every, expected, run, tmp_path):
     face, blank = drawn(FOUND[1])[0], np.full((256, 256, 3), 90, np.uint8)
     write_video("clip.mp4", [face, blank, face, face, face])
     Path("parsed").mkdir()
-    Path("parsed/clip_overlay.mp4.123.tmp.mp4").touch()  # of a run that was killed
+    Path("parsed/.123-0.gatedrnn-tmp.mp4").touch()  # of a run that was killed
     assert run("clip.mp4", "--every", every) == 0
     assert files("parsed") == ["clip.json", "clip_overlay.mp4"]
     frames, rate = read_video("parsed/clip_overlay.mp4")
@@ -50,14 +51,34 @@ def test_a_video_is_written_with_its_labels(every, expected, run, tmp_path):
 def test_bad_videos_are_named(run, tmp_path, capfd):
     write_video("blank.mp4", [np.full((64, 64, 3), 90, np.uint8)] * 2)
     Path("broken.mp4").write_bytes(b"no video")
+    strange = os.fsdecode(b"\xff.mp4")
+    Path(strange).write_bytes(b"no video")
     assert run("blank.mp4") == commands.FACELESS
-    assert run("broken.mp4", "blank.mp4") == commands.WRONG
-    lines = [line for line in capfd.readouterr().err.splitlines() if line.strip()]
-    assert set(lines) == {
+    assert run("broken.mp4", strange, "blank.mp4") == commands.WRONG
+    lines = {line for line in capfd.readouterr().err.splitlines() if line.strip()}
+    (nameless,) = (line for line in lines if line.endswith(".mp4: its name is not UTF-8"))
+    assert lines - {nameless} == {
         "error: no face found in blank.mp4",
         "error: cannot read broken.mp4: OpenCV cannot open it",
     }
     assert not Path("parsed").exists()
+
+
+def test_a_video_of_too_few_frames_is_named_and_one_that_cannot_be_written_stops_no_other(
+    run, tmp_path, monkeypatch, capfd
+):
+    face = drawn(FOUND[1])[0]
+    write_video("clip.mp4", [face] * 3)
+    write_video("narrow.avi", [face[:, :1]] * 2, codec="MJPG")
+    promised = video.count_of
+    monkeypatch.setattr(video, "count_of", lambda *args, **every: promised(*args, **every) + 1)
+    assert run("clip.mp4", "--every", 10**6) == 0
+    assert run("narrow.avi", "clip.mp4") == commands.WRONG
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.strip()]
+    assert "note: clip.mp4 may be damaged: of 4 frames, 3 could be read" in lines
+    (error,) = {line for line in lines if line.startswith("error: ")}
+    assert "cannot write mp4v video of 1 x 256 pixels" in error
+    assert files("parsed") == ["clip.json", "clip_overlay.mp4"]
 
 
 def test_a_video_is_whole_or_not_there(tmp_path, monkeypatch):
