@@ -193,6 +193,16 @@ GATEDRNN_PART void load_tiles(const BackwardParams<A>& f) {
   load_gradient<A, T>(f, t, tiles.dx);
 }
 
+template <class A, class T>
+GATEDRNN_PART void ask_for_next_tiles(const BackwardParams<A>& f) {
+  const BackwardArgs& a = f.a;
+  if (next_slot().ticket >= f.p.tasks) return;
+  const Task t = next_slot().task;
+  ask_for_inputs<T>(f.p, t, a);
+  if (a.merge != Merge::kNone)
+    ask_for_map<T>(whole_block<T>(), f.p, t, a.dtype, a.grad, a.grad_strides, 0, true);
+}
+
 // dx, then dg: of both axes' directions where they share their gates, else of one at a time.
 template <class A, class T>
 GATEDRNN_PART void write_gradients(const BackwardParams<A>& f) {
@@ -213,7 +223,7 @@ GATEDRNN_PART void write_gradients(const BackwardParams<A>& f) {
     const Strides& s = is_gate ? a.dg_strides : a.dx_strides;
     int64_t corner = tile_corner(f.p, t, s, direction, summed ? 0 : t.c0);
     if (is_gate) {
-      corner += t.unit % f.p.channel_tiles * f.gate_tile_size;
+      corner += f.p.channel_tile(t.unit) * f.gate_tile_size;
       differentiate_gate_norm<A, T>(f, t, direction, tiles.g[only], one, other);
       __syncthreads();
     }
@@ -246,7 +256,7 @@ GATEDRNN_PART void adjoint_tiles(const BackwardParams<A>& f) {
   if (d >= 0) border = Border<A>::of(f.p, t, f.adjoints.states[d], axis, t.from_end);
   A* sums = nullptr;
   if (f.weight_sums && d >= 0) {
-    const int64_t group = d * f.p.channel_tiles + t.unit % f.p.channel_tiles;
+    const int64_t group = d * f.p.channel_tiles + f.p.channel_tile(t.unit);
     const int64_t per_image = f.sums.slots / f.a.n;
     const int64_t place = T::kSumsInChains ? (axis == 0 ? t.cell.row : t.cell.column)
                                            : f.p.index(t.cell) * int64_t{T::kSumsPerTile};
@@ -265,13 +275,16 @@ GATEDRNN_PART void adjoint_tiles(const BackwardParams<A>& f) {
 template <class A, class T>
 __global__ void __launch_bounds__(T::kThreads, T::kAdjointBlocks)
     backward_kernel(const __grid_constant__ BackwardParams<A> f) {
-  Tickets tickets(f.flags.ticket);
-  while (tickets.next(f.p.tasks, [&](int ticket) { return f.p.task(ticket); })) {
+  const auto decode = [&](int ticket, Task& t) { t = f.p.task(ticket); };
+  Tickets tickets(f.flags.ticket, f.p.tasks, decode);
+  while (tickets.next()) {
     const Task& t = task_slot().task;
     load_tiles<A, T>(f);
     __syncthreads();
     scan_tiles<A, T>(f);
+    tickets.look_ahead();
     wait_upstream(f.p, t, f.flags, t.from_end);
+    ask_for_next_tiles<A, T>(f);
     adjoint_tiles<A, T>(f);
     finish_states(f.p, t, f.flags);
     wait_first_visit(f.p, t, f.flags);

@@ -323,14 +323,13 @@ GATEDRNN_PART void scan_tile(const ChunkParams& f) {
 template <class T>
 __global__ void __launch_bounds__(T::kThreads, T::kChunkBlocks)
     chunk_kernel(const __grid_constant__ ChunkParams f) {
-  Tickets tickets(f.ticket);
-  while (tickets.next(f.plan.tickets, [&](int ticket) {
+  const auto decode = [&](int ticket, Task& t) {
     const ChunkTask task = chunk_task(f, ticket);
     const bool tile = task.stage != ChunkStage::kCarry;
     const Cell cell{task.index / f.p.tile_columns, task.index % f.p.tile_columns};
-    return task.unit < 0 || task.unit >= f.p.units ? Task{}
-                                                   : f.p.task(task.unit, tile ? cell : Cell{0, 0});
-  })) {
+    if (task.unit >= 0 && task.unit < f.p.units) t = f.p.task(task.unit, tile ? cell : Cell{0, 0});
+  };
+  for (Tickets tickets(f.ticket, f.plan.tickets, decode); tickets.next(); tickets.look_ahead()) {
     const ChunkTask task = chunk_task(f, task_slot().ticket);
     if (task.unit < 0 || task.unit >= f.p.units) continue;
     if (task.stage == ChunkStage::kSum) {

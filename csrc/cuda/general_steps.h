@@ -14,6 +14,7 @@ struct Steps<A, 0, Side, 0, 0> {
   static constexpr int kThreads = 256;
   static constexpr int kChannels = 0;  // of a tile: known when it runs
   static constexpr int kPacks = 2;
+  static constexpr int kGateSingles = 2 * kPacks;
   // Weights' sums are as large as K tiles or more: a direction's tiles along a line, which follow
   // each other, add to the same ones.
   static constexpr bool kSumsInChains = true;

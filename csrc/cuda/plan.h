@@ -21,10 +21,26 @@ struct Cell {
   int row, column;
 };
 
+// Divides numbers below 2^31 by one that stays the same, with a multiplication (Granlund and
+// Montgomery 1994): a GPU has no instruction for a division, and takes some twenty others.
+struct Divisor {
+  unsigned by = 1, factor = 1, shift = 0;
+
+  Divisor() = default;
+  explicit Divisor(int by) : by(by) {
+    while ((1u << shift) < this->by) ++shift;
+    factor = static_cast<unsigned>((((uint64_t{1} << shift) - this->by) << 32) / this->by + 1);
+  }
+  GATEDRNN_INLINE unsigned quotient(unsigned n) const {
+    return (static_cast<unsigned>(uint64_t{n} * factor >> 32) + n) >> shift;
+  }
+};
+
 // Cell number `order` of a grid, antidiagonal by antidiagonal from the top left: the cells of one
-// do not depend on each other.
-GATEDRNN_INLINE Cell diagonal_cell(unsigned order, unsigned rows, unsigned columns) {
-  const unsigned least = rows < columns ? rows : columns, most = rows < columns ? columns : rows;
+// do not depend on each other. `shorter` is the smaller of rows and columns.
+GATEDRNN_INLINE Cell diagonal_cell(unsigned order, unsigned rows, unsigned columns,
+                                   const Divisor& shorter) {
+  const unsigned least = shorter.by, most = rows < columns ? columns : rows;
   // A growing triangle, full antidiagonals, and a triangle that is the first one turned around.
   const unsigned corner = least * (least + 1) / 2, middle = (most - least) * least;
   const bool turned = order >= corner + middle;
@@ -36,8 +52,9 @@ GATEDRNN_INLINE Cell diagonal_cell(unsigned order, unsigned rows, unsigned colum
     while ((diagonal + 1) * (diagonal + 2) / 2 <= order) ++diagonal;
     along = order - diagonal * (diagonal + 1) / 2;
   } else {
-    diagonal = least + (order - corner) / least;
-    along = (order - corner) % least + (rows < columns ? diagonal - rows + 1 : 0);
+    const unsigned whole = shorter.quotient(order - corner);
+    diagonal = least + whole;
+    along = order - corner - whole * least + (rows < columns ? diagonal - rows + 1 : 0);
   }
   const Cell cell{static_cast<int>(diagonal - along), static_cast<int>(along)};
   return turned ? Cell{static_cast<int>(rows) - 1 - cell.row,
@@ -66,6 +83,9 @@ struct TilePlan {
   int tile_rows, tile_columns, channel_tiles, units;
   int group;  // units that advance together; the next ones follow when these are through
   int passes;
+  // Of tickets by those of a group; in a group, by its units; in the last one, by those left; of
+  // units by those of an image; of places on the diagonals by the longest one's.
+  Divisor by_group, by_units, by_last_units, by_channel_tiles, by_shorter;
   bool from_end[kPasses];         // of each pass
   int direction[kPasses][kAxes];  // place in the caller's list, or -1
   Direction walks[kDirections];   // of the caller's list
@@ -77,32 +97,43 @@ struct TilePlan {
   // the L2 cache.
   void advance_together(int blocks) {
     const int wide = std::max(passes * tiles() / (tile_rows + tile_columns - 1), 1);
-    group = std::clamp((2 * blocks + wide - 1) / wide, 1, units);
+    advance_by(std::clamp((2 * blocks + wide - 1) / wide, 1, units));
+  }
+  void advance_by(int units_together) {
+    group = units_together;
+    by_group = Divisor(group * tiles() * passes);
+    by_units = Divisor(group);
+    by_last_units = Divisor(units % group ? units % group : group);
   }
 
   // Tasks in an order in which each comes after those that it waits for: by groups of units, in a
   // group by antidiagonals, there both passes side by side.
   GATEDRNN_INLINE Task task(int ticket) const {
-    const int whole = group * tiles() * passes, first = ticket / whole * group;
-    const int members = units - first < group ? units - first : group;
-    const int rest = ticket % whole, step = rest / members, pass = step % passes;
-    const int order = step / passes, mirrored = tiles() - 1 - order;  // in the other pass
-    Cell cell = diagonal_cell(order, tile_rows, tile_columns);
+    const int groups_before = by_group.quotient(ticket), first = groups_before * group;
+    const Divisor& members = units - first < group ? by_last_units : by_units;
+    const int rest = ticket - groups_before * static_cast<int>(by_group.by);
+    const int step = members.quotient(rest), member = rest - step * static_cast<int>(members.by);
+    const int pass = step & (passes - 1), order = step >> (passes - 1);
+    const int mirrored = tiles() - 1 - order;  // in the other pass
+    Cell cell = diagonal_cell(order, tile_rows, tile_columns, by_shorter);
     if (from_end[pass]) cell = {tile_rows - 1 - cell.row, tile_columns - 1 - cell.column};
-    Task t = task(first + rest % members, cell);
+    Task t = task(first + member, cell);
     t.pass = pass;
     t.from_end = from_end[pass];
     if (passes == 2)
       t.visit = order < mirrored || (order == mirrored && pass == 0) ? kFirst : kSecond;
     return t;
   }
+  GATEDRNN_INLINE int channel_tile(int unit) const {
+    return unit - static_cast<int>(by_channel_tiles.quotient(unit)) * channel_tiles;
+  }
   // A tile outside of any pass.
   GATEDRNN_INLINE Task task(int unit, Cell cell) const {
     Task t{};
     t.unit = unit;
     t.cell = cell;
-    t.n = unit / channel_tiles;
-    t.c0 = int64_t{unit % channel_tiles} * channels;
+    t.n = by_channel_tiles.quotient(unit);
+    t.c0 = int64_t{channel_tile(unit)} * channels;
     t.channels = part(all_channels, t.c0, channels);
     t.rows = part(height, int64_t{cell.row} * side, side);
     t.columns = part(width, int64_t{cell.column} * side, side);
@@ -111,9 +142,8 @@ struct TilePlan {
 
   // The tile upstream along an axis, and whether there is one.
   GATEDRNN_INLINE Cell upstream(Cell cell, int axis, bool backwards) const {
-    int& at = axis == 0 ? cell.column : cell.row;
-    at += backwards ? 1 : -1;
-    return cell;
+    const int to = backwards ? 1 : -1;  // not by a reference, which a GPU would keep in memory
+    return {cell.row + axis * to, cell.column + (1 - axis) * to};
   }
   GATEDRNN_INLINE bool inside(Cell cell) const {
     return cell.row >= 0 && cell.row < tile_rows && cell.column >= 0 && cell.column < tile_columns;
@@ -162,7 +192,9 @@ inline TilePlan plan_tiles(const ScanArgs& a, int side, int channels) {
     ++p.passes;
   }
   p.tasks = p.units * p.tiles() * p.passes;
-  p.group = p.units;
+  p.by_channel_tiles = Divisor(p.channel_tiles);
+  p.by_shorter = Divisor(std::min(p.tile_rows, p.tile_columns));
+  p.advance_by(p.units);
   return p;
 }
 

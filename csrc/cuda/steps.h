@@ -16,6 +16,8 @@ struct Steps {
   static constexpr int kSide = Side;
   static constexpr int kChannels = Channels;  // of a tile
   static constexpr int kPacks = 4;            // that a thread reads at once
+  // Elements of gates, which do not lie in packs: fewer for want of registers.
+  static constexpr int kGateSingles = K == 8 ? 4 : 2 * kPacks;
   static constexpr int kChannelsPerThread = R;
   static constexpr int kSplits = kChannels / R;  // threads that share a line
   static constexpr int kLinesPerWarp = 32 / kSplits;
@@ -32,7 +34,7 @@ struct Steps {
     const int fit = kSharedMemory / (tiles * kChannels * kPlane * int{sizeof(A)} + 1024);
     return fit < 1 ? 1 : fit < most ? fit : most;
   }
-  static constexpr int kScanBlocks = blocks(4, K < 16 ? 5 : 2);
+  static constexpr int kScanBlocks = blocks(4, K < 8 ? 5 : K < 16 ? 6 : 2);
   static constexpr int kAdjointBlocks = blocks(7, K < 16 ? 3 : 2);
   static constexpr int kChunkBlocks = kThreads == 64 ? 8 : 3;
 

@@ -146,9 +146,9 @@ GATEDRNN_DEVICE void walk_planes(const Team<Size>& team, const Box& box, int inn
 }
 
 // Calls body.operator()<W>(walk) where walk(load, use) walks a box whose corner in memory has this
-// address: packs of tiles that are whole and lie well in memory, else element by element. `Packs`
-// are under way at once.
-template <class T, int Packs, int Size, class S, class Body>
+// address: packs of tiles that are whole and lie well in memory, else element by element. `Packs`,
+// or `Singles`, are under way at once.
+template <class T, int Packs, int Singles = 2 * Packs, int Size, class S, class Body>
 GATEDRNN_DEVICE void with_walk(const Team<Size>& team, const Box& box, const S* corner,
                                const Body& body) {
   constexpr int side = T::kSide, stride = tile_stride(side), plane = tile_plane(side);
@@ -179,7 +179,7 @@ GATEDRNN_DEVICE void with_walk(const Team<Size>& team, const Box& box, const S* 
   body.template operator()<1>(0, [&](const auto& load, const auto& use) {
     constexpr int inner = side < 8 ? 8 : side;
     for (int begin = 0; begin < box.inner.count; begin += inner)
-      walk_planes<inner, side, 1, 2 * Packs, false>(team, box, begin, load, use);
+      walk_planes<inner, side, 1, Singles, false>(team, box, begin, load, use);
   });
 }
 
@@ -208,8 +208,14 @@ GATEDRNN_DEVICE void write_box(const Team<Size>& team, const Box& box, S* corner
   });
 }
 
+// A gate under tanh or sigmoid, which are long.
+template <class A>
+GATEDRNN_PART A smooth_gate(GateNorm norm, A gate) {
+  return gate_norm_of<ScalarMath<A>>(norm, gate);
+}
+
 // Reads a tile of a map of x's dtype: x, dL/dy, or gates, which get their norm.
-template <class T, int Size>
+template <class T, int Singles = 2 * T::kPacks, int Size>
 GATEDRNN_DEVICE void read_map(const Team<Size>& team, const TilePlan& p, const Task& t, Dtype dtype,
                               const void* map, const Strides& s, int64_t d, bool has_channels,
                               GateNorm norm, typename T::Value* tile) {
@@ -221,7 +227,7 @@ GATEDRNN_DEVICE void read_map(const Team<Size>& team, const TilePlan& p, const T
   with_storage<A>(dtype, [&](auto* type) {
     using S = std::remove_pointer_t<decltype(type)>;
     const S* const from = static_cast<const S*>(map) + corner;
-    with_walk<T, T::kPacks>(team, box, from, [&]<int W>(int next, const auto& walk) {
+    with_walk<T, T::kPacks, Singles>(team, box, from, [&]<int W>(int next, const auto& walk) {
       walk([&](int64_t at) { return pack_at<W>(from + at); },
            [&](int64_t, int cell, const Pack<S, W>& pack) {
 #pragma unroll
@@ -236,8 +242,7 @@ GATEDRNN_DEVICE void read_map(const Team<Size>& team, const TilePlan& p, const T
         walk([](int64_t) { return false; },
              [&](int64_t, int cell, bool) {
 #pragma unroll 1
-               for (int k = 0; k < W; ++k, cell += next)
-                 tile[cell] = gate_norm_of<ScalarMath<A>>(norm, tile[cell]);
+               for (int k = 0; k < W; ++k, cell += next) tile[cell] = smooth_gate(norm, tile[cell]);
              });
     });
   });
@@ -254,8 +259,8 @@ template <class T, int Size>
 GATEDRNN_DEVICE void load_gate(const Team<Size>& team, const TilePlan& p, const Task& t,
                                const ScanArgs& a, int64_t d, typename T::Value* tile) {
   if (a.g)
-    read_map<T>(team, p, t, a.dtype, a.g, a.g_strides, a.gate_directions ? d : 0, a.gate_channels,
-                a.gate_norm, tile);
+    read_map<T, T::kGateSingles>(team, p, t, a.dtype, a.g, a.g_strides, a.gate_directions ? d : 0,
+                                 a.gate_channels, a.gate_norm, tile);
   else
     for (int i = team.rank; i < T::kPlane; i += Size) tile[i] = typename T::Value(1);
 }
@@ -268,6 +273,40 @@ GATEDRNN_DEVICE void load_gates(const TilePlan& p, const Task& t, const ScanArgs
   for (int axis = 0; axis < (a.gate_directions ? kAxes : 1); ++axis) {
     const int d = p.direction[t.pass][axis];
     if (!a.gate_directions || d >= 0) load_gate<T>(whole_block<T>(), p, t, a, d, tiles[axis]);
+  }
+}
+
+// Asks for a tile of a map of x's dtype ahead of its being read.
+template <class T, int Size>
+GATEDRNN_DEVICE void ask_for_map(const Team<Size>& team, const TilePlan& p, const Task& t,
+                                 Dtype dtype, const void* map, const Strides& s, int64_t d,
+                                 bool has_channels) {
+  constexpr int sector = 32;  // bytes, which memory gives at once
+  const Box box = box_of<T::kSide>(t, has_channels ? t.channels : 1, s);
+  const int element = bytes_of(dtype);
+  const char* const corner =
+      static_cast<const char*>(map) + tile_corner(p, t, s, d, has_channels ? t.c0 : 0) * element;
+  const int line = box.inner.memory == 1 ? box.inner.count * element : 1;
+  for (int i = team.rank; i < T::kSide * box.outer.count; i += Size)
+    if (i % T::kSide < box.middle.count) {
+      const char* const at =
+          corner + (i % T::kSide * box.middle.memory + i / T::kSide * box.outer.memory) * element;
+      for (int k = 0; k < line; k += sector) ask_for(at + k);
+    }
+}
+
+// For all threads: x and the gates of a task to come.
+template <class T>
+GATEDRNN_DEVICE void ask_for_inputs(const TilePlan& p, const Task& t, const ScanArgs& a) {
+  const auto team = whole_block<T>();
+  ask_for_map<T>(team, p, t, a.dtype, a.x, a.x_strides, 0, true);
+  if (!a.g) return;
+#pragma unroll 1
+  for (int axis = 0; axis < (a.gate_directions ? kAxes : 1); ++axis) {
+    const int d = p.direction[t.pass][axis];
+    if (!a.gate_directions || d >= 0)
+      ask_for_map<T>(team, p, t, a.dtype, a.g, a.g_strides, a.gate_directions ? d : 0,
+                     a.gate_channels);
   }
 }
 

@@ -25,9 +25,12 @@ struct MergedTile {
 
 // Writes what the directions of one pass say of a tile, and what the other has said before.
 template <class T, bool Winners, bool Second>
-GATEDRNN_PART void write_merged(const MergedTile<typename T::Value>& tile, const Box& box,
-                                const PassMaps<typename T::Value>& maps) {
+GATEDRNN_PART void write_merged(const MergedTile<typename T::Value>& given, const Box& box,
+                                const PassMaps<typename T::Value>& given_maps) {
   using A = typename T::Value;
+  // In registers: as far as the compiler knows, a store could change what was given.
+  const MergedTile<A> tile = given;
+  const PassMaps<A> maps = given_maps;
   with_storage<A>(tile.dtype, [&](auto* type) {
     using S = std::remove_pointer_t<decltype(type)>;
     S* const result = static_cast<S*>(tile.result);
@@ -77,6 +80,12 @@ struct WavefrontTiles {
   }
 };
 
+template <class A>
+GATEDRNN_PART void decode_task(const WavefrontParams<A>& f, int ticket, Task& t) {
+  t = f.p.task(ticket);
+  if (f.a.y == nullptr || !passes_meet(f.a, f.p)) t.visit = kOnly;
+}
+
 template <class A, class T>
 GATEDRNN_PART void load_x(const WavefrontParams<A>& f) {
   load_input<T>(whole_block<T>(), f.p, task_slot().task, f.a, WavefrontTiles<A, T>(f).x);
@@ -84,6 +93,11 @@ GATEDRNN_PART void load_x(const WavefrontParams<A>& f) {
 template <class A, class T>
 GATEDRNN_PART void load_g(const WavefrontParams<A>& f) {
   load_gates<T>(f.p, task_slot().task, f.a, WavefrontTiles<A, T>(f).g);
+}
+
+template <class A, class T>
+GATEDRNN_PART void ask_for_next_tiles(const WavefrontParams<A>& f) {
+  if (next_slot().ticket < f.p.tasks) ask_for_inputs<T>(f.p, next_slot().task, f.a);
 }
 
 template <class A, class T>
@@ -134,17 +148,15 @@ template <class A, class T>
 __global__ void __launch_bounds__(T::kThreads, T::kScanBlocks)
     wavefront_kernel(const __grid_constant__ WavefrontParams<A> f) {
   const ScanArgs& a = f.a;
-  Tickets tickets(f.flags.ticket);
-  const bool meet = a.y != nullptr && passes_meet(a, f.p);
-  while (tickets.next(f.p.tasks, [&](int ticket) {
-    Task t = f.p.task(ticket);
-    if (!meet) t.visit = kOnly;
-    return t;
-  })) {
+  const auto decode = [&](int ticket, Task& t) { decode_task(f, ticket, t); };
+  Tickets tickets(f.flags.ticket, f.p.tasks, decode);
+  while (tickets.next()) {
     const Task& t = task_slot().task;
     load_x<A, T>(f);
     load_g<A, T>(f);
+    tickets.look_ahead();
     wait_upstream(f.p, t, f.flags, t.from_end);
+    ask_for_next_tiles<A, T>(f);
     scan_tiles<A, T>(f);
     finish_states(f.p, t, f.flags);
     if (a.y == nullptr) continue;

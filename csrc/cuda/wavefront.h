@@ -30,39 +30,56 @@ struct Flags {
   }
 };
 
-// What stands before the tiles in shared memory.
+// What stands before the tiles in shared memory: the task of all threads, the next one, and the
+// ticket after that.
 struct TaskSlot {
   int ticket;
   Task task;
 };
-constexpr int kTilesBegin = 128;  // bytes
-static_assert(sizeof(TaskSlot) <= kTilesBegin);
+constexpr int kTicketBegin = 2 * sizeof(TaskSlot), kTilesBegin = 144;  // bytes
+static_assert(kTicketBegin + sizeof(int) <= kTilesBegin && kTilesBegin % 16 == 0);
 GATEDRNN_DEVICE TaskSlot& task_slot() { return *shared_at<TaskSlot>(0); }
+GATEDRNN_DEVICE TaskSlot& next_slot() { return *shared_at<TaskSlot>(sizeof(TaskSlot)); }
 
-// The next ticket for all threads of a block, drawn while the one before is worked on. One thread
-// finds out which task it is.
+// Makes the next slot that of all threads; returns its ticket.
+inline GATEDRNN_PART int take_next_slot() {
+  constexpr int words = sizeof(TaskSlot) / sizeof(int);
+  int* const word = shared_at<int>(0) + threadIdx.x;
+  __syncthreads();
+  if (threadIdx.x < words) *word = word[words];
+  __syncthreads();
+  return task_slot().ticket;
+}
+
+// The tasks of a block, one after another. Tickets are drawn ahead, and one thread finds out what
+// the next task is while others wait for their neighbours.
+// decode(ticket, task) sets the task, for which tickets below `count` stand.
+template <class Decode>
 class Tickets {
  public:
-  GATEDRNN_DEVICE explicit Tickets(int* ticket) : ticket_(ticket) { draw(); }
-  // decode(ticket) is the task, for which tickets below `count` stand. What is in shared memory may
-  // be overwritten from here on.
-  template <class Decode>
-  GATEDRNN_DEVICE bool next(int count, const Decode& decode) {
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      task_slot().ticket = drawn_;
-      if (drawn_ < count) task_slot().task = decode(drawn_);
-      draw();
-    }
-    __syncthreads();
-    return task_slot().ticket < count;
+  GATEDRNN_DEVICE Tickets(int* ticket, int count, const Decode& decode)
+      : ticket_(ticket), count_(count), decode_(decode) {
+    if (is_mine()) drawn() = atomicAdd(ticket_, 1);
+    look_ahead();
+  }
+  // Makes the next task that of all threads. What is in shared memory may be overwritten from here
+  // on. False at the end.
+  GATEDRNN_DEVICE bool next() { return take_next_slot() < count_; }
+  // Once for each task, before next().
+  GATEDRNN_DEVICE void look_ahead() {
+    if (!is_mine()) return;
+    const int ticket = drawn();
+    next_slot().ticket = ticket;
+    if (ticket < count_) decode_(ticket, next_slot().task);
+    drawn() = atomicAdd(ticket_, 1);
   }
 
  private:
-  GATEDRNN_DEVICE void draw() {
-    if (threadIdx.x == 0) drawn_ = atomicAdd(ticket_, 1);
-  }
-  int *ticket_, drawn_ = 0;
+  // Of another warp than those that wait and finish.
+  static GATEDRNN_DEVICE bool is_mine() { return threadIdx.x == blockDim.x - 1; }
+  static GATEDRNN_DEVICE int& drawn() { return *shared_at<int>(kTicketBegin); }
+  int *ticket_, count_;
+  const Decode& decode_;
 };
 
 // For one thread.
@@ -74,21 +91,19 @@ GATEDRNN_DEVICE void wait_for(const int* flag, int value) {
 // directions that this pass has.
 GATEDRNN_DEVICE void wait_upstream(const TilePlan& p, const Task& t, const Flags& flags,
                                    bool from_end) {
-  if (threadIdx.x == 0)
-    for (int axis = 0; axis < kAxes; ++axis) {
-      const Cell cell = p.upstream(t.cell, axis, from_end);
-      if (p.direction[t.pass][axis] >= 0 && p.inside(cell)) wait_for(flags.done_at(p, t, cell), 1);
-    }
+  if (threadIdx.x % 32 == 0 && threadIdx.x / 32 < kAxes) {  // a warp for each axis
+    const int axis = threadIdx.x / 32;
+    const Cell cell = p.upstream(t.cell, axis, from_end);
+    if (p.direction[t.pass][axis] >= 0 && p.inside(cell)) wait_for(flags.done_at(p, t, cell), 1);
+  }
   __syncthreads();
 }
 
-// For all threads, once the tile's states are in global memory: says so.
+// For all threads, once the tile's states are in global memory: says so. After the barrier, one
+// thread's release covers what all have written.
 GATEDRNN_DEVICE void finish_states(const TilePlan& p, const Task& t, const Flags& flags) {
   __syncthreads();
-  if (threadIdx.x == 0) {
-    __threadfence();
-    store_release(flags.done_at(p, t, t.cell), 1);
-  }
+  if (threadIdx.x == 0) store_release(flags.done_at(p, t, t.cell), 1);
 }
 
 // For all threads: a second visit waits for what the first has left. Its ticket is the smaller one.
@@ -103,10 +118,7 @@ GATEDRNN_DEVICE void wait_first_visit(const TilePlan& p, const Task& t, const Fl
 GATEDRNN_DEVICE void finish_visit(const TilePlan& p, const Task& t, const Flags& flags) {
   if (t.visit != kFirst) return;
   __syncthreads();
-  if (threadIdx.x == 0) {
-    __threadfence();
-    store_release(flags.left_at(p, t), 1);
-  }
+  if (threadIdx.x == 0) store_release(flags.left_at(p, t), 1);
 }
 
 }  // namespace gatedrnn::cuda
