@@ -11,6 +11,7 @@ any order need no other kernel.
 """
 
 import importlib.util
+import os
 
 import torch
 from torch import Tensor
@@ -23,8 +24,8 @@ from ._options import DIRECTIONS, Options, op_arguments
 
 if importlib.util.find_spec("gatedrnn._C") is None:
     raise ImportError(
-        "gatedrnn's native module is not built here: install the package with `pip install .`, "
-        "or `pip install -e . --no-build-isolation` to work on it, and import it from there",
+        f"gatedrnn's native module is not in {os.path.dirname(__file__)}. In a checkout: "
+        "`pip install -e .` builds it there; after `pip install .`, start Python in another folder",
         name="gatedrnn",
     )
 from . import _C  # loading it registers torch.ops.gatedrnn

@@ -278,5 +278,5 @@ def test_source_folder_without_native_module_says_so(tmp_path):
     )
     assert result.returncode != 0
     last = result.stderr.strip().splitlines()[-1]
-    assert last.startswith("ImportError: gatedrnn's native module is not built here: install")
+    assert last.startswith("ImportError: gatedrnn's native module is not in")
     assert "pip install" in last

@@ -114,8 +114,12 @@ def main():
     command.add_argument("--skip-bad", action="store_true", help="problems are no failure")
     command.set_defaults(run=inspect)
     command = actions.add_parser("draw", help="synthetic faces as pictures")
-    command.add_argument("--out", type=commands.path, metavar="DIR", required=True)
-    command.add_argument("--count", type=commands.number(int, 1, 10_000), default=8)
+    command.add_argument(
+        "--out", type=commands.path, metavar="DIR", required=True, help="where they are written"
+    )
+    command.add_argument(
+        "--count", type=commands.number(int, 1, 10_000), default=8, help="how many; default: 8"
+    )
     command.set_defaults(run=draw)
     args = parser.parse_args()
     args.run(args)
