@@ -67,7 +67,9 @@ def _stem(source):
     """What the results of a source would be called, with room for a number and an ending."""
     stem = source.stem if isinstance(source, Path) else source.replace(" ", "-")
     encoded = os.fsencode(stem)
-    return stem if len(encoded) <= LONGEST else os.fsdecode(encoded[:LONGEST])
+    if len(encoded) > LONGEST:
+        stem = encoded[:LONGEST].decode(errors="ignore")  # not through the middle of a character
+    return stem
 
 
 def _stored_names(folder):
