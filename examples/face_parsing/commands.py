@@ -55,6 +55,12 @@ def device(text):
     return found
 
 
+def add_models_argument(parser):
+    parser.add_argument(
+        "--models", required=True, metavar="DIR", type=path, help="what train.py --all has written"
+    )
+
+
 def add_data_arguments(parser):
     """Where the data lie and how they are read; nothing of it changes a result."""
     parser.add_argument(

@@ -174,13 +174,7 @@ def table(labels):
 
 def main():
     parser = commands.Parser(description=__doc__)
-    parser.add_argument(
-        "--models",
-        required=True,
-        metavar="DIR",
-        type=commands.path,
-        help="what train.py --all left",
-    )
+    commands.add_models_argument(parser)
     parser.add_argument(
         "--port", type=commands.number(int, 1, 65535), help="default: a free one from 7860"
     )

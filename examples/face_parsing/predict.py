@@ -178,13 +178,7 @@ def parse_arguments():
     parser.add_argument(
         "photos", metavar="PHOTO", nargs="*", help="files, folders of photographs, globs, videos"
     )
-    parser.add_argument(
-        "--models",
-        required=True,
-        metavar="DIR",
-        type=commands.path,
-        help="what train.py --all has written",
-    )
+    commands.add_models_argument(parser)
     parser.add_argument("--out", metavar="DIR", type=commands.path, default=Path("parsed"))
     parser.add_argument("--all-faces", action="store_true", help="not only the largest face")
     parser.add_argument(

@@ -157,13 +157,7 @@ def picture(text):
 def main():
     parser = commands.Parser(description=__doc__)
     parser.add_argument("photo", metavar="PHOTO", type=commands.path)
-    parser.add_argument(
-        "--models",
-        required=True,
-        metavar="DIR",
-        type=commands.path,
-        help="what train.py --all left",
-    )
+    commands.add_models_argument(parser)
     parser.add_argument("--part", required=True, choices=PARTS)
     parser.add_argument("--colour", required=True, type=colour_of, metavar="'#RRGGBB'")
     parser.add_argument("--strength", type=commands.number(float, 0, 1), default=1.0)
