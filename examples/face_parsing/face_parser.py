@@ -163,8 +163,8 @@ class FaceParser:
                 networks[name].load_state_dict(weights)
                 if not checkpoint.finite(weights):
                     raise CheckpointError(f"{path} holds weights that are not finite")
-            if not networks.keys() >= {"points", "face"}:
-                raise KeyError("points", "face")
+            if missing := {"points", "face"} - networks.keys():
+                raise KeyError(missing)
             return cls.of(networks, Layout.of(stored["layout"]), device=device)
         except CheckpointError:
             raise

@@ -57,7 +57,7 @@ def sample(wanted, others, ratio, seeds):
         bool (N, h, w).
     """
     size = wanted[0].numel()
-    # In float64 no two lots of an image are equal, but by a chance of one in 10^8.
+    # In float64, so that no two lots of an image are equal, but by a chance of one in millions.
     lots = torch.stack(
         [
             torch.rand(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
