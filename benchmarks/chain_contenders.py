@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import parser_contenders as contenders
 import torch
+import torch.nn.functional as F
 from parser_contenders import DTYPES, LAYOUTS, PLAIN
 from torch import nn
 
@@ -16,8 +17,8 @@ FACE_IN_FRAME = 320  # pixels of the drawn face there
 import geometry  # noqa: E402
 import views  # noqa: E402
 from datasets import open_dataset, synthetic  # noqa: E402
-from face_parser import NETWORKS, FaceParser, folded  # noqa: E402
-from models import build_model  # noqa: E402
+from face_parser import NETWORKS, FaceParser  # noqa: E402
+from models import build_model, folded  # noqa: E402
 
 
 class Parser(FaceParser):
@@ -61,9 +62,12 @@ def face_parser(setting=PLAIN, threads=None):
         torch.manual_seed(0)
         network = build_model(model, classes, side=views.SIDE if name == "face" else 64)
         networks[name] = folded(network.eval().requires_grad_(False))
-        if setting != PLAIN:
+    parser = Parser(networks, views.learn_layout(faces, progress=False))
+    if setting != PLAIN:
+        parser.parts = Converted(parser.parts, setting, threads)
+        for name in ("points", "face"):
             networks[name] = Converted(networks[name], setting, threads)
-    return Parser(networks, views.learn_layout(faces, progress=False))
+    return parser
 
 
 def aligned(layout):
@@ -101,22 +105,36 @@ def steps():
     (points_in_frame,) = parser.find_points([frame], boxes)
     pictures = {name: network_input(name) for name in NETWORKS}
 
+    parts = torch.cat([padded(picture) for name in views.PARTS for picture in pictures[name]])
+    parts = parts[None].contiguous(memory_format=torch.channels_last)
+
     @torch.inference_mode()
     def networks(*names):
         for name in names:
             parser.networks[name](pictures[name])
+
+    @torch.inference_mode()
+    def one_pass():
+        parser.parts(parts)
 
     many, many_points = [image] * FACES, [points] * FACES
     return {
         ALIGNED: (lambda: parser(image, points=points), 1),
         f"the same, {FACES} faces": (lambda: parser(many, points=many_points), FACES),
         "first stage's network alone": (lambda: networks("face"), 1),
-        "second stage's networks alone": (lambda: networks(*views.PARTS), 1),
+        "second stage in one pass": (one_pass, 1),
+        "its networks one by one": (lambda: networks(*views.PARTS), 1),
         FROM_FRAME: (lambda: parser(frame), 1),
         "detection in it": (lambda: parser.detect(frame), 1),
         "key points in it": (lambda: parser.find_points([frame], boxes), 1),
         "both stages in it": (lambda: parser(frame, points=points_in_frame), 1),
     }
+
+
+def padded(picture):
+    """A part's picture in the corner of one of the largest part's size."""
+    height, width = (max(part.size[i] for part in views.PARTS.values()) for i in range(2))
+    return F.pad(picture, (0, width - picture.shape[2], 0, height - picture.shape[1]))
 
 
 def network_input(name):

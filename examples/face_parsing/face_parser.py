@@ -21,14 +21,15 @@ import views
 from checkpoint import CheckpointError
 from datasets import FINE
 from datasets.labels import POINTS
-from models import build_model
+from models import PartsParser, build_model, folded
 from photographs import NoFaceError, as_tensor
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 from views import PARTS, Layout
 
 FILE = "face_parser.pt"
 KIND = "gatedrnn face parser with two stages, version 1"
 NETWORKS = ("points", "face", *PARTS)
+# What the second stage is shown: a part, and whether it is that of the mirrored face.
+SHOWN = (("eye", False), ("eye", True), ("nose", False), ("mouth", False))
 COARSE_IN_FINE = tuple(FINE.names.index(name) for name in ("background", "skin", "hair"))
 STRIP = 1 << 20  # pixels composed at a time, so that memory does not grow with the photograph
 # Pixels, of what is given in a photograph: from its corner, and of points from one another.
@@ -140,6 +141,12 @@ class FaceParser:
 
     def __init__(self, networks, layout, *, detector=None):
         self.networks, self.layout = networks, layout
+        self._shown = [(name, mirrored) for name, mirrored in SHOWN if name in networks]
+        if self._shown:
+            self.parts = PartsParser(
+                [networks[name] for name, _ in self._shown],
+                [PARTS[name].size for name, _ in self._shown],
+            ).to(self.device)
         self._detector = detector
 
     @classmethod
@@ -281,35 +288,41 @@ class FaceParser:
             [(geometry.compose(views.FRAME_TO_FACE, face.frame), logs, classes)]
             for face, logs in zip(faces, logits.float().log_softmax(1).cpu(), strict=True)
         ]
-        for name in PARTS:
-            if name in self.networks:
-                self._add_part(name, faces, layers)
+        if self._shown:
+            self._add_parts(faces, layers)
         return [
             Parsing(tuple(image.shape[1:]), _float(p), _float(box), layer)
             for image, p, box, layer in zip(images, points, boxes, layers, strict=True)
         ]
 
-    def _add_part(self, name, faces, layers):
-        """What the second stage says of a part, to each face's layers: see ``Parsing``."""
-        part, pictures, places = PARTS[name], [], []
+    def _add_parts(self, faces, layers):
+        """What the second stage says of the parts, to each face's layers: see ``Parsing``."""
+        maps = [[self._place(face, *shown) for shown in self._shown] for face in faces]
+        pictures = [
+            face.pictures(m, self.parts.size).flatten(0, 1)[None]
+            for face, m in zip(faces, maps, strict=True)
+        ]
+        logits = self.parts(self._input(pictures)).logits.float().cpu()
+        scores = logits[:, :, 1:] - logits[:, :, :1]
         for i, face in enumerate(faces):
-            maps = [views.part_in_frame(face.points, self.layout, name)]
-            classes = [part.fine]
-            if name == "eye":
-                mirrored = views.mirrored_points(face.points, views.FRAME)
-                m = views.part_in_frame(mirrored, self.layout, name)
-                maps.append(geometry.compose(m, geometry.mirror(views.FRAME)))
-                classes.append(tuple(FINE.mirror[k] for k in part.fine))
-            pictures.append(face.pictures(maps, part.size))
-            places += [
-                (i, geometry.compose(m, face.frame), c) for m, c in zip(maps, classes, strict=True)
-            ]
-        logits = self.networks[name](self._input(pictures)).logits.float().cpu()
-        for (i, m, classes), logs in zip(places, logits[:, 1:] - logits[:, :1], strict=True):
-            layers[i].append((m, logs, classes))
+            for (name, mirrored), m, logs in zip(self._shown, maps[i], scores[i], strict=True):
+                height, width = PARTS[name].size
+                classes = PARTS[name].fine
+                logs = logs[: len(classes), :height, :width]
+                if mirrored:
+                    classes = tuple(FINE.mirror[k] for k in classes)
+                layers[i].append((geometry.compose(m, face.frame), logs, classes))
+
+    def _place(self, face, name, mirrored):
+        """The map from a face's frame to a picture of ``SHOWN``."""
+        if not mirrored:
+            return views.part_in_frame(face.points, self.layout, name)
+        points = views.mirrored_points(face.points, views.FRAME)
+        m = views.part_in_frame(points, self.layout, name)
+        return geometry.compose(m, geometry.mirror(views.FRAME))
 
     def _input(self, pictures):
-        """What a network takes, (N, 3, h, w) float32 in -0.5 .. 0.5, from parts of a batch."""
+        """What a network takes, (N, C, h, w) float32 in -0.5 .. 0.5, from parts of a batch."""
         pictures = pictures[0] if len(pictures) == 1 else torch.cat(pictures)
         pictures = (pictures * (1 / 255)).sub_(0.5)
         return pictures.to(self.device).contiguous(memory_format=torch.channels_last)
@@ -335,7 +348,7 @@ class Aligned:
     def pictures(self, maps, size):
         """Pictures (N, 3, h, w) float32 by maps from the frame."""
         maps = [geometry.compose(m, self._from_patch) for m in maps]
-        if geometry.reduction_of(self._patch, maps[0]) > 1:
+        if any(geometry.reduction_of(self._patch, m) > 1 for m in maps):
             return torch.stack([geometry.view(self._patch, m, size) for m in maps])
         return geometry.pictures(self._patch, np.stack(maps), size)
 
@@ -362,19 +375,6 @@ def save(folder, states):
     torch.save({"kind": KIND, "layout": layout, "networks": networks}, buffer)
     checkpoint.write_atomically(path, buffer.getvalue())
     return path
-
-
-def folded(network):
-    """The same network with each batch normalisation folded into the convolution before it."""
-    for module in network.modules():
-        if isinstance(module, torch.nn.Sequential) and len(module) > 1:
-            for i in range(len(module) - 1):
-                pair = module[i], module[i + 1]
-                if isinstance(pair[0], torch.nn.Conv2d) and isinstance(
-                    pair[1], torch.nn.BatchNorm2d
-                ):
-                    module[i], module[i + 1] = fuse_conv_bn_eval(*pair), torch.nn.Identity()
-    return network
 
 
 def _float(values):

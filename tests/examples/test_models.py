@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import MODELS, build_model
+from models import MODELS, PartParser, PartsParser, build_model, folded
 from models.coarse import trunk
 from models.pooling import MaxPool
 from torch import nn
@@ -135,3 +135,40 @@ def test_build_model_names_what_it_knows():
         build_model("vgg", 3)
     with pytest.raises(ValueError, match="side must be 64, 128 or 512, got 96"):
         build_model("rnn-g", 3, side=96)
+
+
+def trained_part(classes):
+    """A part's network in evaluation, whose normalisations are none of them the identity."""
+    network = build_model("part", classes, side=64)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for values in (module.weight, module.bias, module.running_mean, module.running_var):
+                nn.init.uniform_(values, 0.5, 1.5)
+    return network.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("fold", [False, True])
+def test_parts_in_one_pass_are_the_parts_one_by_one(fold, layout):
+    torch.manual_seed(0)
+    eye, nose, mouth = (trained_part(classes) for classes in (3, 2, 4))
+    if fold:
+        folded(nose)
+    networks = [eye, eye, nose, mouth, mouth]
+    sizes = [(64, 64), (64, 64), (64, 64), (32, 64), (48, 20)]
+    parts = PartsParser(networks, sizes)
+    images = torch.rand(3, 15, 64, 64).to(memory_format=layout)  # also beyond of what is small
+    given = images.clone()
+    logits = parts(images).logits
+    assert torch.equal(images, given)
+    assert logits.shape == (3, 5, 4, 64, 64)
+    for i, (network, (height, width)) in enumerate(zip(networks, sizes, strict=True)):
+        expected = network(images[:, 3 * i : 3 * i + 3, :height, :width]).logits
+        seen = logits[:, i, : expected.shape[1], :height, :width]
+        torch.testing.assert_close(seen, expected, atol=2e-5, rtol=1e-5)
+
+
+def test_networks_of_other_widths_are_refused():
+    first, second = build_model("part", 2, side=64), PartParser(2, widths=(4, 8, 16))
+    with pytest.raises(ValueError, match=r"same widths, got \(8, 16, 32\), \(4, 8, 16\)"):
+        PartsParser([first, second], [(64, 64)] * 2)

@@ -1,8 +1,9 @@
 """The networks by name."""
 
 from .coarse import FeedForwardParser, RecurrentParser
+from .folding import folded
 from .parse import Parse
-from .part import PartParser
+from .part import PartParser, PartsParser
 from .plus import PlusParser
 from .points import Points, PointsNet
 from .unet import UNet
@@ -13,10 +14,11 @@ __all__ = [
     "FeedForwardParser",
     "Parse",
     "PartParser",
+    "PartsParser",
     "PlusParser",
     "Points",
 ]
-__all__ += ["PointsNet", "RecurrentParser", "UNet", "build_model"]
+__all__ += ["PointsNet", "RecurrentParser", "UNet", "build_model", "folded"]
 
 SMALL = {"first": 8, "strided": False, "widths": (12, 16, 24, 32), "convolutions": (1, 1, 1, 1)}
 SMALL |= {"skip": 16, "channels": 8, "refined": 0}

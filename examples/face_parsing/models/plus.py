@@ -10,10 +10,10 @@ from .parse import Parse
 from .pooling import MaxPool
 
 
-def convolution(inputs, outputs, kernel=3, stride=1):
+def convolution(inputs, outputs, kernel=3, stride=1, groups=1):
     """Convolution, batch normalisation, ReLU."""
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False),
+        nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False),
         nn.BatchNorm2d(outputs),
         nn.ReLU(inplace=True),
     )
