@@ -18,6 +18,11 @@ class PartParser(nn.Module):
     The finer of the two sizes in between comes back as a summand, as edges are sharper there.
     Takes (N, 3, H, W) float32 images in -0.5 .. 0.5, H and W divisible by 4; logits at full size.
     Each convolution but the last is followed by batch normalisation, which the paper's code lacks.
+
+    Args:
+        classes: number of labels.
+        widths: channels at 1/2 and 1/4 of the size: of the first convolution, the second, the rest.
+        groups: so many networks side by side, which share no channel: see :class:`PartsParser`.
     """
 
     def __init__(self, classes, *, scene=False, widths=(8, 16, 32), groups=1):
