@@ -53,8 +53,13 @@ def start(args, training, given):
         command.append("--resume")
     threads = max(1, (os.cpu_count() or 1) // args.jobs)  # unless the user has said how many
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ, PARENT: str(os.getpid())}
-    with open(out / "log.txt", "ab") as log:
+    with open(log_of(args, training), "ab") as log:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+
+
+def log_of(args, training):
+    """The file with what a training says."""
+    return args.out / training.name / "log.txt"
 
 
 def check_epochs(args, needed, given):
@@ -92,6 +97,7 @@ def train_all(args, needed, given):
             while waiting and len(running) < args.jobs:
                 training = waiting.pop(0)
                 running[training] = start(args, training, given)
+                bar.write(f"training {training.name}: {log_of(args, training)}", file=sys.stderr)
             time.sleep(POLL_SECONDS)
             for training, process in list(running.items()):
                 if process.poll() is None:
@@ -99,7 +105,7 @@ def train_all(args, needed, given):
                 del running[training]
                 bar.update()
                 if process.returncode:
-                    log = args.out / training.name / "log.txt"
+                    log = log_of(args, training)
                     lines = log.read_text(errors="replace").splitlines()
                     last = lines[-1] if lines else "no output"
                     if process.returncode < 0:
