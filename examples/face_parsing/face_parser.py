@@ -17,6 +17,7 @@ import detect
 import geometry
 import numpy as np
 import torch
+import torch.nn.functional as F
 import views
 from checkpoint import CheckpointError
 from datasets import FINE
@@ -131,7 +132,7 @@ class FaceParser:
 
     Args:
         networks: ``NETWORKS`` by name, ready to evaluate; without the parts' networks and with
-            eleven classes of "face", the first stage does it all.
+            eleven classes of "face", the first stage does it all. The parts' are copied.
         layout: ``views.Layout``.
         detector: a function of an array (H, W, 3) uint8 to boxes, the largest first; None for
             OpenCV's cascade, opened when first needed.
@@ -142,11 +143,15 @@ class FaceParser:
     def __init__(self, networks, layout, *, detector=None):
         self.networks, self.layout = networks, layout
         self._shown = [(name, mirrored) for name, mirrored in SHOWN if name in networks]
+        self._sizes = [PARTS[name].size for name, _ in self._shown]
+        for name, _ in self._shown:
+            wanted = len(PARTS[name].fine) + 1
+            if networks[name].classes != wanted:
+                given = networks[name].classes
+                raise ValueError(f"network '{name}' must have {wanted} classes, got {given}")
         if self._shown:
-            self.parts = PartsParser(
-                [networks[name] for name, _ in self._shown],
-                [PARTS[name].size for name, _ in self._shown],
-            ).to(self.device)
+            shown = [networks[name] for name, _ in self._shown]
+            self.parts = PartsParser(shown, self._sizes).to(self.device)
         self._detector = detector
 
     @classmethod
@@ -280,7 +285,7 @@ class FaceParser:
             return []
         faces = [Aligned(image, p, self.layout) for image, p in zip(images, points, strict=True)]
         pictures = [
-            face.pictures([views.FRAME_TO_FACE], (views.SIDE, views.SIDE)) for face in faces
+            face.pictures([views.FRAME_TO_FACE], [(views.SIDE, views.SIDE)]) for face in faces
         ]
         logits = self.networks["face"](self._input(pictures)).logits
         classes = COARSE_IN_FINE if logits.shape[1] == 3 else FINE.fine
@@ -299,19 +304,18 @@ class FaceParser:
         """What the second stage says of the parts, to each face's layers: see ``Parsing``."""
         maps = [[self._place(face, *shown) for shown in self._shown] for face in faces]
         pictures = [
-            face.pictures(m, self.parts.size).flatten(0, 1)[None]
+            face.pictures(m, self._sizes).flatten(0, 1)[None]
             for face, m in zip(faces, maps, strict=True)
         ]
-        logits = self.parts(self._input(pictures)).logits.float().cpu()
-        scores = logits[:, :, 1:] - logits[:, :, :1]
-        for i, face in enumerate(faces):
-            for (name, mirrored), m, logs in zip(self._shown, maps[i], scores[i], strict=True):
-                height, width = PARTS[name].size
-                classes = PARTS[name].fine
-                logs = logs[: len(classes), :height, :width]
-                if mirrored:
-                    classes = tuple(FINE.mirror[k] for k in classes)
-                layers[i].append((geometry.compose(m, face.frame), logs, classes))
+        logits = self.parts(self._input(pictures))
+        for k, (name, mirrored) in enumerate(self._shown):
+            scores = logits[k].float().cpu()
+            scores = scores[:, 1:] - scores[:, :1]
+            classes = PARTS[name].fine
+            if mirrored:
+                classes = tuple(FINE.mirror[one] for one in classes)
+            for i, face in enumerate(faces):
+                layers[i].append((geometry.compose(maps[i][k], face.frame), scores[i], classes))
 
     def _place(self, face, name, mirrored):
         """The map from a face's frame to a picture of ``SHOWN``."""
@@ -345,12 +349,22 @@ class Aligned:
         self._patch, to_image = geometry.window(image, self.frame, size, reduction=by)
         self._from_patch = geometry.compose(self.frame, to_image)
 
-    def pictures(self, maps, size):
-        """Pictures (N, 3, h, w) float32 by maps from the frame."""
+    def pictures(self, maps, sizes):
+        """Pictures (N, 3, H, W) float32 by maps from the frame.
+
+        Args:
+            maps: (2, 3) each.
+            sizes: h, w of each. H, W are the largest; beyond a smaller picture lies anything.
+        """
         maps = [geometry.compose(m, self._from_patch) for m in maps]
-        if any(geometry.reduction_of(self._patch, m) > 1 for m in maps):
-            return torch.stack([geometry.view(self._patch, m, size) for m in maps])
-        return geometry.pictures(self._patch, np.stack(maps), size)
+        height, width = (max(side) for side in zip(*sizes, strict=True))
+        if all(geometry.reduction_of(self._patch, m) == 1 for m in maps):
+            return geometry.pictures(self._patch, np.stack(maps), (height, width))
+        # Averaged one by one: what is averaged depends on where a picture ends.
+        shown = [geometry.view(self._patch, m, size) for m, size in zip(maps, sizes, strict=True)]
+        return torch.stack(
+            [F.pad(v, (0, width - v.shape[2], 0, height - v.shape[1])) for v in shown]
+        )
 
 
 def save(folder, states):

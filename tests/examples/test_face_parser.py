@@ -7,6 +7,7 @@ import numpy as np
 import predict
 import pytest
 import torch
+import torch.nn.functional as F
 import views
 from datasets import FINE, DataError, open_dataset
 from example_scripts import call
@@ -79,6 +80,30 @@ def test_points_that_no_photograph_has_are_refused(points, parser):
 def test_a_class_named_twice_counts_once(parser, faces):
     parsing = parser(faces.images[0], points=faces.points[0])
     assert torch.equal(parsing.score("hair", "hair"), parsing.score("hair"))
+
+
+@pytest.mark.parametrize("side", [128, 500, 750])
+@pytest.mark.parametrize("quarters", [0, 1, 2])
+def test_pictures_of_several_sizes_are_those_of_each_alone(side, quarters, parser, faces):
+    image, points = faces.images[0], faces.points[0].double().numpy()
+    for _ in range(quarters):
+        image, points = image.rot90(1, (1, 2)), np.stack([points[:, 1], 128 - points[:, 0]], 1)
+    image = F.interpolate(image[None].float(), (side, side), mode="bilinear")[0].to(torch.uint8)
+    face = face_parser.Aligned(image, points * (side / 128), parser.layout)
+    names = ("eye", "mouth")
+    maps = [views.part_in_frame(face.points, parser.layout, name) for name in names]
+    sizes = [views.PARTS[name].size for name in names]
+    together = face.pictures(maps, sizes)
+    assert together.shape == (2, 3, 64, 64)
+    for seen, m, (height, width) in zip(together, maps, sizes, strict=True):
+        (alone,) = face.pictures([m], [(height, width)])
+        torch.testing.assert_close(seen[:, :height, :width], alone, atol=0.05, rtol=0)
+
+
+def test_a_part_of_another_class_count_is_refused(parser):
+    networks = {**parser.networks, "mouth": build_model("part", 3, side=64)}
+    with pytest.raises(ValueError, match="network 'mouth' must have 4 classes, got 3"):
+        FaceParser.of(networks, parser.layout)
 
 
 @pytest.mark.parametrize("networks", [{}, [], {"points": 3}])

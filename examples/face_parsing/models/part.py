@@ -56,38 +56,75 @@ class PartParser(nn.Module):
         return maps
 
 
-class PartsParser(PartParser):
-    """Trained parsers of several parts in one pass, each a group of the channels; no gradients.
+class PartsParser(nn.Module):
+    """Trained parsers of several parts, a picture each: of one face in one pass.
 
-    A picture that is smaller than the largest lies in its upper left corner. What the layers make
-    beyond it is cut away, so that its border is what it was in training.
+    One pass takes three quarters of the time that the networks take one by one, where they see one
+    picture each; where they see more, it is they who are faster. No gradients.
 
     Args:
-        networks: ``PartParser`` of the same widths, in evaluation, one for each picture; one may
-            occur twice.
+        networks: ``PartParser`` of the same widths, one for each picture; one may occur twice. They
+            are copied.
         sizes: h, w of each picture, divisible by 4.
+
+    Raises:
+        ValueError: networks of different widths; sizes that are not such, or not as many.
     """
 
     def __init__(self, networks, sizes):
-        widths = {network.widths: None for network in networks}
-        if len(widths) > 1:
+        super().__init__()
+        widths = dict.fromkeys(network.widths for network in networks)
+        if len(widths) != 1:
+            given = ", ".join(map(str, widths)) or "none"
+            raise ValueError(f"networks must have the same widths, got {given}")
+        if len(sizes) != len(networks) or any(
+            side % 4 or side < 4 for size in sizes for side in size
+        ):
             raise ValueError(
-                f"networks must have the same widths, got {', '.join(map(str, widths))}"
+                f"sizes must be h, w divisible by 4 of {len(networks)} pictures, got {sizes}"
             )
+        networks = [folded(deepcopy(network).eval()) for network in networks]
+        self.sizes, self.networks = sizes, nn.ModuleList(networks)
+        self.joined = _Joined(networks, sizes)
+        self.requires_grad_(False)
+
+    def forward(self, images):
+        """The logits (N, classes, h, w) of each picture.
+
+        Args:
+            images: (N, 3 * P, H, W) float32, H, W the largest of the sizes: each picture in the
+                upper left of its own three channels; beyond it lies anything.
+        """
+        every = list(zip(self.networks, self.sizes, strict=True))
+        if len(images) == 1:
+            logits = self.joined(images).logits.chunk(len(every), 1)
+            return [
+                part[:, : network.classes, :height, :width]
+                for part, (network, (height, width)) in zip(logits, every, strict=True)
+            ]
+        return [
+            network(images[:, 3 * i : 3 * i + 3, :height, :width]).logits
+            for i, (network, (height, width)) in enumerate(every)
+        ]
+
+
+class _Joined(PartParser):
+    """Several networks as one with a group of the channels for each: see :class:`PartsParser`.
+
+    What the layers make beyond a picture is cut away, so that its border is what it was in
+    training.
+    """
+
+    def __init__(self, networks, sizes):
         classes = max(network.classes for network in networks)
         super().__init__(classes, widths=networks[0].widths, groups=len(networks))
         self.sizes, self.size = sizes, tuple(max(side) for side in zip(*sizes, strict=True))
         folded(self.eval())
-        states = [_with_classes(folded(deepcopy(network)), classes) for network in networks]
+        states = [_with_classes(network, classes) for network in networks]
         self.load_state_dict({k: torch.cat([state[k] for state in states]) for k in states[0]})
 
     def forward(self, images):
-        """Pictures (N, P * 3, H, W), H, W the largest; logits (N, P, classes, H, W) of ``Parse``.
-
-        What lies beyond a picture, and classes that a part has not, are to be left out of them.
-        """
-        logits = super().forward(self.cut(images.clone())).logits
-        return Parse(logits.unflatten(1, (len(self.sizes), self.classes)))
+        return super().forward(self.cut(images.clone()))
 
     def cut(self, maps):
         """Maps (N, P * C, H / s, W / s) without what is beyond each picture; in place."""
