@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 import views
 from checkpoint import CheckpointError
-from datasets import FINE
+from datasets import COARSE, FINE
 from datasets.labels import POINTS
 from models import PartsParser, build_model, folded
 from photographs import NoFaceError, as_tensor
@@ -31,7 +31,10 @@ KIND = "gatedrnn face parser with two stages, version 1"
 NETWORKS = ("points", "face", *PARTS)
 # What the second stage is shown: a part, and whether it is that of the mirrored face.
 SHOWN = (("eye", False), ("eye", True), ("nose", False), ("mouth", False))
-COARSE_IN_FINE = tuple(FINE.names.index(name) for name in ("background", "skin", "hair"))
+# How many a network may have.
+CLASSES = {"points": (len(POINTS),), "face": (len(COARSE.names), len(FINE.names))}
+CLASSES |= {name: (len(part.fine) + 1,) for name, part in PARTS.items()}
+COARSE_IN_FINE = tuple(FINE.names.index(name) for name in COARSE.names)
 STRIP = 1 << 20  # pixels composed at a time, so that memory does not grow with the photograph
 # Pixels, of what is given in a photograph: from its corner, and of points from one another.
 FARTHEST, NEAREST = 1e6, 1e-6
@@ -145,9 +148,8 @@ class FaceParser:
         self._shown = [(name, mirrored) for name, mirrored in SHOWN if name in networks]
         self._sizes = [PARTS[name].size for name, _ in self._shown]
         for name, _ in self._shown:
-            wanted = len(PARTS[name].fine) + 1
-            if networks[name].classes != wanted:
-                given = networks[name].classes
+            (wanted,), given = CLASSES[name], networks[name].classes
+            if given != wanted:
                 raise ValueError(f"network '{name}' must have {wanted} classes, got {given}")
         if self._shown:
             shown = [networks[name] for name, _ in self._shown]
@@ -171,6 +173,8 @@ class FaceParser:
         try:
             networks = {}
             for name, (model, classes, side, weights) in stored["networks"].items():
+                if classes not in CLASSES[name]:
+                    raise ValueError(classes)
                 networks[name] = build_model(model, classes, side=side)
                 networks[name].load_state_dict(weights)
                 if not checkpoint.finite(weights):

@@ -71,9 +71,20 @@ class Layout(NamedTuple):
 
     @classmethod
     def of(cls, stored):
-        """From what :meth:`as_dict` made."""
-        boxes = {part: tuple(stored[part]) for part in PARTS}
-        return cls(np.array(stored["shape"], float).reshape(5, 2), boxes)
+        """From what :meth:`as_dict` made.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is something else.
+        """
+        shape = np.array(stored["shape"], float).reshape(len(POINTS), 2)
+        boxes = {part: tuple(float(v) for v in stored[part]) for part in PARTS}
+        for name, box in boxes.items():
+            left, top, width, height = box
+            if not (np.isfinite(box).all() and min(width, height) > 0):
+                raise ValueError(f"{name} must be left, top, width, height, got {box}")
+        if not np.isfinite(shape).all():
+            raise ValueError(f"shape must be finite, got {shape}")
+        return cls(shape, boxes)
 
 
 def learn_layout(faces, *, progress=True):

@@ -114,6 +114,33 @@ def test_a_damaged_parser_is_named(networks, tmp_path):
         FaceParser.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda stored: stored["networks"].update(face=("rnn-g", 4, 128, None)),
+        lambda stored: stored["networks"].update(eye=stored["networks"]["nose"]),
+        lambda stored: stored["networks"].update(ear=stored["networks"]["nose"]),
+        lambda stored: stored["layout"].update(nose=(1.0, 2.0, 3.0)),
+        lambda stored: stored["layout"].update(nose=(1.0, 2.0, 0.0, 3.0)),
+        lambda stored: stored["layout"].update(shape=[[float("nan"), 0.0]] * 5),
+    ],
+)
+def test_a_parser_whose_parts_do_not_fit_is_named(damage, parser, tmp_path):
+    names = {"points": ("points", 5, 64), "face": ("rnn-g", 3, 128)}
+    names |= {name: ("part", len(part.fine) + 1, 64) for name, part in views.PARTS.items()}
+    networks = {
+        name: (model, classes, side, build_model(model, classes, side=side).state_dict())
+        for name, (model, classes, side) in names.items()
+    }
+    stored = {"kind": face_parser.KIND, "layout": parser.layout.as_dict(), "networks": networks}
+    torch.save(stored, tmp_path / face_parser.FILE)
+    FaceParser.load(tmp_path)
+    damage(stored)
+    torch.save(stored, tmp_path / face_parser.FILE)
+    with pytest.raises(checkpoint.CheckpointError, match="holds no face parser"):
+        FaceParser.load(tmp_path)
+
+
 def test_faces_without_points_are_refused(parser, faces):
     for measured in (fine.locate, fine.true_points):
         with pytest.raises(DataError, match="need key points"):
