@@ -97,7 +97,9 @@ def train_all(args, needed, given):
             while waiting and len(running) < args.jobs:
                 training = waiting.pop(0)
                 running[training] = start(args, training, given)
-                bar.write(f"note: {training.name} logs to {log_of(args, training)}", file=sys.stderr)
+                bar.write(
+                    f"note: {training.name} logs to {log_of(args, training)}", file=sys.stderr
+                )
             time.sleep(POLL_SECONDS)
             for training, process in list(running.items()):
                 if process.poll() is None:
