@@ -4,7 +4,6 @@ import cv2
 import numpy as np
 import parser_contenders as contenders
 import torch
-import torch.nn.functional as F
 from parser_contenders import DTYPES, LAYOUTS, PLAIN
 from torch import nn
 
@@ -17,7 +16,7 @@ FACE_IN_FRAME = 320  # pixels of the drawn face there
 import geometry  # noqa: E402
 import views  # noqa: E402
 from datasets import open_dataset, synthetic  # noqa: E402
-from face_parser import NETWORKS, FaceParser  # noqa: E402
+from face_parser import CLASSES, NETWORKS, SHOWN, FaceParser  # noqa: E402
 from models import build_model, folded  # noqa: E402
 
 
@@ -58,7 +57,7 @@ def face_parser(setting=PLAIN, threads=None):
     networks = {}
     for name in NETWORKS:
         model = {"points": "points", "face": "rnn-g"}.get(name, "part")
-        classes = {"points": 5, "face": 3}.get(name) or len(views.PARTS[name].names) + 1
+        classes = CLASSES[name][0]
         torch.manual_seed(0)
         network = build_model(model, classes, side=views.SIDE if name == "face" else 64)
         networks[name] = folded(network.eval().requires_grad_(False))
@@ -104,9 +103,8 @@ def steps():
     boxes = parser.detect(frame)[:1]
     (points_in_frame,) = parser.find_points([frame], boxes)
     pictures = {name: network_input(name) for name in NETWORKS}
-
-    parts = torch.cat([padded(picture) for name in views.PARTS for picture in pictures[name]])
-    parts = parts[None].contiguous(memory_format=torch.channels_last)
+    # Of the largest size each; what lies beyond the mouth's own is not looked at.
+    beside = torch.cat([network_input("nose")] * len(SHOWN), 1)
 
     @torch.inference_mode()
     def networks(*names):
@@ -115,7 +113,7 @@ def steps():
 
     @torch.inference_mode()
     def one_pass():
-        parser.parts(parts)
+        parser.parts(beside)
 
     many, many_points = [image] * FACES, [points] * FACES
     return {
@@ -129,12 +127,6 @@ def steps():
         "key points in it": (lambda: parser.find_points([frame], boxes), 1),
         "both stages in it": (lambda: parser(frame, points=points_in_frame), 1),
     }
-
-
-def padded(picture):
-    """A part's picture in the corner of one of the largest part's size."""
-    height, width = (max(part.size[i] for part in views.PARTS.values()) for i in range(2))
-    return F.pad(picture, (0, width - picture.shape[2], 0, height - picture.shape[1]))
 
 
 def network_input(name):

@@ -127,7 +127,7 @@ def test_a_damaged_parser_is_named(networks, tmp_path):
 )
 def test_a_parser_whose_parts_do_not_fit_is_named(damage, parser, tmp_path):
     names = {"points": ("points", 5, 64), "face": ("rnn-g", 3, 128)}
-    names |= {name: ("part", len(part.fine) + 1, 64) for name, part in views.PARTS.items()}
+    names |= {name: ("part", *face_parser.CLASSES[name], 64) for name in views.PARTS}
     networks = {
         name: (model, classes, side, build_model(model, classes, side=side).state_dict())
         for name, (model, classes, side) in names.items()
