@@ -28,18 +28,6 @@ struct BackwardParams {
   WeightSums sums;
 };
 
-// Tiles in shared memory, in elements of A.
-template <class A, class T>
-struct Tiles {
-  int tile, gate, total;
-  GATEDRNN_INLINE explicit Tiles(const BackwardArgs& a)
-      : tile(T::channels(a.block) * T::kPlane), gate(a.gate_channels ? tile : T::kPlane) {
-    // x and dg of rows, h and dx of both axes; dg of columns; e of both axes; gates.
-    total = 5 * tile + (a.dg ? tile : 0) + (T::kSeparateAdjoint ? 2 * tile : 0) +
-            (a.gate_directions ? 2 * gate : gate);
-  }
-};
-
 // Reads dL/dy as each direction's share of it.
 template <class A, class T>
 GATEDRNN_DEVICE void load_gradient(const BackwardParams<A>& f, const Task& t, const Pair<A>& xi) {
@@ -52,28 +40,30 @@ GATEDRNN_DEVICE void load_gradient(const BackwardParams<A>& f, const Task& t, co
       read_map<T>(whole_block<T>(), f.p, t, a.dtype, a.grad, a.grad_strides, d, true,
                   GateNorm::kNone, xi[axis]);
   if (apart) return;
-  __syncthreads();
+  meet<T>();
   const A scale = merge_scale<A>(a);
   const uint8_t* const mask =
       a.merge == Merge::kMax ? a.mask + tile_corner(f.p, t, a.y_strides, 0, t.c0) : nullptr;
-  const Box box = box_of<T::kSide>(t, t.channels, a.y_strides);
-  with_walk<T, T::kPacks>(whole_block<T>(), box, mask, [&]<int W>(int next, const auto& walk) {
-    walk([&](int64_t at) { return mask ? pack_at<W>(mask + at) : Pack<uint8_t, W>{}; },
-         [&](int64_t, int cell, const Pack<uint8_t, W>& winners) {
+  const auto team = whole_block<T>();
+  with_walk<T, T::kPacks>(
+      team, t, t.channels, a.y_strides, mask, [&]<int W>(int next, const auto& walk) {
+        walk(
+            [&](int64_t at) { return mask ? pack_at<W>(mask + at) : Pack<uint8_t, W>{}; },
+            [&](int64_t, int cell, const Pack<uint8_t, W>& winners) {
 #pragma unroll
-           for (int k = 0; k < W; ++k, cell += next) {
-             A share = xi[0][cell] * scale;
-             unsigned m = 15;
-             if (mask) {  // a maximum that several directions attain is shared evenly among them
-               m = winners.values[k];
-               share /= static_cast<A>(__popc(m));
-             }
-             for (int axis = 0; axis < kAxes; ++axis)
-               if (const int d = directions[axis]; d >= 0)
-                 xi[axis][cell] = m >> d & 1 ? share : A(0);
-           }
-         });
-  });
+              for (int k = 0; k < W; ++k, cell += next) {
+                A share = xi[0][cell] * scale;
+                unsigned m = 15;
+                if (mask) {  // a maximum that several directions attain is shared evenly among them
+                  m = winners.values[k];
+                  share /= static_cast<A>(__popc(m));
+                }
+                for (int axis = 0; axis < kAxes; ++axis)
+                  if (const int d = directions[axis]; d >= 0)
+                    xi[axis][cell] = m >> d & 1 ? share : A(0);
+              }
+            });
+      });
 }
 
 // Makes of dL/d(gate under its norm), in the tiles of one map of gates, dL/dg.
@@ -82,21 +72,31 @@ GATEDRNN_DEVICE void differentiate_gate_norm(const BackwardParams<A>& f, const T
                                              const A* gates, A* one, A* other) {
   const BackwardArgs& a = f.a;
   if (a.gate_norm == GateNorm::kNone) return;
-  const Box box = box_of<T::kSide>(t, a.gate_channels ? t.channels : 1, a.g_strides);
-  const int planes = a.gate_channels ? 1 : t.channels;  // that a gate serves
+  const auto team = whole_block<T>();
+  const int gates_of_pixel = a.gate_channels ? t.channels : 1;
+  const int served = a.gate_channels ? 1 : t.channels;  // channels that a gate serves
   const auto scale = [&](int cell, auto factor) {
 #pragma unroll 1
-    for (int c = 0; c < planes; ++c, cell += T::kPlane) {
-      if (one) one[cell] = factor(one[cell]);
-      if (other) other[cell] = factor(other[cell]);
+    for (int c = 0; c < served; ++c) {
+      const int at = served > 1 ? T::other_channel(cell, c) : cell;
+      if (one) one[at] = factor(one[at]);
+      if (other) other[at] = factor(other[at]);
     }
   };
   if (a.gate_norm != GateNorm::kClamp) {
-    for_each_cell<T>(whole_block<T>(), box, [&](int cell) {
-      const A gate = gates[cell];
-      const A slope = a.gate_norm == GateNorm::kTanh ? 1 - gate * gate : gate * (1 - gate);
-      scale(cell, [slope](A v) { return v * slope; });
-    });
+    with_walk<T, T::kPacks>(
+        team, t, gates_of_pixel, a.g_strides, gates, [&]<int W>(int next, const auto& walk) {
+          walk([](int64_t) { return false; },
+               [&](int64_t, int cell, bool) {
+#pragma unroll 1
+                 for (int k = 0; k < W; ++k, cell += next) {
+                   const A gate = gates[cell];
+                   const A slope =
+                       a.gate_norm == GateNorm::kTanh ? 1 - gate * gate : gate * (1 - gate);
+                   scale(cell, [slope](A v) { return v * slope; });
+                 }
+               });
+        });
     return;
   }
   // Of a gate at +-1 the tile does not tell whether it was cut.
@@ -104,16 +104,18 @@ GATEDRNN_DEVICE void differentiate_gate_norm(const BackwardParams<A>& f, const T
   with_storage<A>(a.dtype, [&](auto* type) {
     using S = std::remove_pointer_t<decltype(type)>;
     const S* const from = static_cast<const S*>(a.g) + corner;
-    with_walk<T, T::kPacks>(whole_block<T>(), box, from, [&]<int W>(int next, const auto& walk) {
-      walk([&](int64_t at) { return pack_at<W>(from + at); },
-           [&](int64_t, int cell, const Pack<S, W>& given) {
+    with_walk<T, T::kPacks>(team, t, gates_of_pixel, a.g_strides, from,
+                            [&]<int W>(int next, const auto& walk) {
+                              walk([&](int64_t at) { return pack_at<W>(from + at); },
+                                   [&](int64_t, int cell, const Pack<S, W>& given) {
 #pragma unroll
-             for (int k = 0; k < W; ++k, cell += next) {
-               const A gate = to_state<A>(given.values[k]);
-               if (!(gate <= 1 && gate >= -1)) scale(cell, [](A) { return A(0); });  // NaN too
-             }
-           });
-    });
+                                     for (int k = 0; k < W; ++k, cell += next) {
+                                       const A gate = to_state<A>(given.values[k]);
+                                       if (!(gate <= 1 && gate >= -1))
+                                         scale(cell, [](A) { return A(0); });  // NaN too
+                                     }
+                                   });
+                            });
   });
 }
 
@@ -126,18 +128,18 @@ GATEDRNN_DEVICE void write_gradient(const Task& t, Visit visit, const GradientMa
   const auto value_at = [&](int cell) {
     A value = 0;
 #pragma unroll 1
-    for (int c = 0; c < summed; ++c, cell += T::kPlane) {
-      if (one) value += one[cell];
-      if (other) value += other[cell];
+    for (int c = 0; c < summed; ++c) {
+      const int at = summed > 1 ? T::other_channel(cell, c) : cell;
+      if (one) value += one[at];
+      if (other) value += other[at];
     }
     return value;
   };
   A* const share = map.share + corner;
-  const Box box = box_of<T::kSide>(t, channels, s);
   // To the share for a first visit, else to the result.
   const auto write = [&]<class S>(S* result) {
-    with_walk<T, T::kPacks / 2>(
-        whole_block<T>(), box, result, [&]<int W>(int next, const auto& walk) {
+    with_walk<T, T::kPacks>(
+        whole_block<T>(), t, channels, s, result, [&]<int W>(int next, const auto& walk) {
           walk(
               [&](int64_t at) {
                 return visit == kSecond ? load_shared_by_blocks(&pack_at<W>(share + at))
@@ -164,33 +166,40 @@ GATEDRNN_DEVICE void write_gradient(const Task& t, Visit visit, const GradientMa
     });
 }
 
-// Where the tiles are in shared memory. dL/dy stands where dx will, and x gives its place to dg of
-// rows once h is there.
+// Where the tiles are in shared memory. x gives its place to dx of rows once h is there; dL/dy
+// stands where dx will.
 template <class A, class T>
 struct BackwardTiles {
   A* x;
-  Pair<A> dg, h, dx, g, e;
-  int gate_plane;
-  GATEDRNN_DEVICE explicit BackwardTiles(const BackwardArgs& a) {
-    const Tiles<A, T> sizes(a);
-    const int tile = sizes.tile;
+  Pair<A> dx, h, dg, g, e;
+  GATEDRNN_DEVICE explicit BackwardTiles(const BackwardParams<A>& f) {
+    const int tile = T::kPixels * f.p.channels;
     x = shared_at<A>(kTilesBegin);
-    dg = {a.dg ? x : nullptr, a.dg ? tile : 0};
-    A* const rest = x + (a.dg ? 2 : 1) * tile;
-    h = {rest, tile}, dx = {rest + 2 * tile, tile};
-    g = {rest + 4 * tile, a.gate_directions ? sizes.gate : 0};
-    e = {g[1] + sizes.gate, T::kSeparateAdjoint ? tile : 0};
-    gate_plane = a.gate_channels ? T::kPlane : 0;
+    dx = {x, tile};
+    h = {x + 2 * tile, tile};
+    dg = e = h;
+    A* rest = x + 4 * tile;
+    if (!T::kInPlace) {
+      dg = {rest, tile}, e = {rest + 2 * tile, tile};
+      rest += 4 * tile;
+    }
+    g = {rest, f.a.gate_directions ? tile : 0};
+    if (f.a.dg == nullptr) dg = {nullptr, 0};
+  }
+  static size_t bytes(const ScanArgs& a) {
+    return shared_bytes<T>(a, (T::kInPlace ? 4 : 8) + (a.gate_directions ? 2 : 1));
   }
 };
 
 template <class A, class T>
 GATEDRNN_PART void load_tiles(const BackwardParams<A>& f) {
   const Task t = task_slot().task;
-  const BackwardTiles<A, T> tiles(f.a);
-  load_input<T>(whole_block<T>(), f.p, t, f.a, tiles.x);
-  load_gates<T>(f.p, t, f.a, tiles.g);
-  load_gradient<A, T>(f, t, tiles.dx);
+  const BackwardTiles<A, T> tiles(f);
+  load_inputs<T>(whole_block<T>(), f.p, t, f.a, f.p.direction[t.pass], tiles.x, tiles.g);
+}
+template <class A, class T>
+GATEDRNN_PART void load_gradients(const BackwardParams<A>& f) {
+  load_gradient<A, T>(f, task_slot().task, BackwardTiles<A, T>(f).dx);
 }
 
 template <class A, class T>
@@ -208,7 +217,7 @@ template <class A, class T>
 GATEDRNN_PART void write_gradients(const BackwardParams<A>& f) {
   const Task t = task_slot().task;
   const BackwardArgs& a = f.a;
-  const BackwardTiles<A, T> tiles(a);
+  const BackwardTiles<A, T> tiles(f);
   const auto& directions = f.p.direction[t.pass];
 #pragma unroll 1
   for (int i = 0; i < 1 + (a.dg ? (a.gate_directions ? kAxes : 1) : 0); ++i) {
@@ -225,7 +234,7 @@ GATEDRNN_PART void write_gradients(const BackwardParams<A>& f) {
     if (is_gate) {
       corner += f.p.channel_tile(t.unit) * f.gate_tile_size;
       differentiate_gate_norm<A, T>(f, t, direction, tiles.g[only], one, other);
-      __syncthreads();
+      meet<T>();
     }
     write_gradient<A, T>(t, apart ? kOnly : t.visit, is_gate ? f.dg : f.dx, corner, s,
                          summed ? 1 : t.channels, summed ? t.channels : 1, one, other);
@@ -237,13 +246,13 @@ template <class A, class T>
 GATEDRNN_PART void scan_tiles(const BackwardParams<A>& f) {
   Task t = task_slot().task;
   const int axis = threadIdx.x / (T::kThreads / 2), d = f.p.direction[t.pass][axis];
-  const BackwardTiles<A, T> tiles(f.a);
+  const BackwardTiles<A, T> tiles(f);
   t.from_end = !t.from_end;
   Border<A> border{};
   if (d >= 0) border = Border<A>::of(f.p, t, f.states.states[d], axis, t.from_end);
   border.out = nullptr;  // they are there
   T::scan(f.a, t, d, Path::of<T::kSide>(t, axis),
-          ScanTiles<A>{tiles.x, tiles.g[axis], tiles.gate_plane, tiles.h[axis]}, border);
+          ScanTiles<A>{tiles.x, tiles.g[axis], tiles.h[axis]}, border);
 }
 
 // Weights' sums are kept in registers and added up over a warp (steps.h).
@@ -251,9 +260,12 @@ template <class A, class T>
 GATEDRNN_PART void adjoint_tiles(const BackwardParams<A>& f) {
   const Task t = task_slot().task;
   const int axis = threadIdx.x / (T::kThreads / 2), d = f.p.direction[t.pass][axis];
-  const BackwardTiles<A, T> tiles(f.a);
-  Border<A> border{};
-  if (d >= 0) border = Border<A>::of(f.p, t, f.adjoints.states[d], axis, t.from_end);
+  const BackwardTiles<A, T> tiles(f);
+  Border<A> states{}, border{};
+  if (d >= 0) {
+    states = Border<A>::of(f.p, t, f.states.states[d], axis, !t.from_end);
+    border = Border<A>::of(f.p, t, f.adjoints.states[d], axis, t.from_end);
+  }
   A* sums = nullptr;
   if (f.weight_sums && d >= 0) {
     const int64_t group = d * f.p.channel_tiles + f.p.channel_tile(t.unit);
@@ -265,9 +277,9 @@ GATEDRNN_PART void adjoint_tiles(const BackwardParams<A>& f) {
   Task along = t;  // the way of the directions
   along.from_end = !t.from_end;
   T::adjoint(f.a, t, d, Path::of<T::kSide>(along, axis),
-             AdjointTiles<A>{tiles.g[axis], tiles.gate_plane, tiles.h[axis], tiles.e[axis],
-                             tiles.dx[axis], tiles.dg[axis], sums},
-             border);
+             AdjointTiles<A>{tiles.g[axis], tiles.h[axis], tiles.e[axis], tiles.dx[axis],
+                             tiles.dg[axis], sums},
+             states, border);
 }
 
 // A block owns a tile at a time, as in the wavefront kernel, whose threads and tiles these are;
@@ -276,30 +288,30 @@ template <class A, class T>
 __global__ void __launch_bounds__(T::kThreads, T::kAdjointBlocks)
     backward_kernel(const __grid_constant__ BackwardParams<A> f) {
   const auto decode = [&](int ticket, Task& t) { t = f.p.task(ticket); };
-  Tickets tickets(f.flags.ticket, f.p.tasks, decode);
+  Tickets<T, decltype(decode)> tickets(f.flags.ticket, f.p.tasks, decode);
   while (tickets.next()) {
     const Task& t = task_slot().task;
     load_tiles<A, T>(f);
-    __syncthreads();
+    meet<T>();
     scan_tiles<A, T>(f);
+    meet<T>();
+    load_gradients<A, T>(f);
     tickets.look_ahead();
-    wait_upstream(f.p, t, f.flags, t.from_end);
+    wait_upstream<T>(f.p, t, f.flags, t.from_end);
     ask_for_next_tiles<A, T>(f);
     adjoint_tiles<A, T>(f);
-    finish_states(f.p, t, f.flags);
-    wait_first_visit(f.p, t, f.flags);
+    finish_states<T>(f.p, t, f.flags);
+    wait_first_visit<T>(f.p, t, f.flags);
     write_gradients<A, T>(f);
-    finish_visit(f.p, t, f.flags);
+    finish_visit<T>(f.p, t, f.flags);
   }
 }
 
 template <class A>
 int64_t backward(const BackwardArgs& a, void* memory, cudaStream_t stream) {
   Workspace workspace(memory);
-  const auto planes = [&]<class T>() -> int64_t {
-    return ceil_div(Tiles<A, T>(a).total, T::kPlane);
-  };
-  choose_steps<A, true>(a, planes, [&]<class T>() {
+  const auto bytes = [&]<class T>() { return BackwardTiles<A, T>::bytes(a); };
+  choose_steps<A>(a, bytes, [&]<class T>() {
     WavefrontParams<A> h{};
     h.a = a;
     h.a.y = nullptr, h.a.mask = nullptr;
@@ -347,7 +359,7 @@ int64_t backward(const BackwardArgs& a, void* memory, cudaStream_t stream) {
             "cudaMemsetAsync");
     launch_wavefront<T>(h, stream);
     const auto kernel = backward_kernel<A, T>;
-    const size_t shared = shared_bytes<T>(planes.template operator()<T>());
+    const size_t shared = bytes.template operator()<T>();
     const int blocks = resident_blocks(kernel, T::kThreads, shared, f.p.tasks);
     f.p.advance_together(blocks);
     launch(kernel, dim3(blocks), dim3(T::kThreads), shared, stream, f);

@@ -27,9 +27,11 @@ struct WavefrontParams {
   Borders<A> borders;
   A* share;  // what the first pass leaves of y for the second, laid out as y
 };
+// Shared memory: x, g, h for rows and for columns, and another g where axes have gates of their
+// own.
 template <class T>
-int64_t wavefront_planes(const ScanArgs& a) {
-  return 3 * T::channels(a.block) + gate_planes<T>(a);
+size_t wavefront_bytes(const ScanArgs& a) {
+  return shared_bytes<T>(a, a.gate_directions ? 5 : 4);
 }
 template <class T>
 void launch_wavefront(WavefrontParams<typename T::Value> params, cudaStream_t stream);

@@ -34,7 +34,7 @@ template <class A>
 Borders<A> take_borders(Workspace& workspace, const ScanArgs& a, const TilePlan& p) {
   Borders<A> borders{};
   for (int d = 0; d < a.directions; ++d)
-    borders.states[d] = workspace.take<A>(a.n * a.c * p.border_size());
+    borders.states[d] = workspace.take<A>(p.units * p.border_size());
   return borders;
 }
 
@@ -47,63 +47,57 @@ inline Flags take_flags(Workspace& workspace, const TilePlan& p, cudaStream_t st
 
 // Shared memory: what a block says of its task, then tiles.
 template <class T>
-size_t shared_bytes(int64_t planes) {
-  return static_cast<size_t>(planes) * T::kPlane * sizeof(typename T::Value) + kTilesBegin;
+size_t shared_bytes(const ScanArgs& a, int64_t tiles) {
+  return static_cast<size_t>(tiles) * T::kPixels * T::channels(a.block) *
+             sizeof(typename T::Value) +
+         kTilesBegin;
 }
-// Planes of the gate's tiles: one for each channel or for all, and for both axes where they differ.
-template <class T>
-int64_t gate_planes(const ScanArgs& a) {
-  const int64_t channels = a.gate_channels ? T::channels(a.block) : 1;
-  return a.gate_directions ? 2 * channels : channels;
-}
-
-// Whether that many planes fit into the device's shared memory.
-template <class T>
-bool fits(int64_t planes) {
-  return shared_bytes<T>(planes) <=
-         static_cast<size_t>(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
+// Whether that much fits in the device's.
+inline bool fits(size_t bytes) {
+  return bytes <= static_cast<size_t>(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
 }
 
-// Calls body.operator()<Steps>() with the first kind of steps whose tiles fit; `planes` counts
-// them.
-template <class... Steps, class Planes, class Body>
-bool first_that_fits(const Planes& planes, const Body& body) {
+// Calls body.operator()<Steps>() with the first kind of steps whose tiles fit;
+// bytes.operator()<Steps>() is the shared memory that they need.
+template <class... Steps, class Bytes, class Body>
+bool first_that_fits(const Bytes& bytes, const Body& body) {
   const auto attempt = [&]<class T>() {
-    if (!fits<T>(planes.template operator()<T>())) return false;
+    if (!fits(bytes.template operator()<T>())) return false;
     body.template operator()<T>();
     return true;
   };
   return (attempt.template operator()<Steps>() || ...);
 }
 
-// The order is that of speed: a block size known when compiled, else the largest tile.
-template <class A, bool Backward, class Planes, class Body>
-void choose_steps(const ScanArgs& a, const Planes& planes, const Body& body) {
-  // With four channels the adjoint's weights and sums would not fit in the registers.
-  using Steps16 = std::conditional_t<Backward, Steps<A, 16, 8, 2>, Steps<A, 16, 16, 4>>;
-  bool found = false;
-  if constexpr (std::is_same_v<A, float>) {
-    switch (a.block) {
-      case 1:
-        found = first_that_fits<Steps<A, 1, 16, 2>>(planes, body);
-        break;
-      case 2:
-        found = first_that_fits<Steps<A, 2, 16, 2>>(planes, body);
-        break;
-      case 4:
-        found = first_that_fits<Steps<A, 4, 16, 2>>(planes, body);
-        break;
-      case 8:
-        found = first_that_fits<Steps<A, 8, 16, 2>>(planes, body);
-        break;
-      case 16:
-        found = first_that_fits<Steps16, Steps<A, 16, 8, 2>>(planes, body);
-        break;
-    }
+// Steps of a block size K that is known when compiled.
+template <int K>
+using KnownSteps = Steps < float,
+      K, 16, K<16 ? 8 : 4>;
+
+template <class Bytes, class Body>
+bool choose_known_steps(const ScanArgs& a, const Bytes& bytes, const Body& body) {
+  switch (a.block) {
+    case 1:
+      return first_that_fits<KnownSteps<1>>(bytes, body);
+    case 2:
+      return first_that_fits<KnownSteps<2>>(bytes, body);
+    case 4:
+      return first_that_fits<KnownSteps<4>>(bytes, body);
+    case 8:
+      return first_that_fits<KnownSteps<8>>(bytes, body);
+    case 16:
+      return first_that_fits<KnownSteps<16>>(bytes, body);
   }
-  found =
-      found || first_that_fits<Steps<A, 0, 16, 0, 0>, Steps<A, 0, 4, 0, 0>, Steps<A, 0, 1, 0, 0>>(
-                   planes, body);
+  return false;
+}
+
+// The order is that of speed: a block size known when compiled, else the largest tile.
+template <class A, class Bytes, class Body>
+void choose_steps(const ScanArgs& a, const Bytes& bytes, const Body& body) {
+  bool found = false;
+  if constexpr (std::is_same_v<A, float>) found = choose_known_steps(a, bytes, body);
+  found = found ||
+          first_that_fits<Steps<A, 0, 16, 0>, Steps<A, 0, 4, 0>, Steps<A, 0, 1, 0>>(bytes, body);
   if (!found)
     throw std::runtime_error("gatedrnn: C / groups = " + std::to_string(a.block) +
                              " channels are more than this GPU's shared memory can hold");

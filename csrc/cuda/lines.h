@@ -5,20 +5,23 @@
 
 namespace gatedrnn::cuda {
 
-// The lines of a tile in one direction; positions are in a plane of the tile.
+// The lines of a tile in one direction.
 struct Path {
-  int axis, length, lines, step;
+  int axis, length, lines;
   bool from_end;
+  bool whole;  // length and lines fill the tile
 
   template <int Side>
   static GATEDRNN_DEVICE Path of(const Task& t, int axis) {
-    const int step = axis == 0 ? 1 : tile_stride(Side);
-    return {axis, axis == 0 ? t.columns : t.rows, axis == 0 ? t.rows : t.columns,
-            t.from_end ? -step : step, t.from_end};
+    return {axis, axis == 0 ? t.columns : t.rows, axis == 0 ? t.rows : t.columns, t.from_end,
+            t.rows == Side && t.columns == Side};
   }
-  template <int Side>
-  GATEDRNN_DEVICE int first(int line) const {
-    return line * (axis == 0 ? tile_stride(Side) : 1) - (from_end ? (length - 1) * step : 0);
+  GATEDRNN_DEVICE Path reversed() const { return {axis, length, lines, !from_end, whole}; }
+  // The place in a tile of pixel i of a line.
+  template <class T>
+  GATEDRNN_DEVICE int cell(int line, int i, int channel) const {
+    if (from_end) i = length - 1 - i;
+    return axis == 0 ? T::cell(line, i, channel) : T::cell(i, line, channel);
   }
 };
 
@@ -28,39 +31,38 @@ template <class A>
 struct Border {
   const A* in;
   A* out;
-  int64_t channel;  // elements from one channel to the next
 
   static GATEDRNN_DEVICE Border of(const TilePlan& p, const Task& t, A* states, int axis,
                                    bool from_end) {
     const Cell before = p.upstream(t.cell, axis, from_end);
-    return {p.inside(before) ? states + p.border(t.n, t.c0, before, axis) : nullptr,
-            states + p.border(t.n, t.c0, t.cell, axis), p.border_size()};
+    return {p.inside(before) ? states + p.border(t.unit, before, axis) : nullptr,
+            states + p.border(t.unit, t.cell, axis)};
   }
-  GATEDRNN_DEVICE A enter(int channel_index, int line) const {
-    return in ? load_shared_by_blocks(in + channel_index * channel + line) : A(0);
+  // Those of W channels; `at` counts lines and their channels.
+  template <int W>
+  GATEDRNN_DEVICE Pack<A, W> enter(int at) const {
+    return in ? load_shared_by_blocks(&pack_at<W>(in + at)) : Pack<A, W>{};
   }
-  GATEDRNN_DEVICE void leave(int channel_index, int line, A state) const {
-    if (out) out[channel_index * channel + line] = state;
+  template <int W>
+  GATEDRNN_DEVICE void leave(int at, const Pack<A, W>& states) const {
+    if (out) pack_at<W>(out + at) = states;
   }
 };
 
-// What a direction of a tile works on. Planes of g have a stride of their own: 0 where one gate
-// serves all channels.
+// What a direction of a tile works on.
 template <class A>
 struct ScanTiles {
   const A *x, *g;
-  int g_plane;
   A* h;
 };
 template <class A>
 struct AdjointTiles {
   const A* g;
-  int g_plane;
   A* h;     // from the scan
-  A* e;     // where steps keep it apart; else h is overwritten with it
+  A* e;     // where steps keep it in a tile
   A* dx;    // before: the direction's share of dL/dy
-  A* dg;    // null: not wanted
-  A* sums;  // in global memory: [warp][channel][K + 1], dweight then dbias; null: not wanted
+  A* dg;    // null: not wanted; may take the place of h where steps say so
+  A* sums;  // in global memory: [channel][K + 1], dweight then dbias; null: not wanted
 };
 
 // Calls body with a function that names theta: a constant where theta is the identity, as is the

@@ -60,9 +60,9 @@ GATEDRNN_DEVICE void write_map(const Team<Size>& team, const TilePlan& p, const 
                                const ScanArgs& a, int d, const typename T::Value* h) {
   with_storage<typename T::Value>(a.dtype, [&](auto* type) {
     using S = std::remove_pointer_t<decltype(type)>;
-    write_box<T>(team, box_of<T::kSide>(t, t.channels, a.y_strides),
-                 static_cast<S*>(a.y) + tile_corner(p, t, a.y_strides, d, t.c0),
-                 [&](int cell) { return to_storage<S>(h[cell]); });
+    write_tile<T>(team, t, a.y_strides,
+                  static_cast<S*>(a.y) + tile_corner(p, t, a.y_strides, d, t.c0),
+                  [&](int cell) { return to_storage<S>(h[cell]); });
   });
 }
 

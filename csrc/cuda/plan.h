@@ -150,15 +150,15 @@ struct TilePlan {
   }
   GATEDRNN_INLINE int index(Cell cell) const { return cell.row * tile_columns + cell.column; }
 
-  // The states that leave a tile along an axis: [image][channel][tile along the line][line], lines
-  // padded to whole tiles. This is the place of channel 0 and line 0 of the tile, for the image.
+  // The states that leave a tile along an axis: [unit][tile along the line][line][channel], lines
+  // and channels padded to whole tiles. This is the place of the tile's.
   GATEDRNN_INLINE int64_t border_size() const {
-    return int64_t{tiles()} * side;
-  }  // for one channel
-  GATEDRNN_INLINE int64_t border(int64_t n, int64_t c, Cell cell, int axis) const {
+    return int64_t{tiles()} * side * channels;
+  }  // for one unit
+  GATEDRNN_INLINE int64_t border(int unit, Cell cell, int axis) const {
     const int place =
         axis == 0 ? cell.column * tile_rows + cell.row : cell.row * tile_columns + cell.column;
-    return (n * all_channels + c) * border_size() + int64_t{place} * side;
+    return unit * border_size() + int64_t{place} * side * channels;
   }
 
  private:

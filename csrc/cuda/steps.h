@@ -1,118 +1,240 @@
 // The recurrence and its adjoint along the lines of one tile in shared memory.
 //
 // Half of a block's threads walk the rows, the other half the columns, of the same tile of x and g.
-// The weight's block size K is known when compiled: a thread keeps R output channels of one line in
-// registers, with their weights. general_steps.h serves every other size.
+// The weight's block size K is known when compiled: a thread keeps R channels of one line, and
+// their weights, in registers. For K up to 8 that is all that a line has in a tile: its threads
+// need nothing of each other, and a tile is one warp's. general_steps.h serves every other size.
 #pragma once
 
 #include "cuda/lines.h"
 
 namespace gatedrnn::cuda {
 
-template <class A, int K, int Side, int R, int Channels = (K < 8 ? 8 : K)>
+// Four values one after another, of which `count` are there; zero for the others.
+template <class A>
+GATEDRNN_DEVICE Pack<A, kPack> load_pack(const A* p, int count) {
+  if (count >= kPack && is_aligned(p)) return pack_at<kPack>(p);
+  Pack<A, kPack> pack{};
+#pragma unroll
+  for (int k = 0; k < kPack; ++k)
+    if (k < count) pack.values[k] = p[k];
+  return pack;
+}
+
+// Adds values up over `Lanes` lanes of a warp, which are Apart, 2 Apart, ... of each other, in the
+// order of a tree: lane number i among them ends with the i-th part of the sums, in front.
+template <int Lanes, int Apart, int Count, class A>
+GATEDRNN_DEVICE void share_sums(A (&values)[Count]) {
+  static_assert(Count % Lanes == 0);
+  int half = Count / 2;
+#pragma unroll
+  for (int lane = Lanes / 2; lane > 0; lane /= 2, half /= 2) {
+    const bool upper = threadIdx.x / Apart & lane;
+#pragma unroll
+    for (int i = 0; i < Count / 2; ++i) {
+      if (i >= half) continue;
+      const A given = upper ? values[i] : values[i + half];
+      const A kept = upper ? values[i + half] : values[i];
+      values[i] = kept + __shfl_xor_sync(0xffffffff, given, lane * Apart);
+    }
+  }
+}
+
+template <class A, int K, int Side, int R>
 struct Steps {
-  static_assert(K == 1 || K % R == 0);
   using Value = A;
   static constexpr int kSide = Side;
-  static constexpr int kChannels = Channels;  // of a tile
-  static constexpr int kPacks = 4;            // that a thread reads at once
-  // Elements of gates, which do not lie in packs: fewer for want of registers.
-  static constexpr int kGateSingles = K == 8 ? 4 : 2 * kPacks;
-  static constexpr int kChannelsPerThread = R;
-  static constexpr int kSplits = kChannels / R;  // threads that share a line
-  static constexpr int kLinesPerWarp = 32 / kSplits;
+  static constexpr int kChannels = K < 8 ? 8 : K;  // of a tile
+  static constexpr int kPacks = 8;                 // that a thread reads at once
+  static constexpr int kChunks = R / kPack;        // a thread's channels, by packs
+  static constexpr int kSplits = kChannels / R;    // threads that share a line, side by side
   static constexpr int kThreads = 2 * Side * kSplits;
-  static constexpr bool kSumsInChains = false;
+  static constexpr int kPixels = pixel_at<Side>(Side - 1, Side - 1) + 1;
+  static constexpr int kTile = kPixels * kChannels;
+  static constexpr int kInputs = K > R ? K : R;  // states that a thread's products read
+  static constexpr int kLinesPerWarp = Side < 32 / kSplits ? Side : 32 / kSplits;
   static constexpr int kSumsPerTile = Side / kLinesPerWarp;  // one for each warp of a direction
-  static constexpr int kPlane = tile_plane(Side);
-  static constexpr int kOthers = K == 1 ? 0 : K - R, kGroups = kOthers / R;
-  static constexpr bool kSeparateAdjoint = false;  // e takes the place of h
-  static_assert(Side % kLinesPerWarp == 0);
-  // Blocks of a multiprocessor for the compiler's choice of registers: what their tiles allow, as
-  // long as nothing spills.
-  static constexpr int blocks(int tiles, int most) {
-    const int fit = kSharedMemory / (tiles * kChannels * kPlane * int{sizeof(A)} + 1024);
+  static constexpr bool kSumsInChains = false;
+  static constexpr bool kInPlace = true;  // dg takes the place of h, and e is in registers
+  static_assert(Side % kPack == 0 && R % kPack == 0 && kThreads % 32 == 0);
+  // Blocks of a multiprocessor that the tiles allow, for the compiler's choice of registers.
+  static constexpr int blocks(int tiles) {
+    const int fit = kSharedMemory / (tiles * kTile * int{sizeof(A)} + 1024 + 256);
+    const int most = 65536 / 255 / kThreads;  // that have as many registers as a thread can
     return fit < 1 ? 1 : fit < most ? fit : most;
   }
-  static constexpr int kScanBlocks = blocks(4, K < 8 ? 5 : K < 16 ? 6 : 2);
-  static constexpr int kAdjointBlocks = blocks(7, K < 16 ? 3 : 2);
-  static constexpr int kChunkBlocks = kThreads == 64 ? 8 : 3;
+  static constexpr int kScanBlocks = blocks(4), kAdjointBlocks = blocks(5);
 
   static GATEDRNN_INLINE int channels(int64_t) { return kChannels; }
 
-  // A thread's line and first channel in its direction, and the other channels of its block, R by
-  // R: all of them are computed by threads of the same warp.
+  // Packs of channels change places every four rows and columns, so that eight lanes that read a
+  // pack of a pixel each meet all banks.
+  static GATEDRNN_INLINE constexpr int cell(int row, int column, int channel) {
+    return pixel_at<Side>(row, column) * kChannels + (channel ^ ((row ^ column) & kPack));
+  }
+  // From channel 0 of a pixel to another.
+  static GATEDRNN_INLINE constexpr int other_channel(int cell, int channel) {
+    return cell ^ channel;
+  }
+  // Further down a column, from one of the first four rows.
+  static GATEDRNN_INLINE constexpr int down(int cell, int rows) {
+    return (cell ^ (rows & kPack)) + rows * kChannels;
+  }
+  static_assert(kPack == 4);  // cell() and down() take bit 2 of rows, columns and channels alike
+
+  // A thread's line in its direction and its channels.
   struct Lane {
-    int line, channel, next[kGroups + 1];
-    GATEDRNN_DEVICE Lane() {
-      const int q = threadIdx.x % (kThreads / 2);
-      line = q / 32 * kLinesPerWarp + q % kLinesPerWarp;
-      channel = q % 32 / kLinesPerWarp * R;
-#pragma unroll
-      for (int i = 0; i < kGroups; ++i) next[i] = channel / K * K + (channel % K + R * (i + 1)) % K;
-    }
-    GATEDRNN_DEVICE int other(int m) const { return next[m / R] + m % R; }  // m < kOthers
+    int line, split;
+    bool is_there;  // the direction has such a line in this tile
+    GATEDRNN_DEVICE Lane() : Lane(static_cast<int>(threadIdx.x) % (kThreads / 2), true) {}
+    GATEDRNN_DEVICE Lane(int place, bool is_there)
+        : line(place / kSplits), split(place % kSplits), is_there(is_there) {}
+    // Own packs of channels come first, then those of the threads beside.
+    GATEDRNN_DEVICE int pack(int m) const { return m ^ split; }
+    GATEDRNN_DEVICE int channel(int r) const { return pack(r / kPack) * kPack + r % kPack; }
+    GATEDRNN_DEVICE int at_border(int m) const { return line * kChannels + pack(m) * kPack; }
   };
-  // The other channels of a place in a tile. It walks: an address that changes is kept in a
-  // register, one that could be computed again would be, at every step.
-  struct Others {
-    const A* group[kGroups + 1];
-    GATEDRNN_DEVICE Others(const A* tile, const Lane& lane, int cell) {
+
+  // Moves R channels of a pixel between a tile and registers; `at` is its first pack.
+  template <class V>
+  static GATEDRNN_DEVICE void get(const V* tile, int at, V (&values)[R]) {
 #pragma unroll
-      for (int i = 0; i < kGroups; ++i) group[i] = tile + lane.next[i] * kPlane + cell;
-    }
-    GATEDRNN_DEVICE void move(int cells) {
+    for (int m = 0; m < kChunks; ++m) {
+      const Pack<V, kPack> pack = pack_at<kPack>(tile + (at ^ m * kPack));
 #pragma unroll
-      for (int i = 0; i < kGroups; ++i) group[i] += cells;
+      for (int k = 0; k < kPack; ++k) values[m * kPack + k] = pack.values[k];
     }
-    GATEDRNN_DEVICE void read(A (&values)[kOthers + 1]) const {
+  }
+  template <class V>
+  static GATEDRNN_DEVICE void put(V* tile, int at, const V (&values)[R]) {
 #pragma unroll
-      for (int m = 0; m < kOthers; ++m) values[m] = group[m / R][m % R * kPlane];
+    for (int m = 0; m < kChunks; ++m) {
+      Pack<V, kPack> pack;
+#pragma unroll
+      for (int k = 0; k < kPack; ++k) pack.values[k] = values[m * kPack + k];
+      pack_at<kPack>(tile + (at ^ m * kPack)) = pack;
     }
-  };
-  // Weights of R channels, or of the transposed weight: from the thread's own channels, then from
-  // the others.
+  }
+  template <class Border>
+  static GATEDRNN_DEVICE void enter(const Border& border, const Lane& lane, A (&h)[R]) {
+#pragma unroll
+    for (int m = 0; m < kChunks; ++m) {
+      Pack<A, kPack> pack{};
+      if (lane.is_there) pack = border.template enter<kPack>(lane.at_border(m));
+#pragma unroll
+      for (int k = 0; k < kPack; ++k) h[m * kPack + k] = pack.values[k];
+    }
+  }
+  template <class Border>
+  static GATEDRNN_DEVICE void leave(const Border& border, const Lane& lane, const A (&h)[R]) {
+    if (!lane.is_there) return;
+#pragma unroll
+    for (int m = 0; m < kChunks; ++m) {
+      Pack<A, kPack> pack;
+#pragma unroll
+      for (int k = 0; k < kPack; ++k) pack.values[k] = h[m * kPack + k];
+      border.template leave<kPack>(lane.at_border(m), pack);
+    }
+  }
+
+  // The pixels of a thread's line: calls first(at), then step(at, next, has_next) for each; `at` is
+  // the place of the thread's first pack.
+  template <class First, class Step>
+  static GATEDRNN_DEVICE void walk(const Path& path, const Lane& lane, const First& first,
+                                   const Step& step) {
+    const auto place = [&](int i) {
+      return path.template cell<Steps>(lane.line, i, lane.pack(0) * kPack);
+    };
+    int at = place(0);
+    if (lane.is_there) first(at);
+    if (path.whole) {
+      // Four pixels on, the distance to the next one is another (pixel_at) and packs change places.
+      const int stride = path.axis == 0 ? Side + 1 : 1, skip = path.axis == 0 ? kChannels : 0;
+      const int onward = (path.from_end ? -stride : stride) * kChannels;
+      const int over = path.from_end ? -skip : skip;
+#pragma unroll 1
+      for (int i = 0; i < Side; i += kPack)
+#pragma unroll
+        for (int k = 0; k < kPack; ++k) {
+          const int here = at;
+          at += onward;
+          if (k == kPack - 1) at = (at + over) ^ kPack;
+          step(here, at, k < kPack - 1 || i < Side - kPack);
+        }
+    } else {
+#pragma unroll 1
+      for (int i = 0; i < path.length; ++i) {
+        const int here = at;
+        at = place(i + 1 < path.length ? i + 1 : i);
+        step(here, at, i + 1 < path.length);
+      }
+    }
+  }
+
+  // Rows of the weight for a thread's channels.
   struct Weights {
-    A own[R][K == 1 ? 1 : R], others[R][kOthers + 1], bias[R];
-    GATEDRNN_DEVICE Weights(const ScanArgs& a, const Task& t, int d, const Lane& lane,
-                            bool transposed) {
-      const A* const w = static_cast<const A*>(a.weight) + (d * a.c + t.c0) * K;
+    A w[R][K], bias[R];
+    GATEDRNN_DEVICE Weights(const ScanArgs& a, const Task& t, int d, const Lane& lane) {
+      const A* const weight = static_cast<const A*>(a.weight) + (d * a.c + t.c0) * K;
       const A* const b = static_cast<const A*>(a.bias);
-      const auto at = [&](int to, int from) {
-        if (to >= t.channels) return A(0);
-        return transposed ? w[from * K + to % K] : w[to * K + from % K];
-      };
 #pragma unroll
-      for (int r = 0; r < R; ++r) {
-        const int c = lane.channel + r;
-        bias[r] = b && !transposed && c < t.channels ? b[d * a.c + t.c0 + c] : A(0);
-        if constexpr (K == 1) {
-          own[r][0] = at(c, c);
-        } else {
+      for (int m = 0; m < kChunks; ++m) {
+        const int channel = lane.pack(m) * kPack, there = t.channels - channel;
 #pragma unroll
-          for (int j = 0; j < R; ++j) own[r][j] = at(c, lane.channel + j);
+        for (int i = 0; i < K; ++i) {  // K packs: K / 4 of each of four rows, or parts of several
+          const int row = i * kPack / K, from = i * kPack % K;
+          const int column = K > kPack ? lane.pack(from / kPack) * kPack : from;
+          const Pack<A, kPack> pack =
+              load_pack(weight + (channel + row) * K + column, (there - row) * K - column);
 #pragma unroll
-          for (int m = 0; m < kOthers; ++m) others[r][m] = at(c, lane.other(m));
+          for (int k = 0; k < kPack; ++k)
+            w[m * kPack + (i * kPack + k) / K][(i * kPack + k) % K] = pack.values[k];
         }
+        const Pack<A, kPack> pack = load_pack(b + d * a.c + t.c0 + channel, b ? there : 0);
+#pragma unroll
+        for (int k = 0; k < kPack; ++k) bias[m * kPack + k] = pack.values[k];
       }
     }
-    // bias + w v, from v of the thread's own channels and of the others.
-    GATEDRNN_DEVICE void product(const A (&v)[R], const A (&v_others)[kOthers + 1],
-                                 A (&u)[R]) const {
+    // The first of those inputs that channel r mixes.
+    static constexpr int inputs_of(int r) { return K > R ? 0 : r / K * K; }
+    // bias + w v.
+    GATEDRNN_DEVICE void product(const A (&v)[kInputs], A (&u)[R]) const {
 #pragma unroll
-      for (int r = 0; r < R; ++r) {
-        u[r] = bias[r];
-        if constexpr (K == 1) {
-          u[r] += own[r][0] * v[r];
-        } else {
+      for (int r = 0; r < R; ++r) u[r] = bias[r];
 #pragma unroll
-          for (int j = 0; j < R; ++j) u[r] += own[r][j] * v[j];
+      for (int k = 0; k < K; ++k)
+#pragma unroll
+        for (int r = 0; r < R; ++r) u[r] += w[r][k] * v[inputs_of(r) + k];
+    }
+    // w^T v.
+    GATEDRNN_DEVICE void transposed_product(const A (&v)[R], A (&back)[R]) const {
+      A sums[kInputs] = {};
+#pragma unroll
+      for (int i = 0; i < (K > R ? R : K); ++i)
+#pragma unroll
+        for (int k = 0; k < kInputs; ++k) {
+          const int r = K > R ? i : k / K * K + i;
+          sums[k] += w[r][K > R ? k : k % K] * v[r];
         }
 #pragma unroll
-        for (int m = 0; m < kOthers; ++m) u[r] += others[r][m] * v_others[m];
+      for (int r = 0; r < R; ++r) {
+        back[r] = sums[r];
+        // The threads beside have the other rows.
+#pragma unroll
+        for (int m = 1; m < kSplits; ++m)
+          back[r] += __shfl_xor_sync(0xffffffff, sums[(m * R + r) % kInputs], m);
       }
     }
   };
+  // Own channels, and those of the threads beside that share the line.
+  static GATEDRNN_DEVICE void gather(const A (&own)[R], A (&all)[kInputs]) {
+#pragma unroll
+    for (int m = 0; m < kSplits; ++m)
+#pragma unroll
+      for (int r = 0; r < R; ++r)
+        if (m * R + r < kInputs)
+          all[m * R + r] = m == 0 ? own[r] : __shfl_xor_sync(0xffffffff, own[r], m);
+  }
 
   // h of every pixel, Eq. (3). All threads of a block; those of an axis without a direction
   // (d < 0) have nothing to do.
@@ -120,159 +242,105 @@ struct Steps {
   static GATEDRNN_DEVICE void scan(const ScanArgs& a, const Task& t, int d, const Path& path,
                                    const ScanTiles<A>& s, const Border& border) {
     if (d < 0) return;
-    const Lane lane;
-    scan(a, t, path, s, border, lane, Weights(a, t, d, lane, false));
+    Lane lane;
+    lane.is_there = lane.line < path.lines;
+    scan(a, path, s, border, lane, Weights(a, t, d, lane));
   }
   template <class Border>
-  static GATEDRNN_DEVICE void scan(const ScanArgs& a, const Task& t, const Path& path,
-                                   const ScanTiles<A>& s, const Border& border, const Lane& lane,
-                                   const Weights& w) {
-    const bool valid = lane.line < path.lines;
-    const int before = entry_cell<Side>(lane.line), first = path.template first<Side>(lane.line);
-    A* h_at = s.h + lane.channel * kPlane;
-    A h[R], x[R], g[R];
-#pragma unroll
-    for (int r = 0; r < R; ++r) {
-      h[r] =
-          valid && lane.channel + r < t.channels ? border.enter(lane.channel + r, lane.line) : A(0);
-      h_at[r * kPlane + before] = h[r];
-    }
-    h_at += first;
-    Others others(s.h, lane, before);
-    const A* x_at = s.x + lane.channel * kPlane + first;
-    const A* g_at = s.g + lane.channel * s.g_plane + first;
-    const auto fetch = [&] {
-#pragma unroll
-      for (int r = 0; r < R; ++r) {
-        x[r] = x_at[r * kPlane];
-        g[r] = g_at[r * s.g_plane];
-      }
+  static GATEDRNN_DEVICE void scan(const ScanArgs& a, const Path& path, const ScanTiles<A>& s,
+                                   const Border& border, const Lane& lane, const Weights& w) {
+    if (kSplits == 1 && !lane.is_there) return;
+    A h[R], x[R] = {}, g[R] = {};
+    enter(border, lane, h);
+    const auto fetch = [&](int at) {
+      get(s.x, at, x);
+      get(s.g, at, g);
     };
-    if (valid) fetch();
-    __syncwarp();
     with_nonlinearity(a.nonlinearity, [&](auto theta) {
-      int move = first - before;  // the entry lies elsewhere
-      for (int i = 0; i < path.length; ++i) {
-        if (valid) {
-          A u[R], h_others[kOthers + 1];
-          others.read(h_others);
-          w.product(h, h_others, u);
+      walk(path, lane, fetch, [&](int here, int next, bool has_next) {
+        A all[kInputs], u[R];
+        gather(h, all);
+        w.product(all, u);
 #pragma unroll
-          for (int r = 0; r < R; ++r) {
-            h[r] = activated(theta(), x[r], g[r], u[r]);
-            h_at[r * kPlane] = h[r];
-          }
-          others.move(move);
-          move = path.step;
-          h_at += path.step;
-          x_at += path.step;
-          g_at += path.step;
-          if (i + 1 < path.length) fetch();  // ahead of the recurrence
-        }
-        __syncwarp();
-      }
+        for (int r = 0; r < R; ++r) h[r] = activated(theta(), x[r], g[r], u[r]);
+        if (!lane.is_there) return;
+        put(s.h, here, h);
+        if (has_next) fetch(next);
+      });
     });
-    if (valid)
-#pragma unroll
-      for (int r = 0; r < R; ++r)
-        if (lane.channel + r < t.channels) border.leave(lane.channel + r, lane.line, h[r]);
+    leave(border, lane, h);
   }
 
-  // The adjoint, against the direction. After scan(), with the tile's h in place.
+  // The adjoint, against the direction, whose path is given. After scan(), with the tile's h in
+  // place and its states at the border.
   static GATEDRNN_DEVICE void adjoint(const ScanArgs& a, const Task& t, int d, const Path& path,
-                                      const AdjointTiles<A>& s, const Border<A>& border) {
-    if (d < 0) return;
-    const Lane lane;
-    const Weights w(a, t, d, lane, false), transposed(a, t, d, lane, true);
-    const bool valid = lane.line < path.lines;
-    constexpr int own = K == 1 ? 1 : R;
-    A e[R], weight_own[R][own] = {}, weight_others[R][kOthers + 1] = {}, bias[R] = {};
-    const int entry = entry_cell<Side>(lane.line), after = adjoint_entry_cell<Side>(lane.line);
-    const int first = path.template first<Side>(lane.line);
-    const int last = first + (path.length - 1) * path.step;
-    A* const plane = s.h + lane.channel * kPlane;
-#pragma unroll
-    for (int r = 0; r < R; ++r) {
-      e[r] =
-          valid && lane.channel + r < t.channels ? border.enter(lane.channel + r, lane.line) : A(0);
-      plane[r * kPlane + after] = e[r];
-    }
-    // Places that walk against the direction: of this pixel, of e after it and of h before it.
-    const int from = path.length > 1 ? last - path.step : entry;
-    A *h_at = plane + last, *dx_at = s.dx + lane.channel * kPlane + last;
-    A* dg_at = s.dg ? s.dg + lane.channel * kPlane + last : nullptr;
-    const A *g_at = s.g + lane.channel * s.g_plane + last, *h_from = plane + from;
-    Others e_others(s.h, lane, after), h_others(s.h, lane, from);
-    __syncwarp();
-    with_nonlinearity(a.nonlinearity, [&](auto theta) {
-      int move = last - after;
-      for (int i = path.length - 1; i >= 0; --i) {
-        if (valid) {
-          A back[R], u[R], h[R], others[kOthers + 1];
-          e_others.read(others);
-          transposed.product(e, others, back);
-#pragma unroll
-          for (int r = 0; r < R; ++r) h[r] = h_from[r * kPlane];
-          h_others.read(others);
-          w.product(h, others, u);
-#pragma unroll
-          for (int r = 0; r < R; ++r) {
-            const A delta = activation_backward<ScalarMath<A>>(theta(), h_at[r * kPlane],
-                                                               dx_at[r * kPlane] + back[r]);
-            e[r] = g_at[r * s.g_plane] * delta;
-            h_at[r * kPlane] = e[r];  // nobody else reads this h: its readers are one step further
-            dx_at[r * kPlane] = delta;
-            if (dg_at) dg_at[r * kPlane] = delta * u[r];
-            bias[r] += e[r];
-            if constexpr (K == 1) {
-              weight_own[r][0] += e[r] * h[r];
-            } else {
-#pragma unroll
-              for (int j = 0; j < R; ++j) weight_own[r][j] += e[r] * h[j];
-            }
-#pragma unroll
-            for (int m = 0; m < kOthers; ++m) weight_others[r][m] += e[r] * others[m];
-          }
-          const int back_by = i > 1 ? -path.step : entry - first;
-          h_from += back_by;
-          h_others.move(back_by);
-          e_others.move(move);
-          move = -path.step;
-          h_at -= path.step;
-          dx_at -= path.step;
-          g_at -= path.step;
-          if (dg_at) dg_at -= path.step;
-        }
-        __syncwarp();
-      }
-    });
-    if (valid)
-#pragma unroll
-      for (int r = 0; r < R; ++r)
-        if (lane.channel + r < t.channels) border.leave(lane.channel + r, lane.line, e[r]);
-    if (s.sums == nullptr) return;
-
+                                      const AdjointTiles<A>& s, const Border<A>& states,
+                                      const Border<A>& border) {
+    if (kThreads > 32 && d < 0) return;  // else lanes of both axes meet below
+    Lane lane;
+    lane.is_there = d >= 0 && lane.line < path.lines;
+    A sums[kSums] = {};
+    if (kSplits > 1 || lane.is_there) adjoint(a, t, d, path, s, states, border, lane, sums);
     // The lines of a warp are summed in the order of a tree; every warp has a slot of its own.
+    share_sums<kLinesPerWarp, kSplits>(sums);
+    if (d < 0 || s.sums == nullptr) return;
     A* const slot = s.sums + lane.line / kLinesPerWarp * kChannels * (K + 1);
-    const auto store = [&](int c, int k, A value) {
+    constexpr int share = kSums / kLinesPerWarp;
 #pragma unroll
-      for (int lines = kLinesPerWarp / 2; lines > 0; lines /= 2)
-        value += __shfl_xor_sync(0xffffffff, value, lines);
-      if (lane.line % kLinesPerWarp == 0) slot[c * (K + 1) + k] = value;
-    };
-#pragma unroll
-    for (int r = 0; r < R; ++r) {
-      const int c = lane.channel + r;
-      store(c, K, bias[r]);
-      if constexpr (K == 1) {
-        store(c, 0, weight_own[r][0]);
-      } else {
-#pragma unroll
-        for (int j = 0; j < R; ++j) store(c, (lane.channel + j) % K, weight_own[r][j]);
-#pragma unroll
-        for (int m = 0; m < kOthers; ++m) store(c, lane.other(m) % K, weight_others[r][m]);
-      }
+    for (int i = 0; i < share; ++i) {
+      const int at = lane.line % kLinesPerWarp * share + i, r = at / (K + 1), k = at % (K + 1);
+      if (r >= R) continue;
+      const int from = K > R && k < K ? lane.channel(k) : k;
+      slot[lane.channel(r) * (K + 1) + from] = sums[i];
     }
+  }
+
+ private:
+  // A line's sums of dweight and dbias, and zeros up to a multiple of its lines.
+  static constexpr int kSums = (R * (K + 1) + kLinesPerWarp - 1) / kLinesPerWarp * kLinesPerWarp;
+
+  static GATEDRNN_DEVICE void adjoint(const ScanArgs& a, const Task& t, int d, const Path& path,
+                                      const AdjointTiles<A>& s, const Border<A>& states,
+                                      const Border<A>& border, const Lane& lane, A (&sums)[kSums]) {
+    const Weights w(a, t, d, lane);
+    A e[R], entry[R], here_h[R] = {}, xi[R] = {}, g[R] = {};
+    enter(border, lane, e);
+    enter(states, lane, entry);
+    const auto fetch = [&](int at) {
+      get(s.dx, at, xi);
+      get(s.g, at, g);
+    };
+    with_nonlinearity(a.nonlinearity, [&](auto theta) {
+      const auto first = [&](int at) {
+        fetch(at);
+        get(s.h, at, here_h);
+      };
+      walk(path.reversed(), lane, first, [&](int here, int before, bool has_before) {
+        A back[R], h[R], all[kInputs], u[R], delta[R], slope[R];
+#pragma unroll
+        for (int r = 0; r < R; ++r) h[r] = entry[r];
+        if (has_before && lane.is_there) get(s.h, before, h);
+        w.transposed_product(e, back);
+        gather(h, all);
+        w.product(all, u);
+#pragma unroll
+        for (int r = 0; r < R; ++r) {
+          delta[r] = activation_backward<ScalarMath<A>>(theta(), here_h[r], xi[r] + back[r]);
+          e[r] = lane.is_there ? g[r] * delta[r] : A(0);
+          slope[r] = delta[r] * u[r];
+          sums[r * (K + 1) + K] += e[r];
+#pragma unroll
+          for (int k = 0; k < K; ++k)
+            sums[r * (K + 1) + k] += e[r] * all[Weights::inputs_of(r) + k];
+          here_h[r] = h[r];
+        }
+        if (!lane.is_there) return;
+        put(s.dx, here, delta);
+        if (s.dg) put(s.dg, here, slope);  // nobody needs this pixel's h any more
+        if (has_before) fetch(before);
+      });
+    });
+    leave(border, lane, e);
   }
 };
 

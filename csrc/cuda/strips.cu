@@ -16,13 +16,14 @@ struct StripParams {
 // one thread.
 struct CarriedBorder {
   float* carried;
-  int side;
   bool first;
-  GATEDRNN_DEVICE float enter(int channel, int line) const {
-    return first ? 0.f : carried[channel * side + line];
+  template <int W>
+  GATEDRNN_DEVICE Pack<float, W> enter(int at) const {
+    return first ? Pack<float, W>{} : pack_at<W>(carried + at);
   }
-  GATEDRNN_DEVICE void leave(int channel, int line, float state) const {
-    carried[channel * side + line] = state;
+  template <int W>
+  GATEDRNN_DEVICE void leave(int at, const Pack<float, W>& states) const {
+    pack_at<W>(carried + at) = states;
   }
 };
 
@@ -34,12 +35,12 @@ GATEDRNN_INLINE int strips_of(const TilePlan& p, bool along_width) {
 // threads scan a tile, while the others load the next one and store the one before. Shared memory:
 // two tiles each of x, g and h. Copies are coalesced as in the wavefront.
 template <class T>
-constexpr int kScanners = T::kThreads / 2;
+constexpr int kScanners = T::kThreads / 2 < 32 ? 32 : T::kThreads / 2;  // whole warps
 constexpr int kMovers = 128;
 template <class T>
 __global__ void __launch_bounds__(kScanners<T> + kMovers, 1)
     strip_kernel(const __grid_constant__ StripParams f) {
-  constexpr int tile = T::kChannels * T::kPlane;
+  constexpr int tile = T::kTile;
   const ScanArgs& a = f.a;
   const int d = blockIdx.y;
   const Direction direction = f.p.walks[d];
@@ -50,9 +51,8 @@ __global__ void __launch_bounds__(kScanners<T> + kMovers, 1)
   const int count = axis == 0 ? f.p.tile_columns : f.p.tile_rows;
 
   float* const memory = shared_at<float>(kTilesBegin);
-  const Pair<float> x{memory, tile}, h{memory + 2 * tile, tile};
-  const Pair<float> g{memory + 4 * tile, a.gate_channels ? tile : T::kPlane};
-  float* const carried = g[1] + g.step;
+  const Pair<float> x{memory, tile}, g{memory + 2 * tile, tile}, h{memory + 4 * tile, tile};
+  float* const carried = memory + 6 * tile;
   const bool scans = threadIdx.x < kScanners<T>;
   const Team<kMovers> movers{static_cast<int>(threadIdx.x) - kScanners<T>};
   const auto tile_at = [&](int i) {
@@ -62,28 +62,25 @@ __global__ void __launch_bounds__(kScanners<T> + kMovers, 1)
     return t;
   };
 
-  const typename T::Lane lane;
-  const typename T::Weights weights(a, tile_at(0), d, lane, false);
+  // Of the lanes of a warp half may have no line.
+  typename T::Lane lane(threadIdx.x, threadIdx.x < T::kThreads / 2);
+  const Task start = tile_at(0);
+  if (lane.line >= (axis == 0 ? start.rows : start.columns)) lane.is_there = false;
+  const typename T::Weights weights(a, start, d, lane);
   for (int i = 0; i < count + 2; ++i) {
     const int now = i % 2;
-    if (scans && i >= 1 && i <= count) {
-      const Task t = tile_at(i - 1);
-      T::scan(a, t, Path::of<T::kSide>(t, axis),
-              ScanTiles<float>{x[1 - now], g[1 - now], a.gate_channels ? T::kPlane : 0, h[1 - now]},
-              CarriedBorder{carried, T::kSide, i == 1}, lane, weights);
-    }
-    if (!scans && i < count) {
-      const Task t = tile_at(i);
-      load_input<T>(movers, f.p, t, a, x[now]);
-      load_gate<T>(movers, f.p, t, a, d, g[now]);
-    }
+    if (scans && i >= 1 && i <= count)
+      T::scan(a, Path::of<T::kSide>(tile_at(i - 1), axis),
+              ScanTiles<float>{x[1 - now], g[1 - now], h[1 - now]}, CarriedBorder{carried, i == 1},
+              lane, weights);
+    if (!scans && i < count)
+      load_inputs<T>(movers, f.p, tile_at(i), a, {d, -1}, x[now], {g[now], 0});
     if (!scans && i >= 2) {
       const Task t = tile_at(i - 2);
       if (f.maps) {
         float* const map =
             f.maps + d * a.n * a.c * a.h * a.w + tile_corner(f.p, t, a.y_strides, 0, t.c0);
-        write_box<T>(movers, box_of<T::kSide>(t, t.channels, a.y_strides), map,
-                     [&](int cell) { return h[now][cell]; });
+        write_tile<T>(movers, t, a.y_strides, map, [&](int cell) { return h[now][cell]; });
       } else {
         write_map<T>(movers, f.p, t, a, d, h[now]);
       }
@@ -110,29 +107,16 @@ __global__ void __launch_bounds__(kMergeThreads)
   if (a.mask) a.mask[i] = static_cast<uint8_t>(v.bits);
 }
 
+// Two tiles each of x, g and h, and the states.
 template <class T>
-int64_t strip_planes(const ScanArgs& a) {
-  return 4 * T::kChannels + 2 * (a.gate_channels ? T::kChannels : 1) +
-         ceil_div(T::kChannels * T::kSide, T::kPlane);
+size_t strip_bytes(const ScanArgs& a) {
+  return shared_bytes<T>(a, 6) + T::kSide * T::kChannels * sizeof(float);
 }
 
 template <class Body>
 bool choose_strips(const ScanArgs& a, const Body& body) {
-  const auto planes = [&]<class T>() { return strip_planes<T>(a); };
-  if (a.dtype == Dtype::kFloat64) return false;
-  switch (a.block) {
-    case 1:
-      return first_that_fits<Steps<float, 1, 16, 2>>(planes, body);
-    case 2:
-      return first_that_fits<Steps<float, 2, 16, 2>>(planes, body);
-    case 4:
-      return first_that_fits<Steps<float, 4, 16, 2>>(planes, body);
-    case 8:
-      return first_that_fits<Steps<float, 8, 16, 2>>(planes, body);
-    case 16:
-      return first_that_fits<Steps<float, 16, 16, 4>>(planes, body);
-  }
-  return false;
+  const auto bytes = [&]<class T>() { return strip_bytes<T>(a); };
+  return a.dtype != Dtype::kFloat64 && choose_known_steps(a, bytes, body);
 }
 
 }  // namespace
@@ -161,7 +145,7 @@ int64_t forward_by_strips(const ScanArgs& a, void* memory, cudaStream_t stream) 
     if (workspace.counts_only()) return;
     if (!merges) f.maps = nullptr;
     const auto kernel = strip_kernel<T>;
-    const size_t shared = shared_bytes<T>(strip_planes<T>(a));
+    const size_t shared = strip_bytes<T>(a);
     allow_shared_memory(kernel, shared);
     const int strips = f.p.units * std::max(f.p.tile_rows, f.p.tile_columns);
     launch(kernel, dim3(static_cast<unsigned>(strips), static_cast<unsigned>(a.directions)),

@@ -40,6 +40,20 @@ GATEDRNN_DEVICE A maximum_of(A a, A b) {
   return maximum<ScalarMath<A>>(a, b);
 }
 
+// v cut at +-limit; NaN stays NaN.
+template <class A>
+GATEDRNN_DEVICE A within(A v, A limit) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  if constexpr (std::is_same_v<A, float>) {
+    asm("min.NaN.f32 %0, %0, %1;" : "+f"(v) : "f"(limit));
+    asm("max.NaN.f32 %0, %0, %1;" : "+f"(v) : "f"(-limit));
+    return v;
+  }
+#endif
+  v = v > limit ? limit : v;
+  return v < -limit ? -limit : v;
+}
+
 template <class A, class S>
 GATEDRNN_DEVICE A to_state(S v) {
   if constexpr (std::is_same_v<S, __half>)

@@ -25,58 +25,62 @@ struct MergedTile {
 
 // Writes what the directions of one pass say of a tile, and what the other has said before.
 template <class T, bool Winners, bool Second>
-GATEDRNN_PART void write_merged(const MergedTile<typename T::Value>& given, const Box& box,
+GATEDRNN_PART void write_merged(const MergedTile<typename T::Value>& given, const Strides& strides,
                                 const PassMaps<typename T::Value>& given_maps) {
   using A = typename T::Value;
   // In registers: as far as the compiler knows, a store could change what was given.
   const MergedTile<A> tile = given;
   const PassMaps<A> maps = given_maps;
+  const Task t = task_slot().task;
   with_storage<A>(tile.dtype, [&](auto* type) {
     using S = std::remove_pointer_t<decltype(type)>;
     S* const result = static_cast<S*>(tile.result);
-    with_walk<T, T::kPacks / 2>(whole_block<T>(), box, result, [&]<int W>(int next, auto walk) {
-      struct Before {
-        Pack<A, W> value;
-        Pack<uint8_t, W> winners;
-      };
-      walk(
-          [&](int64_t at) {
-            Before before{};
-            if (Second) before.value = load_shared_by_blocks(&pack_at<W>(tile.share + at));
-            if (Second && Winners)
-              before.winners = load_shared_by_blocks(&pack_at<W>(tile.mask + at));
-            return before;
-          },
-          [&](int64_t at, int cell, const Before& before) {
-            Pack<S, W> values;
+    with_walk<T, T::kPacks>(
+        whole_block<T>(), t, t.channels, strides, result, [&]<int W>(int next, auto walk) {
+          struct Before {
+            Pack<A, W> value;
             Pack<uint8_t, W> winners;
-            const bool both = asked_here(maps.both);
-            const MergeRule<A, Winners> merge(asked_here(tile.is_max));
+          };
+          walk(
+              [&](int64_t at) {
+                Before before{};
+                if (Second) before.value = load_shared_by_blocks(&pack_at<W>(tile.share + at));
+                if (Second && Winners)
+                  before.winners = load_shared_by_blocks(&pack_at<W>(tile.mask + at));
+                return before;
+              },
+              [&](int64_t at, int cell, const Before& before) {
+                Pack<S, W> values;
+                Pack<uint8_t, W> winners;
+                const bool both = asked_here(maps.both);
+                const MergeRule<A, Winners> merge(asked_here(tile.is_max));
 #pragma unroll
-            for (int k = 0; k < W; ++k, cell += next) {
-              Winner<A> v{maps.at(maps.one, cell), maps.one_bit};
-              if (both) v = merge(v, {maps.at(maps.other, cell), maps.other_bit});
-              if (Second)
-                v = merge(v, {before.value.values[k], Winners ? before.winners.values[k] : 0u});
-              values.values[k] = to_storage<S>(v.value * tile.scale);
-              winners.values[k] = static_cast<uint8_t>(v.bits);
-            }
-            pack_at<W>(result + at) = values;
-            if (Winners) pack_at<W>(tile.mask + at) = winners;
-          });
-    });
+                for (int k = 0; k < W; ++k, cell += next) {
+                  Winner<A> v{maps.at(maps.one, cell), maps.one_bit};
+                  if (both) v = merge(v, {maps.at(maps.other, cell), maps.other_bit});
+                  if (Second)
+                    v = merge(v, {before.value.values[k], Winners ? before.winners.values[k] : 0u});
+                  values.values[k] = to_storage<S>(v.value * tile.scale);
+                  winners.values[k] = static_cast<uint8_t>(v.bits);
+                }
+                pack_at<W>(result + at) = values;
+                if (Winners) pack_at<W>(tile.mask + at) = winners;
+              });
+        });
   });
 }
 
-// Where the tiles are in shared memory: x, h for rows and for columns, g; all in the state's type.
+// Where the tiles are in shared memory: x, g, h for rows and for columns, and where axes have gates
+// of their own those of columns; all in the state's type.
 template <class A, class T>
 struct WavefrontTiles {
   A* x;
-  Pair<A> h, g;
-  GATEDRNN_DEVICE explicit WavefrontTiles(const WavefrontParams<A>& f)
-      : x(shared_at<A>(kTilesBegin)), h{x + f.p.channels * T::kPlane, f.p.channels * T::kPlane} {
-    const int gate = f.a.gate_channels ? f.p.channels * T::kPlane : T::kPlane;
-    g = {x + 3 * f.p.channels * T::kPlane, f.a.gate_directions ? gate : 0};
+  Pair<A> g, h;
+  GATEDRNN_DEVICE explicit WavefrontTiles(const WavefrontParams<A>& f) {
+    const int tile = T::kPixels * f.p.channels;
+    x = shared_at<A>(kTilesBegin);
+    g = {x + tile, f.a.gate_directions ? 3 * tile : 0};
+    h = {x + 2 * tile, tile};
   }
 };
 
@@ -87,12 +91,10 @@ GATEDRNN_PART void decode_task(const WavefrontParams<A>& f, int ticket, Task& t)
 }
 
 template <class A, class T>
-GATEDRNN_PART void load_x(const WavefrontParams<A>& f) {
-  load_input<T>(whole_block<T>(), f.p, task_slot().task, f.a, WavefrontTiles<A, T>(f).x);
-}
-template <class A, class T>
-GATEDRNN_PART void load_g(const WavefrontParams<A>& f) {
-  load_gates<T>(f.p, task_slot().task, f.a, WavefrontTiles<A, T>(f).g);
+GATEDRNN_PART void load_tiles(const WavefrontParams<A>& f) {
+  const Task t = task_slot().task;
+  const WavefrontTiles<A, T> tiles(f);
+  load_inputs<T>(whole_block<T>(), f.p, t, f.a, f.p.direction[t.pass], tiles.x, tiles.g);
 }
 
 template <class A, class T>
@@ -105,7 +107,7 @@ GATEDRNN_PART void scan_tiles(const WavefrontParams<A>& f) {
   const Task t = task_slot().task;
   const int axis = threadIdx.x / (T::kThreads / 2), d = f.p.direction[t.pass][axis];
   const WavefrontTiles<A, T> tiles(f);
-  const ScanTiles<A> own{tiles.x, tiles.g[axis], f.a.gate_channels ? T::kPlane : 0, tiles.h[axis]};
+  const ScanTiles<A> own{tiles.x, tiles.g[axis], tiles.h[axis]};
   Border<A> border{};
   if (d >= 0) border = Border<A>::of(f.p, t, f.borders.states[d], axis, t.from_end);
   T::scan(f.a, t, d, Path::of<T::kSide>(t, axis), own, border);
@@ -132,14 +134,13 @@ GATEDRNN_PART void write_tiles(const WavefrontParams<A>& f) {
                            first ? state_dtype<A>() : a.dtype,
                            a.merge == Merge::kMax,
                            first ? A(1) : merge_scale<A>(a)};
-  const Box box = box_of<T::kSide>(t, t.channels, a.y_strides);
   const PassMaps<A> maps(f.p.direction[t.pass], h);
   if (a.mask)
-    second ? write_merged<T, true, true>(tile, box, maps)
-           : write_merged<T, true, false>(tile, box, maps);
+    second ? write_merged<T, true, true>(tile, a.y_strides, maps)
+           : write_merged<T, true, false>(tile, a.y_strides, maps);
   else
-    second ? write_merged<T, false, true>(tile, box, maps)
-           : write_merged<T, false, false>(tile, box, maps);
+    second ? write_merged<T, false, true>(tile, a.y_strides, maps)
+           : write_merged<T, false, false>(tile, a.y_strides, maps);
 }
 
 // A block owns a tile at a time. Loads and stores run along whichever axis of a map is contiguous.
@@ -149,20 +150,19 @@ __global__ void __launch_bounds__(T::kThreads, T::kScanBlocks)
     wavefront_kernel(const __grid_constant__ WavefrontParams<A> f) {
   const ScanArgs& a = f.a;
   const auto decode = [&](int ticket, Task& t) { decode_task(f, ticket, t); };
-  Tickets tickets(f.flags.ticket, f.p.tasks, decode);
+  Tickets<T, decltype(decode)> tickets(f.flags.ticket, f.p.tasks, decode);
   while (tickets.next()) {
     const Task& t = task_slot().task;
-    load_x<A, T>(f);
-    load_g<A, T>(f);
+    load_tiles<A, T>(f);
     tickets.look_ahead();
-    wait_upstream(f.p, t, f.flags, t.from_end);
+    wait_upstream<T>(f.p, t, f.flags, t.from_end);
     ask_for_next_tiles<A, T>(f);
     scan_tiles<A, T>(f);
-    finish_states(f.p, t, f.flags);
+    finish_states<T>(f.p, t, f.flags);
     if (a.y == nullptr) continue;
-    wait_first_visit(f.p, t, f.flags);
+    wait_first_visit<T>(f.p, t, f.flags);
     write_tiles<A, T>(f);
-    finish_visit(f.p, t, f.flags);
+    finish_visit<T>(f.p, t, f.flags);
   }
 }
 
@@ -171,7 +171,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kScanBlocks)
 template <class T>
 void launch_wavefront(WavefrontParams<typename T::Value> f, cudaStream_t stream) {
   const auto kernel = wavefront_kernel<typename T::Value, T>;
-  const size_t shared = shared_bytes<T>(wavefront_planes<T>(f.a));
+  const size_t shared = wavefront_bytes<T>(f.a);
   const int blocks = resident_blocks(kernel, T::kThreads, shared, f.p.tasks);
   f.p.advance_together(blocks);
   launch(kernel, dim3(blocks), dim3(T::kThreads), shared, stream, f);
@@ -182,23 +182,23 @@ void launch_wavefront(WavefrontParams<typename T::Value> f, cudaStream_t stream)
 #define GATEDRNN_INSTANTIATE(...)                                                                \
   template void launch_wavefront<Steps<__VA_ARGS__>>(WavefrontParams<Steps<__VA_ARGS__>::Value>, \
                                                      cudaStream_t)
-GATEDRNN_INSTANTIATE(float, 1, 16, 2);
-GATEDRNN_INSTANTIATE(float, 2, 16, 2);
-GATEDRNN_INSTANTIATE(float, 4, 16, 2);
-GATEDRNN_INSTANTIATE(float, 8, 16, 2);
-GATEDRNN_INSTANTIATE(float, 16, 8, 2);
-GATEDRNN_INSTANTIATE(float, 0, 16, 0, 0);
-GATEDRNN_INSTANTIATE(float, 0, 4, 0, 0);
-GATEDRNN_INSTANTIATE(float, 0, 1, 0, 0);
-GATEDRNN_INSTANTIATE(double, 0, 16, 0, 0);
-GATEDRNN_INSTANTIATE(double, 0, 4, 0, 0);
-GATEDRNN_INSTANTIATE(double, 0, 1, 0, 0);
+GATEDRNN_INSTANTIATE(float, 1, 16, 8);
+GATEDRNN_INSTANTIATE(float, 2, 16, 8);
+GATEDRNN_INSTANTIATE(float, 4, 16, 8);
+GATEDRNN_INSTANTIATE(float, 8, 16, 8);
+GATEDRNN_INSTANTIATE(float, 16, 16, 4);
+GATEDRNN_INSTANTIATE(float, 0, 16, 0);
+GATEDRNN_INSTANTIATE(float, 0, 4, 0);
+GATEDRNN_INSTANTIATE(float, 0, 1, 0);
+GATEDRNN_INSTANTIATE(double, 0, 16, 0);
+GATEDRNN_INSTANTIATE(double, 0, 4, 0);
+GATEDRNN_INSTANTIATE(double, 0, 1, 0);
 
 template <class A>
 int64_t forward_by_wavefront(const ScanArgs& a, void* memory, cudaStream_t stream) {
   Workspace workspace(memory);
-  const auto planes = [&]<class T>() { return wavefront_planes<T>(a); };
-  choose_steps<A, false>(a, planes, [&]<class T>() {
+  const auto bytes = [&]<class T>() { return wavefront_bytes<T>(a); };
+  choose_steps<A>(a, bytes, [&]<class T>() {
     WavefrontParams<A> f{};
     f.a = a;
     f.p = plan_tiles(a, T::kSide, T::channels(a.block));

@@ -42,19 +42,21 @@ GATEDRNN_DEVICE TaskSlot& task_slot() { return *shared_at<TaskSlot>(0); }
 GATEDRNN_DEVICE TaskSlot& next_slot() { return *shared_at<TaskSlot>(sizeof(TaskSlot)); }
 
 // Makes the next slot that of all threads; returns its ticket.
-inline GATEDRNN_PART int take_next_slot() {
+template <class T>
+GATEDRNN_DEVICE int take_next_slot() {
   constexpr int words = sizeof(TaskSlot) / sizeof(int);
+  static_assert(words <= T::kThreads);
   int* const word = shared_at<int>(0) + threadIdx.x;
-  __syncthreads();
+  meet<T>();
   if (threadIdx.x < words) *word = word[words];
-  __syncthreads();
+  meet<T>();
   return task_slot().ticket;
 }
 
-// The tasks of a block, one after another. Tickets are drawn ahead, and one thread finds out what
-// the next task is while others wait for their neighbours.
+// The tasks of a block of steps T, one after another. Tickets are drawn ahead, and one thread finds
+// out what the next task is, in a block of several warps while others wait for their neighbours.
 // decode(ticket, task) sets the task, for which tickets below `count` stand.
-template <class Decode>
+template <class T, class Decode>
 class Tickets {
  public:
   GATEDRNN_DEVICE Tickets(int* ticket, int count, const Decode& decode)
@@ -64,7 +66,7 @@ class Tickets {
   }
   // Makes the next task that of all threads. What is in shared memory may be overwritten from here
   // on. False at the end.
-  GATEDRNN_DEVICE bool next() { return take_next_slot() < count_; }
+  GATEDRNN_DEVICE bool next() { return take_next_slot<T>() < count_; }
   // Once for each task, before next().
   GATEDRNN_DEVICE void look_ahead() {
     if (!is_mine()) return;
@@ -76,7 +78,7 @@ class Tickets {
 
  private:
   // Of another warp than those that wait and finish.
-  static GATEDRNN_DEVICE bool is_mine() { return threadIdx.x == blockDim.x - 1; }
+  static GATEDRNN_DEVICE bool is_mine() { return threadIdx.x == T::kThreads - 1; }
   static GATEDRNN_DEVICE int& drawn() { return *shared_at<int>(kTicketBegin); }
   int *ticket_, count_;
   const Decode& decode_;
@@ -89,35 +91,42 @@ GATEDRNN_DEVICE void wait_for(const int* flag, int value) {
 
 // For all threads, once they have left their tiles' states: waits for the tiles upstream of the
 // directions that this pass has.
+template <class T>
 GATEDRNN_DEVICE void wait_upstream(const TilePlan& p, const Task& t, const Flags& flags,
                                    bool from_end) {
-  if (threadIdx.x % 32 == 0 && threadIdx.x / 32 < kAxes) {  // a warp for each axis
-    const int axis = threadIdx.x / 32;
+  constexpr int apart =
+      T::kThreads < 32 * kAxes ? 1 : 32;  // a warp for each axis, if there are two
+  if (threadIdx.x % apart == 0 && threadIdx.x / apart < kAxes) {
+    const int axis = threadIdx.x / apart;
     const Cell cell = p.upstream(t.cell, axis, from_end);
     if (p.direction[t.pass][axis] >= 0 && p.inside(cell)) wait_for(flags.done_at(p, t, cell), 1);
   }
-  __syncthreads();
+  meet<T>();
 }
 
 // For all threads, once the tile's states are in global memory: says so. After the barrier, one
 // thread's release covers what all have written.
+template <class T>
 GATEDRNN_DEVICE void finish_states(const TilePlan& p, const Task& t, const Flags& flags) {
-  __syncthreads();
+  meet<T>();
   if (threadIdx.x == 0) store_release(flags.done_at(p, t, t.cell), 1);
 }
 
 // For all threads: a second visit waits for what the first has left. Its ticket is the smaller one.
+template <class T>
 GATEDRNN_DEVICE void wait_first_visit(const TilePlan& p, const Task& t, const Flags& flags) {
-  constexpr int waiting = 32;  // of another warp than the one that finishes states
+  // If possible of another warp than the one that finishes states.
+  constexpr int waiting = T::kThreads > 32 ? 32 : 0;
   if (t.visit != kSecond) return;
   if (threadIdx.x == waiting) wait_for(flags.left_at(p, t), 1);
-  __syncthreads();
+  meet<T>();
 }
 
 // For all threads: what the first visit leaves is written.
+template <class T>
 GATEDRNN_DEVICE void finish_visit(const TilePlan& p, const Task& t, const Flags& flags) {
   if (t.visit != kFirst) return;
-  __syncthreads();
+  meet<T>();
   if (threadIdx.x == 0) store_release(flags.left_at(p, t), 1);
 }
 
