@@ -28,42 +28,84 @@ struct BackwardParams {
   WeightSums sums;
 };
 
+// What each of those directions gets that attain a maximum: one, a half, a third or a fourth.
+template <class A>
+GATEDRNN_DEVICE A even_share(unsigned winners) {
+  const int count = __popc(winners);
+  return count == 1 ? A(1) : count == 2 ? A(0.5) : count == 3 ? A(1) / A(3) : A(0.25);
+}
+
 // Reads dL/dy as each direction's share of it.
 template <class A, class T>
 GATEDRNN_DEVICE void load_gradient(const BackwardParams<A>& f, const Task& t, const Pair<A>& xi) {
   const BackwardArgs& a = f.a;
   const auto& directions = f.p.direction[t.pass];
-  const bool apart = a.merge == Merge::kNone;
-#pragma unroll 1
-  for (int axis = 0; axis < (apart ? kAxes : 1); ++axis)
-    if (const int d = apart ? directions[axis] : 0; d >= 0)
-      read_map<T>(whole_block<T>(), f.p, t, a.dtype, a.grad, a.grad_strides, d, true,
-                  GateNorm::kNone, xi[axis]);
-  if (apart) return;
-  meet<T>();
-  const A scale = merge_scale<A>(a);
-  const uint8_t* const mask =
-      a.merge == Merge::kMax ? a.mask + tile_corner(f.p, t, a.y_strides, 0, t.c0) : nullptr;
   const auto team = whole_block<T>();
-  with_walk<T, T::kPacks>(
-      team, t, t.channels, a.y_strides, mask, [&]<int W>(int next, const auto& walk) {
-        walk(
-            [&](int64_t at) { return mask ? pack_at<W>(mask + at) : Pack<uint8_t, W>{}; },
-            [&](int64_t, int cell, const Pack<uint8_t, W>& winners) {
+  if (a.merge == Merge::kNone) {
+#pragma unroll 1
+    for (int axis = 0; axis < kAxes; ++axis)
+      if (const int d = directions[axis]; d >= 0)
+        read_map<T>(team, f.p, t, a.dtype, a.grad, a.grad_strides, d, true, GateNorm::kNone,
+                    xi[axis]);
+    return;
+  }
+  const bool is_max = a.merge == Merge::kMax;
+  const int rows = directions[0], columns = directions[1];
+  const A scale = merge_scale<A>(a);
+  const uint8_t* const mask = a.mask + tile_corner(f.p, t, a.y_strides, 0, t.c0);
+  const auto winners_at = [&]<int W>(int64_t at) {
+    return is_max ? pack_at<W>(in_global_memory(mask + at)) : Pack<uint8_t, W>{};
+  };
+  const auto share_out = [&]<int W>(int cell, int next, const Pack<A, W>& grad,
+                                    const Pack<uint8_t, W>& winners) {
+    Pack<A, W> of_rows, of_columns;
 #pragma unroll
-              for (int k = 0; k < W; ++k, cell += next) {
-                A share = xi[0][cell] * scale;
-                unsigned m = 15;
-                if (mask) {  // a maximum that several directions attain is shared evenly among them
-                  m = winners.values[k];
-                  share /= static_cast<A>(__popc(m));
-                }
-                for (int axis = 0; axis < kAxes; ++axis)
-                  if (const int d = directions[axis]; d >= 0)
-                    xi[axis][cell] = m >> d & 1 ? share : A(0);
-              }
-            });
-      });
+    for (int k = 0; k < W; ++k) {
+      const unsigned m = is_max ? winners.values[k] : 15u;
+      const A share = grad.values[k] * (is_max ? even_share<A>(m) : scale);
+      of_rows.values[k] = rows >= 0 && (m >> rows & 1) ? share : A(0);
+      of_columns.values[k] = columns >= 0 && (m >> columns & 1) ? share : A(0);
+    }
+    store_cells(xi[0], cell, next, of_rows);
+    store_cells(xi[1], cell, next, of_columns);
+  };
+  // Together with the mask, where they lie alike.
+  bool done = false;
+  with_storage<A>(a.dtype, [&](auto* type) {
+    using S = std::remove_pointer_t<decltype(type)>;
+    const S* const grad = in_global_memory(static_cast<const S*>(a.grad) +
+                                           tile_corner(f.p, t, a.grad_strides, 0, t.c0));
+    if (!lie_alike(a.grad_strides, a.y_strides) || is_aligned(grad) != is_aligned(mask)) return;
+    done = true;
+    with_walk<T, T::kPacks>(
+        team, t, t.channels, a.grad_strides, grad, [&]<int W>(int next, const auto& walk) {
+          struct Both {
+            Pack<S, W> grad;
+            Pack<uint8_t, W> winners;
+          };
+          walk(
+              [&](int64_t at) {
+                return Both{pack_at<W>(grad + at), winners_at.template operator()<W>(at)};
+              },
+              [&](int64_t, int cell, const Both& both) {
+                Pack<A, W> values;
+#pragma unroll
+                for (int k = 0; k < W; ++k) values.values[k] = to_state<A>(both.grad.values[k]);
+                share_out.template operator()<W>(cell, next, values, both.winners);
+              });
+        });
+  });
+  if (done) return;
+  read_map<T>(team, f.p, t, a.dtype, a.grad, a.grad_strides, 0, true, GateNorm::kNone, xi[0]);
+  meet<T>();
+  with_walk<T, T::kPacks>(team, t, t.channels, a.y_strides, mask,
+                          [&]<int W>(int next, const auto& walk) {
+                            walk([&](int64_t at) { return winners_at.template operator()<W>(at); },
+                                 [&](int64_t, int cell, const Pack<uint8_t, W>& winners) {
+                                   share_out.template operator()<W>(
+                                       cell, next, load_cells<W>(xi[0], cell, next), winners);
+                                 });
+                          });
 }
 
 // Makes of dL/d(gate under its norm), in the tiles of one map of gates, dL/dg.
@@ -103,7 +145,7 @@ GATEDRNN_DEVICE void differentiate_gate_norm(const BackwardParams<A>& f, const T
   const int64_t corner = tile_corner(f.p, t, a.g_strides, d, a.gate_channels ? t.c0 : 0);
   with_storage<A>(a.dtype, [&](auto* type) {
     using S = std::remove_pointer_t<decltype(type)>;
-    const S* const from = static_cast<const S*>(a.g) + corner;
+    const S* const from = in_global_memory(static_cast<const S*>(a.g) + corner);
     with_walk<T, T::kPacks>(team, t, gates_of_pixel, a.g_strides, from,
                             [&]<int W>(int next, const auto& walk) {
                               walk([&](int64_t at) { return pack_at<W>(from + at); },
@@ -125,19 +167,10 @@ template <class A, class T>
 GATEDRNN_DEVICE void write_gradient(const Task& t, Visit visit, const GradientMap<A>& map,
                                     int64_t corner, const Strides& s, int channels, int summed,
                                     const A* one, const A* other) {
-  const auto value_at = [&](int cell) {
-    A value = 0;
-#pragma unroll 1
-    for (int c = 0; c < summed; ++c) {
-      const int at = summed > 1 ? T::other_channel(cell, c) : cell;
-      if (one) value += one[at];
-      if (other) value += other[at];
-    }
-    return value;
-  };
-  A* const share = map.share + corner;
+  A* const share = in_global_memory(map.share + corner);
   // To the share for a first visit, else to the result.
-  const auto write = [&]<class S>(S* result) {
+  const auto write = [&]<class S>(S* given) {
+    S* const result = in_global_memory(given);
     with_walk<T, T::kPacks>(
         whole_block<T>(), t, channels, s, result, [&]<int W>(int next, const auto& walk) {
           walk(
@@ -146,13 +179,24 @@ GATEDRNN_DEVICE void write_gradient(const Task& t, Visit visit, const GradientMa
                                         : Pack<A, W>{};
               },
               [&](int64_t at, int cell, const Pack<A, W>& before) {
+                Pack<A, W> sum{};
+                const auto add = [&](const Pack<A, W>& more) {
+#pragma unroll
+                  for (int k = 0; k < W; ++k) sum.values[k] += more.values[k];
+                };
+                if (summed == 1) {
+                  if (one) sum = load_cells<W>(one, cell, next);
+                  if (other) add(load_cells<W>(other, cell, next));
+                }
+                if constexpr (W == 1)
+                  for (int c = 0; summed > 1 && c < summed; ++c) {
+                    if (one) add(load_cells<W>(one, T::other_channel(cell, c), next));
+                    if (other) add(load_cells<W>(other, T::other_channel(cell, c), next));
+                  }
+                if (visit == kSecond) add(before);
                 Pack<S, W> values;
 #pragma unroll
-                for (int k = 0; k < W; ++k, cell += next) {
-                  const A value = value_at(cell);
-                  values.values[k] =
-                      to_storage<S>(visit == kSecond ? value + before.values[k] : value);
-                }
+                for (int k = 0; k < W; ++k) values.values[k] = to_storage<S>(sum.values[k]);
                 pack_at<W>(result + at) = values;
               });
         });

@@ -220,12 +220,12 @@ GATEDRNN_PART void carry_lines(const ChunkParams& f, int index) {
 }
 
 // Scans a tile in all directions and writes what they merge to.
-template <bool Winners>
+template <Rule R>
 GATEDRNN_PART void scan_tile(const ChunkParams& f) {
   Task t = task_slot().task;
   const ChunkTiles tiles(f.a);
   const ScanArgs& a = f.a;
-  const MergeRule<float, Winners> merge(a.merge == Merge::kMax);
+  constexpr bool has_winners = R == Rule::kMaxWithWinners;
   const float scale = merge_scale<float>(a);
   const bool merges = a.merge != Merge::kNone;
   const int axis = threadIdx.x / (T::kThreads / 2);
@@ -255,20 +255,20 @@ GATEDRNN_PART void scan_tile(const ChunkParams& f) {
         T::get(tiles.g[axis], at, g);
         if (begins) return;
         T::get(tiles.h[axis], at, before);
-        if (Winners) T::get(tiles.winners[axis], at, winners);
+        if (has_winners) T::get(tiles.winners[axis], at, winners);
       };
       T::walk(path, lane, fetch, [&](int here, int next, bool has_next) {
-        Values merged;
+        Values left;
 #pragma unroll
         for (int c = 0; c < T::kChannels; ++c) {
           h[c] = preactivation(x[c], g[c], w.bias[c] + w.w[c][0] * h[c]);
           Winner<float> v{h[c], 1u << d};
-          if (!begins) v = merge(Winner<float>{before[c], winners[c]}, v);
-          merged[c] = v.value;
+          if (!begins) v = merged<R>(Winner<float>{before[c], winners[c]}, v);
+          left[c] = v.value;
           winners[c] = static_cast<uint8_t>(v.bits);
         }
-        T::put(tiles.h[axis], here, merged);
-        if (Winners) T::put(tiles.winners[axis], here, winners);
+        T::put(tiles.h[axis], here, left);
+        if (has_winners) T::put(tiles.winners[axis], here, winners);
         if (has_next) fetch(next);
       });
     }
@@ -283,21 +283,21 @@ GATEDRNN_PART void scan_tile(const ChunkParams& f) {
   }
   if (!merges) return;
   meet<T>();
-  const auto merged = [&](int cell) {
+  const auto of_both = [&](int cell) {
     const auto of = [&](int i) {
-      return Winner<float>{tiles.h[i][cell], Winners ? unsigned{tiles.winners[i][cell]} : 0u};
+      return Winner<float>{tiles.h[i][cell], has_winners ? unsigned{tiles.winners[i][cell]} : 0u};
     };
-    return rows && columns ? merge(of(0), of(1)) : of(rows ? 0 : 1);
+    return rows && columns ? merged<R>(of(0), of(1)) : of(rows ? 0 : 1);
   };
   const int64_t corner = tile_corner(f.p, t, a.y_strides, 0, t.c0);
   with_storage<float>(a.dtype, [&](auto* type) {
     using S = std::remove_pointer_t<decltype(type)>;
     write_tile<T>(whole_block<T>(), t, a.y_strides, static_cast<S*>(a.y) + corner,
-                  [&](int cell) { return to_storage<S>(merged(cell).value * scale); });
+                  [&](int cell) { return to_storage<S>(of_both(cell).value * scale); });
   });
-  if constexpr (Winners)
+  if constexpr (has_winners)
     write_tile<T>(whole_block<T>(), t, a.y_strides, a.mask + corner,
-                  [&](int cell) { return static_cast<uint8_t>(merged(cell).bits); });
+                  [&](int cell) { return static_cast<uint8_t>(of_both(cell).bits); });
 }
 
 // A block does a task at a time.
@@ -320,10 +320,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kScanBlocks)
       carry_lines(f, task.index);
     } else {
       wait_count(f.carried + task.unit, f.plan.carries);
-      if (f.a.mask)
-        scan_tile<true>(f);
-      else
-        scan_tile<false>(f);
+      with_rule(rule_of(f.a), [&]<Rule R>() { scan_tile<R>(f); });
     }
   }
 }

@@ -13,25 +13,32 @@ struct Winner {
 };
 template <class A>
 GATEDRNN_DEVICE Winner<A> better(Winner<A> a, Winner<A> b) {
-  const bool keep = a.value >= b.value || a.value != a.value;
-  const bool take = b.value >= a.value || b.value != b.value;
-  return {maximum<ScalarMath<A>>(a.value, b.value), (keep ? a.bits : 0) | (take ? b.bits : 0)};
+  const bool keep = (a.value >= b.value) | (a.value != a.value);
+  const bool take = (b.value >= a.value) | (b.value != b.value);
+  return {maximum_of(a.value, b.value), (keep ? a.bits : 0) | (take ? b.bits : 0)};
 }
 
-// How directions are merged, with or without knowing the winners. Either operation commutes, so
-// that the order in which two passes reach a tile cannot be told from its bits.
-template <class A, bool Winners = true>
-struct MergeRule {
-  bool is_max;
-  GATEDRNN_DEVICE explicit MergeRule(bool is_max) : is_max(is_max) {}
-  GATEDRNN_DEVICE Winner<A> operator()(Winner<A> one, Winner<A> other) const {
-    if (!is_max) return {one.value + other.value, 0};
-    if constexpr (Winners)
-      return better(one, other);
-    else
-      return {maximum_of(one.value, other.value), 0};
-  }
-};
+// How directions are merged. Either operation commutes, so that the order in which two passes reach
+// a tile cannot be told from its bits.
+enum class Rule { kSum, kMax, kMaxWithWinners };
+GATEDRNN_DEVICE Rule rule_of(const ScanArgs& a) {
+  return a.merge != Merge::kMax ? Rule::kSum : a.mask ? Rule::kMaxWithWinners : Rule::kMax;
+}
+// Calls body with it as a constant.
+template <class Body>
+GATEDRNN_DEVICE void with_rule(Rule rule, const Body& body) {
+  if (rule == Rule::kSum)
+    body.template operator()<Rule::kSum>();
+  else if (rule == Rule::kMax)
+    body.template operator()<Rule::kMax>();
+  else
+    body.template operator()<Rule::kMaxWithWinners>();
+}
+template <Rule R, class A>
+GATEDRNN_DEVICE Winner<A> merged(Winner<A> one, Winner<A> other) {
+  if constexpr (R == Rule::kMaxWithWinners) return better(one, other);
+  return {R == Rule::kSum ? one.value + other.value : maximum_of(one.value, other.value), 0};
+}
 // Of the end result.
 template <class A>
 GATEDRNN_DEVICE A merge_scale(const ScanArgs& a) {
@@ -39,7 +46,8 @@ GATEDRNN_DEVICE A merge_scale(const ScanArgs& a) {
 }
 
 // The tiles of a pass, those of both axes or of the one that has a direction, as places in shared
-// memory: a function that is not inlined would not know of a pointer that it points there.
+// memory: a function that is not inlined would not know of a pointer that it points there. Where
+// there is one it stands for both: that changes no maximum.
 template <class A>
 struct PassMaps {
   int one, other;
@@ -47,11 +55,10 @@ struct PassMaps {
   unsigned one_bit, other_bit;
   GATEDRNN_DEVICE PassMaps(const int (&directions)[kAxes], const Pair<A>& h)
       : one(shared_offset(directions[0] >= 0 ? h[0] : h[1])),
-        other(shared_offset(h[1])),
+        other(shared_offset(directions[1] >= 0 ? h[1] : h[0])),
         both(directions[0] >= 0 && directions[1] >= 0),
         one_bit(1u << (directions[0] >= 0 ? directions[0] : directions[1])),
-        other_bit(both ? 1u << directions[1] : 0) {}
-  GATEDRNN_DEVICE A at(int map, int cell) const { return shared_at<A>(map)[cell]; }
+        other_bit(1u << (directions[1] >= 0 ? directions[1] : directions[0])) {}
 };
 
 // Writes a tile of one direction's map, of x's dtype.

@@ -40,6 +40,10 @@ template <class T>
 T load_shared_by_blocks(const T* p) {
   return *p;
 }
+template <class T>
+T* in_global_memory(T* p) {
+  return p;
+}
 inline int64_t sum_of(int64_t a, int64_t b) { return a + b; }
 inline bool asked_here(bool condition) { return condition; }
 inline void ask_for(const void*) {}
@@ -64,6 +68,14 @@ GATEDRNN_DEVICE int load_acquire(const int* p) {
 }
 GATEDRNN_DEVICE void store_release(int* p, int value) {
   asm volatile("st.release.gpu.global.s32 [%0], %1;" : : "l"(p), "r"(value) : "memory");
+}
+
+// Says so of a pointer whose origin a function that is not inlined cannot see: what it points to is
+// then moved by other instructions, which need not wait for those of shared memory.
+template <class T>
+GATEDRNN_DEVICE T* in_global_memory(T* p) {
+  __builtin_assume(__isGlobal(p));
+  return p;
 }
 
 // a + b. The compiler would make of repeated additions a multiplication, which costs a GPU twice as

@@ -96,10 +96,11 @@ __global__ void __launch_bounds__(kMergeThreads)
   const int64_t count = a.n * a.c * a.h * a.w;
   const int64_t i = int64_t{blockIdx.x} * kMergeThreads + threadIdx.x;
   if (i >= count) return;
-  const MergeRule<float> merge(a.merge == Merge::kMax);
   const float scale = merge_scale<float>(a);
   Winner<float> v{maps[i], 1};
-  for (int d = 1; d < a.directions; ++d) v = merge(v, {maps[d * count + i], 1u << d});
+  with_rule(rule_of(a), [&]<Rule R>() {
+    for (int d = 1; d < a.directions; ++d) v = merged<R>(v, {maps[d * count + i], 1u << d});
+  });
   with_storage<float>(a.dtype, [&](auto* type) {
     using S = std::remove_pointer_t<decltype(type)>;
     static_cast<S*>(a.y)[i] = to_storage<S>(v.value * scale);

@@ -78,6 +78,25 @@ GATEDRNN_DEVICE bool is_aligned(const S* p) {
   return reinterpret_cast<uintptr_t>(p) % (kPack * sizeof(S)) == 0;
 }
 
+// W values of a tile that lie `next` apart.
+template <int W, class A>
+GATEDRNN_DEVICE Pack<A, W> load_cells(const A* tile, int cell, int next) {
+  if (W > 1 && next == 1) return pack_at<W>(tile + cell);
+  Pack<A, W> pack;
+#pragma unroll
+  for (int k = 0; k < W; ++k) pack.values[k] = tile[cell + k * next];
+  return pack;
+}
+template <int W, class A>
+GATEDRNN_DEVICE void store_cells(A* tile, int cell, int next, const Pack<A, W>& pack) {
+  if (W > 1 && next == 1) {
+    pack_at<W>(tile + cell) = pack;
+    return;
+  }
+#pragma unroll
+  for (int k = 0; k < W; ++k) tile[cell + k * next] = pack.values[k];
+}
+
 // A thread's share of a copy: places one after another, `across` elements of memory apart. The
 // loads of the next N are all under way before the first is used: it is their number that hides the
 // latency of memory. Calls load(offset in memory) and use(the same, cell(i), what was loaded).
@@ -159,8 +178,9 @@ GATEDRNN_DEVICE void with_walk(const Team<Size>& team, const Task& t, int channe
 
 // Writes value(offset in the tile) to every element of a tile in a map.
 template <class T, class S, int Size, class Value>
-GATEDRNN_DEVICE void write_tile(const Team<Size>& team, const Task& t, const Strides& s, S* corner,
+GATEDRNN_DEVICE void write_tile(const Team<Size>& team, const Task& t, const Strides& s, S* to,
                                 const Value& value) {
+  S* const corner = in_global_memory(to);
   with_walk<T, T::kPacks>(team, t, t.channels, s, corner, [&]<int W>(int next, const auto& walk) {
     walk([](int64_t) { return false; },
          [&](int64_t at, int cell, bool) {
@@ -207,14 +227,16 @@ GATEDRNN_DEVICE void read_map(const Team<Size>& team, const TilePlan& p, const T
   const A limit = norm == GateNorm::kClamp ? A(1) : A(INFINITY);
   with_storage<A>(dtype, [&](auto* type) {
     using S = std::remove_pointer_t<decltype(type)>;
-    const S* const from = static_cast<const S*>(map) + corner;
+    const S* const from = in_global_memory(static_cast<const S*>(map) + corner);
     const int channels = has_channels ? t.channels : 1;
     with_walk<T, T::kPacks>(team, t, channels, s, from, [&]<int W>(int next, const auto& walk) {
       walk([&](int64_t at) { return pack_at<W>(from + at); },
            [&](int64_t, int cell, const Pack<S, W>& pack) {
+             Pack<A, W> values;
 #pragma unroll
              for (int k = 0; k < W; ++k)
-               tile[cell + k * next] = within(to_state<A>(pack.values[k]), limit);
+               values.values[k] = within(to_state<A>(pack.values[k]), limit);
+             store_cells(tile, cell, next, values);
            });
       // Apart, each by the thread that has written it.
       if (is_smooth(norm)) smoothen<W>(walk, norm, next, tile);
@@ -256,8 +278,10 @@ GATEDRNN_DEVICE void load_inputs(const Team<Size>& team, const TilePlan& p, cons
     bool done = false;
     with_storage<A>(a.dtype, [&](auto* type) {
       using S = std::remove_pointer_t<decltype(type)>;
-      const S* const x_from = static_cast<const S*>(a.x) + tile_corner(p, t, a.x_strides, 0, t.c0);
-      const S* const g_from = static_cast<const S*>(a.g) + tile_corner(p, t, a.g_strides, 0, t.c0);
+      const S* const x_from =
+          in_global_memory(static_cast<const S*>(a.x) + tile_corner(p, t, a.x_strides, 0, t.c0));
+      const S* const g_from =
+          in_global_memory(static_cast<const S*>(a.g) + tile_corner(p, t, a.g_strides, 0, t.c0));
       if (is_aligned(x_from) != is_aligned(g_from)) return;
       done = true;
       with_walk<T, T::kPacks>(
@@ -267,11 +291,14 @@ GATEDRNN_DEVICE void load_inputs(const Team<Size>& team, const TilePlan& p, cons
             };
             walk([&](int64_t at) { return Both{pack_at<W>(x_from + at), pack_at<W>(g_from + at)}; },
                  [&](int64_t, int cell, const Both& both) {
+                   Pack<A, W> values, bounded;
 #pragma unroll
                    for (int k = 0; k < W; ++k) {
-                     x[cell + k * next] = to_state<A>(both.x.values[k]);
-                     gates[cell + k * next] = within(to_state<A>(both.g.values[k]), limit);
+                     values.values[k] = to_state<A>(both.x.values[k]);
+                     bounded.values[k] = within(to_state<A>(both.g.values[k]), limit);
                    }
+                   store_cells(x, cell, next, values);
+                   store_cells(gates, cell, next, bounded);
                  });
             if (is_smooth(a.gate_norm)) smoothen<W>(walk, a.gate_norm, next, gates);
           });

@@ -16,27 +16,28 @@ GATEDRNN_INLINE bool passes_meet(const ScanArgs& a, const TilePlan& p) {
 template <class A>
 struct MergedTile {
   void* result;  // its corner; on a first visit that of the share
-  const A* share;
+  A* share;
   uint8_t* mask;
   Dtype dtype;
-  bool is_max;
   A scale;
 };
 
 // Writes what the directions of one pass say of a tile, and what the other has said before.
-template <class T, bool Winners, bool Second>
+template <class T, Rule R, bool Second>
 GATEDRNN_PART void write_merged(const MergedTile<typename T::Value>& given, const Strides& strides,
                                 const PassMaps<typename T::Value>& given_maps) {
   using A = typename T::Value;
+  constexpr bool has_winners = R == Rule::kMaxWithWinners;
   // In registers: as far as the compiler knows, a store could change what was given.
   const MergedTile<A> tile = given;
   const PassMaps<A> maps = given_maps;
   const Task t = task_slot().task;
+  const A* const share = in_global_memory(tile.share);
   with_storage<A>(tile.dtype, [&](auto* type) {
     using S = std::remove_pointer_t<decltype(type)>;
-    S* const result = static_cast<S*>(tile.result);
+    S* const result = in_global_memory(static_cast<S*>(tile.result));
     with_walk<T, T::kPacks>(
-        whole_block<T>(), t, t.channels, strides, result, [&]<int W>(int next, auto walk) {
+        whole_block<T>(), t, t.channels, strides, result, [&]<int W>(int next, const auto& walk) {
           struct Before {
             Pack<A, W> value;
             Pack<uint8_t, W> winners;
@@ -44,27 +45,30 @@ GATEDRNN_PART void write_merged(const MergedTile<typename T::Value>& given, cons
           walk(
               [&](int64_t at) {
                 Before before{};
-                if (Second) before.value = load_shared_by_blocks(&pack_at<W>(tile.share + at));
-                if (Second && Winners)
+                if (Second) before.value = load_shared_by_blocks(&pack_at<W>(share + at));
+                if (Second && has_winners)
                   before.winners = load_shared_by_blocks(&pack_at<W>(tile.mask + at));
                 return before;
               },
               [&](int64_t at, int cell, const Before& before) {
+                const Pack<A, W> one = load_cells<W>(shared_at<A>(maps.one), cell, next);
+                const Pack<A, W> other = load_cells<W>(shared_at<A>(maps.other), cell, next);
                 Pack<S, W> values;
                 Pack<uint8_t, W> winners;
-                const bool both = asked_here(maps.both);
-                const MergeRule<A, Winners> merge(asked_here(tile.is_max));
 #pragma unroll
-                for (int k = 0; k < W; ++k, cell += next) {
-                  Winner<A> v{maps.at(maps.one, cell), maps.one_bit};
-                  if (both) v = merge(v, {maps.at(maps.other, cell), maps.other_bit});
+                for (int k = 0; k < W; ++k) {
+                  Winner<A> v{one.values[k], maps.one_bit};
+                  if (R != Rule::kSum || asked_here(maps.both))
+                    v = merged<R>(v, {other.values[k], maps.other_bit});
                   if (Second)
-                    v = merge(v, {before.value.values[k], Winners ? before.winners.values[k] : 0u});
-                  values.values[k] = to_storage<S>(v.value * tile.scale);
+                    v = merged<R>(
+                        v, {before.value.values[k], has_winners ? before.winners.values[k] : 0u});
+                  values.values[k] =
+                      to_storage<S>(R == Rule::kSum ? v.value * tile.scale : v.value);
                   winners.values[k] = static_cast<uint8_t>(v.bits);
                 }
                 pack_at<W>(result + at) = values;
-                if (Winners) pack_at<W>(tile.mask + at) = winners;
+                if (has_winners) pack_at<W>(in_global_memory(tile.mask + at)) = winners;
               });
         });
   });
@@ -129,18 +133,13 @@ GATEDRNN_PART void write_tiles(const WavefrontParams<A>& f) {
   const bool first = t.visit == kFirst, second = t.visit == kSecond;
   const MergedTile<A> tile{first ? static_cast<void*>(f.share + corner)
                                  : static_cast<char*>(a.y) + corner * bytes_of(a.dtype),
-                           f.share + corner,
-                           a.mask + corner,
-                           first ? state_dtype<A>() : a.dtype,
-                           a.merge == Merge::kMax,
+                           f.share + corner, a.mask + corner, first ? state_dtype<A>() : a.dtype,
                            first ? A(1) : merge_scale<A>(a)};
   const PassMaps<A> maps(f.p.direction[t.pass], h);
-  if (a.mask)
-    second ? write_merged<T, true, true>(tile, a.y_strides, maps)
-           : write_merged<T, true, false>(tile, a.y_strides, maps);
-  else
-    second ? write_merged<T, false, true>(tile, a.y_strides, maps)
-           : write_merged<T, false, false>(tile, a.y_strides, maps);
+  with_rule(rule_of(a), [&]<Rule R>() {
+    second ? write_merged<T, R, true>(tile, a.y_strides, maps)
+           : write_merged<T, R, false>(tile, a.y_strides, maps);
+  });
 }
 
 // A block owns a tile at a time. Loads and stores run along whichever axis of a map is contiguous.
