@@ -79,6 +79,7 @@ struct Task {
 
 struct TilePlan {
   int side, channels;  // of a tile: pixels, channels
+  int pitch;           // columns from one tile to the next: `side`, but for chunks.cu
   int64_t height, width, all_channels;
   int tile_rows, tile_columns, channel_tiles, units;
   int group;  // units that advance together; the next ones follow when these are through
@@ -172,6 +173,7 @@ inline TilePlan plan_tiles(const ScanArgs& a, int side, int channels) {
   TilePlan p{};
   p.side = side;
   p.channels = channels;
+  p.pitch = side;
   p.height = a.h, p.width = a.w, p.all_channels = a.c;
   const int64_t rows = ceil_div(a.h, side), columns = ceil_div(a.w, side);
   const int64_t channel_tiles = ceil_div(a.c, channels), units = a.n * channel_tiles;

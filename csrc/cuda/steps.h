@@ -174,6 +174,7 @@ struct Steps {
   // Rows of the weight for a thread's channels.
   struct Weights {
     A w[R][K], bias[R];
+    Weights() = default;
     GATEDRNN_DEVICE Weights(const ScanArgs& a, const Task& t, int d, const Lane& lane) {
       const A* const weight = static_cast<const A*>(a.weight) + (d * a.c + t.c0) * K;
       const A* const b = static_cast<const A*>(a.bias);

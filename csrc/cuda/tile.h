@@ -56,7 +56,7 @@ GATEDRNN_DEVICE void meet() {
 GATEDRNN_DEVICE int64_t tile_corner(const TilePlan& p, const Task& t, const Strides& s, int64_t d,
                                     int64_t c) {
   return t.n * s.n + d * s.d + c * s.c + int64_t{t.cell.row} * p.side * s.h +
-         int64_t{t.cell.column} * p.side * s.w;
+         int64_t{t.cell.column} * p.pitch * s.w;
 }
 
 // W elements of a map or of a tile, moved by one instruction.
@@ -116,11 +116,14 @@ GATEDRNN_DEVICE void walk_places(int64_t begin, int64_t across, int count, const
       if (Whole || first + k < count) values[k] = load(at);
       at = sum_of(at, across);
     }
+    const int64_t next = at;
+    at = begin;
 #pragma unroll
     for (int k = 0; k < together; ++k) {
-      if (Whole || first + k < count) use(begin, cell(first + k), values[k]);
-      begin = sum_of(begin, across);
+      if (Whole || first + k < count) use(at, cell(first + k), values[k]);
+      at = sum_of(at, across);
     }
+    begin = next;
   }
 }
 

@@ -74,7 +74,7 @@ GATEDRNN_DEVICE S to_storage(A v) {
     return v;
 }
 
-GATEDRNN_DEVICE int bytes_of(Dtype dtype) {
+GATEDRNN_INLINE int bytes_of(Dtype dtype) {
   return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2;
 }
 

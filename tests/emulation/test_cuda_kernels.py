@@ -200,20 +200,44 @@ def test_layer_runs_on_the_kernels():
         assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("dtype", [F32, BF16])
+@pytest.mark.parametrize(
+    ("shape", "gate_layout"),
+    [
+        ((2, 3, 17, 128), "contiguous"),
+        ((1, 9, 5, 256), "contiguous"),
+        ((1, 2, 33, 384), "contiguous"),
+        ((1, 3, 16, 128), "channels_last"),
+    ],
+)
+def test_rows_in_pieces_match_reference(check_all, shape, gate_layout, dtype):
+    # Of dense maps as wide as eight tiles, or a multiple of that, a task has pieces of one channel.
+    check_all(shape=shape, block=1, dtype=dtype, g_layout=gate_layout)
+    check_all(shape=shape, block=1, dtype=dtype, merge="sum", bias=False, gate_norm="tanh")
+    for directions in (DIRECTIONS[1:2], DIRECTIONS[::2], DIRECTIONS[1:]):
+        check_all(shape=shape, block=1, dtype=dtype, directions=directions)
+
+
+@pytest.mark.parametrize("width", [110, 128])
+@pytest.mark.parametrize("upright", [False, True])
 @pytest.mark.parametrize(
     ("w", "first", "g", "closed"),
     [(100, 1e-20, 1, 0), (-100, 1e-20, 1, 1e-30), (0.9, float("inf"), 0.03, 0.03)],
 )
-def test_chunks_say_nan_or_infinity_only_where_the_loop_does(w, first, g, closed):
+def test_chunks_say_nan_or_infinity_only_where_the_loop_does(w, first, g, closed, width, upright):
     # What a chunk multiplies its first state with may overflow, or underflow beside infinity.
-    x, gate = torch.zeros(1, 1, 40, 110), torch.full((1, 1, 40, 110), float(g))
-    x[..., 31 if first != float("inf") else 3] = first
-    gate[..., 56] = closed
-    weight = torch.full((1, 1, 1), float(w))
-    options = dict(directions=("left_to_right", "top_to_bottom"), merge=None)
-    weight = weight.expand(2, 1, 1).contiguous()
-    ours, loop = (f(x, gate, weight, **options) for f in (spatial_gated_rnn, reference))
-    torch.testing.assert_close(ours, loop, equal_nan=True)
+    shape = (1, 1, 72, width) if upright else (1, 1, 40, width)
+    x, gate = torch.zeros(shape), torch.full(shape, float(g))
+    row, column = (x.mT, gate.mT) if upright else (x, gate)
+    row[..., 31 if first != float("inf") else 3] = first
+    column[..., 56] = closed
+    for directions in (("left_to_right", "top_to_bottom"), DIRECTIONS[:1], DIRECTIONS[2:3]):
+        # Maps of single directions may be read in pieces.
+        merge = "max" if len(directions) == 1 else None
+        weight = torch.full((len(directions), 1, 1), float(w))
+        options = dict(directions=directions, merge=merge)
+        ours, loop = (f(x, gate, weight, **options) for f in (spatial_gated_rnn, reference))
+        torch.testing.assert_close(ours, loop, equal_nan=True)
 
 
 @pytest.mark.parametrize("gate_channels", [1, 20])
