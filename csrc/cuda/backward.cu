@@ -296,7 +296,7 @@ GATEDRNN_PART void scan_tiles(const BackwardParams<A>& f) {
   if (d >= 0) border = Border<A>::of(f.p, t, f.states.states[d], axis, t.from_end);
   border.out = nullptr;  // they are there
   T::scan(f.a, t, d, Path::of<T::kSide>(t, axis),
-          ScanTiles<A>{tiles.x, tiles.g[axis], tiles.h[axis]}, border);
+          ScanTiles<A>{tiles.x, tiles.g[axis], tiles.h[axis]}, border, [] {});
 }
 
 // Weights' sums are kept in registers and added up over a warp (steps.h).
@@ -323,7 +323,7 @@ GATEDRNN_PART void adjoint_tiles(const BackwardParams<A>& f) {
   T::adjoint(f.a, t, d, Path::of<T::kSide>(along, axis),
              AdjointTiles<A>{tiles.g[axis], tiles.h[axis], tiles.e[axis], tiles.dx[axis],
                              tiles.dg[axis], sums},
-             states, border);
+             states, border, [&] { wait_upstream<T>(f.p, t, f.flags, t.from_end); });
 }
 
 // A block owns a tile at a time, as in the wavefront kernel, whose threads and tiles these are;
@@ -341,7 +341,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kAdjointBlocks)
     meet<T>();
     load_gradients<A, T>(f);
     tickets.look_ahead();
-    wait_upstream<T>(f.p, t, f.flags, t.from_end);
+    meet<T>();
     ask_for_next_tiles<A, T>(f);
     adjoint_tiles<A, T>(f);
     finish_states<T>(f.p, t, f.flags);

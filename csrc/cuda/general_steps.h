@@ -57,9 +57,11 @@ struct Steps<A, 0, Side, 0> {
     return t.rows > t.columns ? t.rows : t.columns;
   }
 
-  template <class Border>
+  template <class Border, class Ready>
   static GATEDRNN_DEVICE void scan(const ScanArgs& a, const Task& t, int d, const Path& path,
-                                   const ScanTiles<A>& s, const Border& border) {
+                                   const ScanTiles<A>& s, const Border& border,
+                                   const Ready& ready) {
+    ready();
     const A* const w = static_cast<const A*>(a.weight) + (d * a.c + t.c0) * t.channels;
     const A* const b = a.bias ? static_cast<const A*>(a.bias) + d * a.c + t.c0 : nullptr;
     for_each_state(t, path, d, [&](int line, int c) {
@@ -80,9 +82,11 @@ struct Steps<A, 0, Side, 0> {
     }
   }
 
+  template <class Ready>
   static GATEDRNN_DEVICE void adjoint(const ScanArgs& a, const Task& t, int d, const Path& path,
                                       const AdjointTiles<A>& s, const Border<A>&,
-                                      const Border<A>& border) {
+                                      const Border<A>& border, const Ready& ready) {
+    ready();
     const A* const w = static_cast<const A*>(a.weight) + (d * a.c + t.c0) * t.channels;
     const A* const b = a.bias ? static_cast<const A*>(a.bias) + d * a.c + t.c0 : nullptr;
     for_each_state(t, path, d, [&](int line, int c) {

@@ -237,15 +237,18 @@ struct Steps {
           all[m * R + r] = m == 0 ? own[r] : __shfl_xor_sync(0xffffffff, own[r], m);
   }
 
-  // h of every pixel, Eq. (3). All threads of a block; those of an axis without a direction
-  // (d < 0) have nothing to do.
-  template <class Border>
+  // h of every pixel, Eq. (3). For all threads of a block; those of an axis without a direction
+  // (d < 0) have nothing to do. ready() is called by all of them before the states at the border
+  // are read, and after all that does not depend on it.
+  template <class Border, class Ready>
   static GATEDRNN_DEVICE void scan(const ScanArgs& a, const Task& t, int d, const Path& path,
-                                   const ScanTiles<A>& s, const Border& border) {
-    if (d < 0) return;
+                                   const ScanTiles<A>& s, const Border& border,
+                                   const Ready& ready) {
     Lane lane;
-    lane.is_there = lane.line < path.lines;
-    scan(a, path, s, border, lane, Weights(a, t, d, lane));
+    lane.is_there = d >= 0 && lane.line < path.lines;
+    const Weights w(a, t, d < 0 ? 0 : d, lane);
+    ready();
+    if (d >= 0) scan(a, path, s, border, lane, w);
   }
   template <class Border>
   static GATEDRNN_DEVICE void scan(const ScanArgs& a, const Path& path, const ScanTiles<A>& s,
@@ -273,15 +276,19 @@ struct Steps {
   }
 
   // The adjoint, against the direction, whose path is given. After scan(), with the tile's h in
-  // place and its states at the border.
+  // place and the states that entered it at the border.
+  template <class Ready>
   static GATEDRNN_DEVICE void adjoint(const ScanArgs& a, const Task& t, int d, const Path& path,
                                       const AdjointTiles<A>& s, const Border<A>& states,
-                                      const Border<A>& border) {
-    if (kThreads > 32 && d < 0) return;  // else lanes of both axes meet below
+                                      const Border<A>& border, const Ready& ready) {
     Lane lane;
     lane.is_there = d >= 0 && lane.line < path.lines;
-    A sums[kSums] = {};
-    if (kSplits > 1 || lane.is_there) adjoint(a, t, d, path, s, states, border, lane, sums);
+    const Weights w(a, t, d < 0 ? 0 : d, lane);
+    A entry[R], sums[kSums] = {};
+    enter(states, lane, entry);
+    ready();
+    if (kThreads > 32 && d < 0) return;  // else lanes of both axes meet below
+    if (kSplits > 1 || lane.is_there) adjoint(a, path, s, border, lane, w, entry, sums);
     // The lines of a warp are summed in the order of a tree; every warp has a slot of its own.
     share_sums<kLinesPerWarp, kSplits>(sums);
     if (d < 0 || s.sums == nullptr) return;
@@ -300,13 +307,11 @@ struct Steps {
   // A line's sums of dweight and dbias, and zeros up to a multiple of its lines.
   static constexpr int kSums = (R * (K + 1) + kLinesPerWarp - 1) / kLinesPerWarp * kLinesPerWarp;
 
-  static GATEDRNN_DEVICE void adjoint(const ScanArgs& a, const Task& t, int d, const Path& path,
-                                      const AdjointTiles<A>& s, const Border<A>& states,
-                                      const Border<A>& border, const Lane& lane, A (&sums)[kSums]) {
-    const Weights w(a, t, d, lane);
-    A e[R], entry[R], here_h[R] = {}, xi[R] = {}, g[R] = {};
+  static GATEDRNN_DEVICE void adjoint(const ScanArgs& a, const Path& path, const AdjointTiles<A>& s,
+                                      const Border<A>& border, const Lane& lane, const Weights& w,
+                                      const A (&entry)[R], A (&sums)[kSums]) {
+    A e[R], here_h[R] = {}, xi[R] = {}, g[R] = {};
     enter(border, lane, e);
-    enter(states, lane, entry);
     const auto fetch = [&](int at) {
       get(s.dx, at, xi);
       get(s.g, at, g);

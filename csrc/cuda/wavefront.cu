@@ -114,7 +114,8 @@ GATEDRNN_PART void scan_tiles(const WavefrontParams<A>& f) {
   const ScanTiles<A> own{tiles.x, tiles.g[axis], tiles.h[axis]};
   Border<A> border{};
   if (d >= 0) border = Border<A>::of(f.p, t, f.borders.states[d], axis, t.from_end);
-  T::scan(f.a, t, d, Path::of<T::kSide>(t, axis), own, border);
+  T::scan(f.a, t, d, Path::of<T::kSide>(t, axis), own, border,
+          [&] { wait_upstream<T>(f.p, t, f.flags, t.from_end); });
 }
 
 template <class A, class T>
@@ -154,7 +155,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kScanBlocks)
     const Task& t = task_slot().task;
     load_tiles<A, T>(f);
     tickets.look_ahead();
-    wait_upstream<T>(f.p, t, f.flags, t.from_end);
+    meet<T>();
     ask_for_next_tiles<A, T>(f);
     scan_tiles<A, T>(f);
     finish_states<T>(f.p, t, f.flags);
