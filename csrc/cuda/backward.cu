@@ -128,16 +128,14 @@ GATEDRNN_DEVICE void differentiate_gate_norm(const BackwardParams<A>& f, const T
   if (a.gate_norm != GateNorm::kClamp) {
     with_walk<T, T::kPacks>(
         team, t, gates_of_pixel, a.g_strides, gates, [&]<int W>(int next, const auto& walk) {
-          walk([](int64_t) { return false; },
-               [&](int64_t, int cell, bool) {
+          walk(NoLoad(), [&](int64_t, int cell, bool) {
 #pragma unroll 1
-                 for (int k = 0; k < W; ++k, cell += next) {
-                   const A gate = gates[cell];
-                   const A slope =
-                       a.gate_norm == GateNorm::kTanh ? 1 - gate * gate : gate * (1 - gate);
-                   scale(cell, [slope](A v) { return v * slope; });
-                 }
-               });
+            for (int k = 0; k < W; ++k, cell += next) {
+              const A gate = gates[cell];
+              const A slope = a.gate_norm == GateNorm::kTanh ? 1 - gate * gate : gate * (1 - gate);
+              scale(cell, [slope](A v) { return v * slope; });
+            }
+          });
         });
     return;
   }

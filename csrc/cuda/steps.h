@@ -197,7 +197,7 @@ struct Steps {
       }
     }
     // The first of those inputs that channel r mixes.
-    static constexpr int inputs_of(int r) { return K > R ? 0 : r / K * K; }
+    static GATEDRNN_INLINE constexpr int inputs_of(int r) { return K > R ? 0 : r / K * K; }
     // bias + w v.
     GATEDRNN_DEVICE void product(const A (&v)[kInputs], A (&u)[R]) const {
 #pragma unroll

@@ -97,13 +97,18 @@ GATEDRNN_DEVICE void store_cells(A* tile, int cell, int next, const Pack<A, W>& 
   for (int k = 0; k < W; ++k) tile[cell + k * next] = pack.values[k];
 }
 
+// For walk_places: nothing is loaded.
+struct NoLoad {
+  GATEDRNN_DEVICE bool operator()(int64_t) const { return false; }
+};
+
 // A thread's share of a copy: places one after another, `across` elements of memory apart. The
 // loads of the next N are all under way before the first is used: it is their number that hides the
 // latency of memory. Calls load(offset in memory) and use(the same, cell(i), what was loaded).
 template <int N, int Count, bool Whole, class Cell, class Load, class Use>
 GATEDRNN_DEVICE void walk_places(int64_t begin, int64_t across, int count, const Cell& cell,
                                  const Load& load, const Use& use) {
-  constexpr int together = N < Count ? N : Count;
+  constexpr int most = std::is_same_v<Load, NoLoad> ? 2 : N, together = most < Count ? most : Count;
 #pragma unroll 1
   for (int first = 0; first < Count; first += together) {
     if (!Whole && first >= count) break;
@@ -173,7 +178,7 @@ GATEDRNN_DEVICE void with_walk(const Team<Size>& team, const Task& t, int channe
     for (int c = deep ? a : b; c < channels; c += deep ? inner : outer)
 #pragma unroll 1
       for (int i = deep ? b : a; i < (down ? t.rows : t.columns); i += deep ? outer : side)
-        walk_places<2 * Packs, side, false>(
+        walk_places<Packs, side, false>(
             c * s.c + i * (down ? s.h : s.w), down ? s.w : s.h, down ? t.columns : t.rows,
             [&](int k) { return down ? T::cell(i, k, c) : T::cell(k, i, c); }, load, use);
   });
@@ -185,13 +190,12 @@ GATEDRNN_DEVICE void write_tile(const Team<Size>& team, const Task& t, const Str
                                 const Value& value) {
   S* const corner = in_global_memory(to);
   with_walk<T, T::kPacks>(team, t, t.channels, s, corner, [&]<int W>(int next, const auto& walk) {
-    walk([](int64_t) { return false; },
-         [&](int64_t at, int cell, bool) {
-           Pack<S, W> pack;
+    walk(NoLoad(), [&](int64_t at, int cell, bool) {
+      Pack<S, W> pack;
 #pragma unroll
-           for (int k = 0; k < W; ++k) pack.values[k] = value(cell + k * next);
-           pack_at<W>(corner + at) = pack;
-         });
+      for (int k = 0; k < W; ++k) pack.values[k] = value(cell + k * next);
+      pack_at<W>(corner + at) = pack;
+    });
   });
 }
 
@@ -205,11 +209,10 @@ GATEDRNN_INLINE bool is_smooth(GateNorm norm) {
 }
 template <int W, class Walk, class A>
 GATEDRNN_DEVICE void smoothen(const Walk& walk, GateNorm norm, int next, A* tile) {
-  walk([](int64_t) { return false; },
-       [&](int64_t, int cell, bool) {
+  walk(NoLoad(), [&](int64_t, int cell, bool) {
 #pragma unroll 1
-         for (int k = 0; k < W; ++k, cell += next) tile[cell] = smooth_gate(norm, tile[cell]);
-       });
+    for (int k = 0; k < W; ++k, cell += next) tile[cell] = smooth_gate(norm, tile[cell]);
+  });
 }
 
 // A pixel's gate for all of its channels, of which the first is there.
@@ -245,8 +248,7 @@ GATEDRNN_DEVICE void read_map(const Team<Size>& team, const TilePlan& p, const T
       if (is_smooth(norm)) smoothen<W>(walk, norm, next, tile);
       if constexpr (W == 1)
         if (!has_channels)
-          walk([](int64_t) { return false; },
-               [&](int64_t, int cell, bool) { spread<T>(t, tile, cell); });
+          walk(NoLoad(), [&](int64_t, int cell, bool) { spread<T>(t, tile, cell); });
     });
   });
 }

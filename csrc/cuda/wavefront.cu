@@ -42,34 +42,36 @@ GATEDRNN_PART void write_merged(const MergedTile<typename T::Value>& given, cons
             Pack<A, W> value;
             Pack<uint8_t, W> winners;
           };
-          walk(
-              [&](int64_t at) {
-                Before before{};
-                if (Second) before.value = load_shared_by_blocks(&pack_at<W>(share + at));
-                if (Second && has_winners)
-                  before.winners = load_shared_by_blocks(&pack_at<W>(tile.mask + at));
-                return before;
-              },
-              [&](int64_t at, int cell, const Before& before) {
-                const Pack<A, W> one = load_cells<W>(shared_at<A>(maps.one), cell, next);
-                const Pack<A, W> other = load_cells<W>(shared_at<A>(maps.other), cell, next);
-                Pack<S, W> values;
-                Pack<uint8_t, W> winners;
+          const auto write = [&](int64_t at, int cell, const Before& before) {
+            const Pack<A, W> one = load_cells<W>(shared_at<A>(maps.one), cell, next);
+            const Pack<A, W> other = load_cells<W>(shared_at<A>(maps.other), cell, next);
+            Pack<S, W> values;
+            Pack<uint8_t, W> winners;
 #pragma unroll
-                for (int k = 0; k < W; ++k) {
-                  Winner<A> v{one.values[k], maps.one_bit};
-                  if (R != Rule::kSum || asked_here(maps.both))
-                    v = merged<R>(v, {other.values[k], maps.other_bit});
-                  if (Second)
-                    v = merged<R>(
-                        v, {before.value.values[k], has_winners ? before.winners.values[k] : 0u});
-                  values.values[k] =
-                      to_storage<S>(R == Rule::kSum ? v.value * tile.scale : v.value);
-                  winners.values[k] = static_cast<uint8_t>(v.bits);
-                }
-                pack_at<W>(result + at) = values;
-                if (has_winners) pack_at<W>(in_global_memory(tile.mask + at)) = winners;
-              });
+            for (int k = 0; k < W; ++k) {
+              Winner<A> v{one.values[k], maps.one_bit};
+              if (R != Rule::kSum || asked_here(maps.both))
+                v = merged<R>(v, {other.values[k], maps.other_bit});
+              if (Second)
+                v = merged<R>(
+                    v, {before.value.values[k], has_winners ? before.winners.values[k] : 0u});
+              values.values[k] = to_storage<S>(R == Rule::kSum ? v.value * tile.scale : v.value);
+              winners.values[k] = static_cast<uint8_t>(v.bits);
+            }
+            pack_at<W>(result + at) = values;
+            if (has_winners) pack_at<W>(in_global_memory(tile.mask + at)) = winners;
+          };
+          if constexpr (Second)
+            walk(
+                [&](int64_t at) {
+                  Before before{load_shared_by_blocks(&pack_at<W>(share + at)), {}};
+                  if (has_winners)
+                    before.winners = load_shared_by_blocks(&pack_at<W>(tile.mask + at));
+                  return before;
+                },
+                write);
+          else
+            walk(NoLoad(), [&](int64_t at, int cell, bool) { write(at, cell, Before{}); });
         });
   });
 }
