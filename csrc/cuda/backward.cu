@@ -225,12 +225,10 @@ struct BackwardTiles {
       dg = {rest, tile}, e = {rest + 2 * tile, tile};
       rest += 4 * tile;
     }
-    g = {rest, f.a.gate_directions ? tile : 0};
+    g = {rest, f.a.gate_directions ? gate_size<T>(f.p, f.a) : 0};
     if (f.a.dg == nullptr) dg = {nullptr, 0};
   }
-  static size_t bytes(const ScanArgs& a) {
-    return shared_bytes<T>(a, (T::kInPlace ? 4 : 8) + (a.gate_directions ? 2 : 1));
-  }
+  static size_t bytes(const ScanArgs& a) { return shared_bytes<T>(a, T::kInPlace ? 4 : 8); }
 };
 
 template <class A, class T>
@@ -294,7 +292,8 @@ GATEDRNN_PART void scan_tiles(const BackwardParams<A>& f) {
   if (d >= 0) border = Border<A>::of(f.p, t, f.states.states[d], axis, t.from_end);
   border.out = nullptr;  // they are there
   T::scan(f.a, t, d, Path::of<T::kSide>(t, axis),
-          ScanTiles<A>{tiles.x, tiles.g[axis], tiles.h[axis]}, border, [] {});
+          ScanTiles<A>{tiles.x, tiles.g[axis], f.a.gate_channels ? T::kPixels : 0, tiles.h[axis]},
+          border, [] {});
 }
 
 // Weights' sums are kept in registers and added up over a warp (steps.h).
@@ -319,8 +318,8 @@ GATEDRNN_PART void adjoint_tiles(const BackwardParams<A>& f) {
   Task along = t;  // the way of the directions
   along.from_end = !t.from_end;
   T::adjoint(f.a, t, d, Path::of<T::kSide>(along, axis),
-             AdjointTiles<A>{tiles.g[axis], tiles.h[axis], tiles.e[axis], tiles.dx[axis],
-                             tiles.dg[axis], sums},
+             AdjointTiles<A>{tiles.g[axis], f.a.gate_channels ? T::kPixels : 0, tiles.h[axis],
+                             tiles.e[axis], tiles.dx[axis], tiles.dg[axis], sums},
              states, border, [&] { wait_upstream<T>(f.p, t, f.flags, t.from_end); });
 }
 

@@ -85,12 +85,12 @@ struct ChunkTiles {
   GATEDRNN_DEVICE explicit ChunkTiles(const ScanArgs& a) {
     constexpr int tile = T::kTile;
     x = shared_at<float>(kTilesBegin);
-    g = {x + tile, a.gate_directions ? 3 * tile : 0};
-    h = {x + 2 * tile, tile};
-    winners = {reinterpret_cast<uint8_t*>(g[1] + (a.gate_directions ? tile : 3 * tile)), tile};
+    h = {x + tile, tile};
+    g = {x + 3 * tile, a.gate_directions ? tile : 0};
+    winners = {reinterpret_cast<uint8_t*>(g[1] + tile), tile};
   }
   static size_t bytes(const ScanArgs& a) {
-    return shared_bytes<T>(a, a.gate_directions ? 5 : 4) + (a.mask ? 2 * T::kTile : 0);
+    return shared_bytes<T>(a, 3) + (a.mask ? 2 * T::kTile : 0);
   }
 };
 

@@ -25,13 +25,14 @@ struct WavefrontParams {
   TilePlan p;
   Flags flags;
   Borders<A> borders;
-  A* share;  // what the first pass leaves of y for the second, laid out as y
+  // What the first pass leaves of y for the second, laid out as y: of x's dtype for a maximum,
+  // which rounding does not change, else of the state's.
+  void* share;
 };
-// Shared memory: x, g, h for rows and for columns, and another g where axes have gates of their
-// own.
+// Shared memory: x, h for rows and for columns, g.
 template <class T>
 size_t wavefront_bytes(const ScanArgs& a) {
-  return shared_bytes<T>(a, a.gate_directions ? 5 : 4);
+  return shared_bytes<T>(a, 3);
 }
 template <class T>
 void launch_wavefront(WavefrontParams<typename T::Value> params, cudaStream_t stream);

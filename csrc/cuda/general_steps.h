@@ -19,6 +19,7 @@ struct Steps<A, 0, Side, 0> {
   static constexpr bool kSumsInChains = true;
   static constexpr int kSumsPerTile = 1;
   static constexpr bool kInPlace = false;
+  static constexpr bool kSpreadsGates = false;
   static constexpr int kScanBlocks = 2, kAdjointBlocks = 2;
   // A tile is [channel][row][column], with a column and a row to spare: a warp's lanes, which are
   // lines, meet different banks whether these are rows or columns, and all need the same weight.
@@ -48,6 +49,9 @@ struct Steps<A, 0, Side, 0> {
     return i < 0 || i >= path.length ? line * kStride + Side
                                      : path.template cell<Steps>(line, i, 0);
   }
+  static GATEDRNN_DEVICE int gate_at(const Path& path, int step, int line, int i, int c) {
+    return c * step + place(path, line, i);
+  }
   static GATEDRNN_DEVICE A product(const A* w, int64_t step, const A* states, int count, A sum) {
 #pragma unroll 4
     for (int k = 0; k < count; ++k) sum += w[k * step] * states[k * kPixels];
@@ -75,7 +79,8 @@ struct Steps<A, 0, Side, 0> {
         const int at = c * kPixels + place(path, line, i);
         const A u = product(w + c * t.channels, 1, s.h + place(path, line, i - 1), t.channels,
                             b ? b[c] : A(0));
-        const A h = activated(a.nonlinearity, s.x[at], s.g[at], u);
+        const A h =
+            activated(a.nonlinearity, s.x[at], s.g[gate_at(path, s.gate_step, line, i, c)], u);
         s.h[at] = h;
         if (i == path.length - 1) border.leave(line * t.channels + c, Pack<A, 1>{h});
       });
@@ -102,7 +107,7 @@ struct Steps<A, 0, Side, 0> {
         const A back = product(w + c, t.channels, s.e + place(path, line, i + 1), t.channels, A(0));
         const A delta =
             activation_backward<ScalarMath<A>>(a.nonlinearity, s.h[at], s.dx[at] + back);
-        const A e = s.g[at] * delta;
+        const A e = s.g[gate_at(path, s.gate_step, line, i, c)] * delta;
         s.e[at] = e;
         s.dx[at] = delta;
         if (s.dg)

@@ -45,12 +45,15 @@ inline Flags take_flags(Workspace& workspace, const TilePlan& p, cudaStream_t st
   return Flags::at(memory, p);
 }
 
-// Shared memory: what a block says of its task, then tiles.
+// Shared memory: what a block says of its task, then tiles, and then those of gates: for both axes
+// where they differ.
 template <class T>
-size_t shared_bytes(const ScanArgs& a, int64_t tiles) {
-  return static_cast<size_t>(tiles) * T::kPixels * T::channels(a.block) *
-             sizeof(typename T::Value) +
-         kTilesBegin;
+size_t shared_bytes(const ScanArgs& a, int tiles) {
+  TilePlan p{};
+  p.channels = T::channels(a.block);
+  const int64_t gates = int64_t{a.gate_directions ? 2 : 1} * gate_size<T>(p, a);
+  const int64_t values = int64_t{tiles} * T::kPixels * p.channels + gates;
+  return static_cast<size_t>(values) * sizeof(typename T::Value) + kTilesBegin;
 }
 // Whether that much fits in the device's.
 inline bool fits(size_t bytes) {

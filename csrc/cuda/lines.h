@@ -49,15 +49,17 @@ struct Border {
   }
 };
 
-// What a direction of a tile works on.
+// What a direction of a tile works on. `gate_step` is 0 where steps take one gate for all channels.
 template <class A>
 struct ScanTiles {
   const A *x, *g;
+  int gate_step;
   A* h;
 };
 template <class A>
 struct AdjointTiles {
   const A* g;
+  int gate_step;
   A* h;     // from the scan
   A* e;     // where steps keep it in a tile
   A* dx;    // before: the direction's share of dL/dy

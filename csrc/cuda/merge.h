@@ -21,7 +21,7 @@ GATEDRNN_DEVICE Winner<A> better(Winner<A> a, Winner<A> b) {
 // How directions are merged. Either operation commutes, so that the order in which two passes reach
 // a tile cannot be told from its bits.
 enum class Rule { kSum, kMax, kMaxWithWinners };
-GATEDRNN_DEVICE Rule rule_of(const ScanArgs& a) {
+GATEDRNN_INLINE Rule rule_of(const ScanArgs& a) {
   return a.merge != Merge::kMax ? Rule::kSum : a.mask ? Rule::kMaxWithWinners : Rule::kMax;
 }
 // Calls body with it as a constant.

@@ -105,7 +105,8 @@ GATEDRNN_DEVICE T load_shared_by_blocks(const T* p) {
     return __ldcg(p);
   } else {
     using Words = std::conditional_t<sizeof(T) == 8, uint2, uint4>;
-    using Word = std::conditional_t<sizeof(T) == 1, unsigned char,
+    using Small = std::conditional_t<sizeof(T) == 1, unsigned char, unsigned short>;
+    using Word = std::conditional_t<sizeof(T) <= 2, Small,
                                     std::conditional_t<sizeof(T) == 4, unsigned, Words>>;
     static_assert(sizeof(Word) == sizeof(T));
     const Word word = __ldcg(reinterpret_cast<const Word*>(p));

@@ -55,7 +55,8 @@ struct Steps {
   static constexpr int kLinesPerWarp = Side < 32 / kSplits ? Side : 32 / kSplits;
   static constexpr int kSumsPerTile = Side / kLinesPerWarp;  // one for each warp of a direction
   static constexpr bool kSumsInChains = false;
-  static constexpr bool kInPlace = true;  // dg takes the place of h, and e is in registers
+  static constexpr bool kInPlace = true;       // dg takes the place of h, and e is in registers
+  static constexpr bool kSpreadsGates = true;  // a gate that serves all channels is there for each
   static_assert(Side % kPack == 0 && R % kPack == 0 && kThreads % 32 == 0);
   // Blocks of a multiprocessor that the tiles allow, for the compiler's choice of registers.
   static constexpr int blocks(int tiles) {

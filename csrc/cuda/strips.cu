@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kScanners<T> + kMovers, 1)
   const int count = axis == 0 ? f.p.tile_columns : f.p.tile_rows;
 
   float* const memory = shared_at<float>(kTilesBegin);
-  const Pair<float> x{memory, tile}, g{memory + 2 * tile, tile}, h{memory + 4 * tile, tile};
+  const Pair<float> x{memory, tile}, h{memory + 2 * tile, tile}, g{memory + 4 * tile, tile};
   float* const carried = memory + 6 * tile;
   const bool scans = threadIdx.x < kScanners<T>;
   const Team<kMovers> movers{static_cast<int>(threadIdx.x) - kScanners<T>};
@@ -71,8 +71,8 @@ __global__ void __launch_bounds__(kScanners<T> + kMovers, 1)
     const int now = i % 2;
     if (scans && i >= 1 && i <= count)
       T::scan(a, Path::of<T::kSide>(tile_at(i - 1), axis),
-              ScanTiles<float>{x[1 - now], g[1 - now], h[1 - now]}, CarriedBorder{carried, i == 1},
-              lane, weights);
+              ScanTiles<float>{x[1 - now], g[1 - now], tile, h[1 - now]},
+              CarriedBorder{carried, i == 1}, lane, weights);
     if (!scans && i < count)
       load_inputs<T>(movers, f.p, tile_at(i), a, {d, -1}, x[now], {g[now], 0});
     if (!scans && i >= 2) {
@@ -108,15 +108,15 @@ __global__ void __launch_bounds__(kMergeThreads)
   if (a.mask) a.mask[i] = static_cast<uint8_t>(v.bits);
 }
 
-// Two tiles each of x, g and h, and the states.
+// Two tiles each of x, h and g, and the states.
 template <class T>
-size_t strip_bytes(const ScanArgs& a) {
-  return shared_bytes<T>(a, 6) + T::kSide * T::kChannels * sizeof(float);
+size_t strip_bytes() {
+  return (6 * T::kTile + T::kSide * T::kChannels) * sizeof(float) + kTilesBegin;
 }
 
 template <class Body>
 bool choose_strips(const ScanArgs& a, const Body& body) {
-  const auto bytes = [&]<class T>() { return strip_bytes<T>(a); };
+  const auto bytes = [&]<class T>() { return strip_bytes<T>(); };
   return a.dtype != Dtype::kFloat64 && choose_known_steps(a, bytes, body);
 }
 
@@ -146,7 +146,7 @@ int64_t forward_by_strips(const ScanArgs& a, void* memory, cudaStream_t stream) 
     if (workspace.counts_only()) return;
     if (!merges) f.maps = nullptr;
     const auto kernel = strip_kernel<T>;
-    const size_t shared = strip_bytes<T>(a);
+    const size_t shared = strip_bytes<T>();
     allow_shared_memory(kernel, shared);
     const int strips = f.p.units * std::max(f.p.tile_rows, f.p.tile_columns);
     launch(kernel, dim3(static_cast<unsigned>(strips), static_cast<unsigned>(a.directions)),

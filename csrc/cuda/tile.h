@@ -217,10 +217,10 @@ GATEDRNN_DEVICE void smoothen(const Walk& walk, GateNorm norm, int next, A* tile
 
 // A pixel's gate for all of its channels, of which the first is there.
 template <class T>
-GATEDRNN_DEVICE void spread(const Task& t, typename T::Value* tile, int cell) {
+GATEDRNN_DEVICE void spread(typename T::Value* tile, int cell) {
   const typename T::Value gate = tile[cell];
-  for (int c = 0; c < (T::kChannels > 0 ? T::kChannels : t.channels); ++c)
-    tile[T::other_channel(cell, c)] = gate;
+#pragma unroll
+  for (int c = 1; c < T::kChannels; ++c) tile[T::other_channel(cell, c)] = gate;
 }
 
 // Reads a tile of a map of x's dtype: x, dL/dy, or gates, which get their norm.
@@ -246,11 +246,16 @@ GATEDRNN_DEVICE void read_map(const Team<Size>& team, const TilePlan& p, const T
            });
       // Apart, each by the thread that has written it.
       if (is_smooth(norm)) smoothen<W>(walk, norm, next, tile);
-      if constexpr (W == 1)
-        if (!has_channels)
-          walk(NoLoad(), [&](int64_t, int cell, bool) { spread<T>(t, tile, cell); });
+      if constexpr (W == 1 && T::kSpreadsGates)
+        if (!has_channels) walk(NoLoad(), [&](int64_t, int cell, bool) { spread<T>(tile, cell); });
     });
   });
+}
+
+// Values of a tile of gates: for each channel, or for all of them.
+template <class T>
+GATEDRNN_INLINE int gate_size(const TilePlan& p, const ScanArgs& a) {
+  return T::kPixels * (T::kSpreadsGates || a.gate_channels ? p.channels : 1);
 }
 
 // Gates under their norm, of direction d. Without g they are one.
@@ -261,7 +266,7 @@ GATEDRNN_DEVICE void load_gate(const Team<Size>& team, const TilePlan& p, const 
     read_map<T>(team, p, t, a.dtype, a.g, a.g_strides, a.gate_directions ? d : 0, a.gate_channels,
                 a.gate_norm, tile);
   else
-    for (int i = team.rank; i < T::kPixels * p.channels; i += Size) tile[i] = typename T::Value(1);
+    for (int i = team.rank; i < gate_size<T>(p, a); i += Size) tile[i] = typename T::Value(1);
 }
 
 // Whether maps that both have channels can be read side by side.

@@ -16,7 +16,7 @@ GATEDRNN_INLINE bool passes_meet(const ScanArgs& a, const TilePlan& p) {
 template <class A>
 struct MergedTile {
   void* result;  // its corner; on a first visit that of the share
-  A* share;
+  const void* share;
   uint8_t* mask;
   Dtype dtype;
   A scale;
@@ -32,14 +32,15 @@ GATEDRNN_PART void write_merged(const MergedTile<typename T::Value>& given, cons
   const MergedTile<A> tile = given;
   const PassMaps<A> maps = given_maps;
   const Task t = task_slot().task;
-  const A* const share = in_global_memory(tile.share);
   with_storage<A>(tile.dtype, [&](auto* type) {
     using S = std::remove_pointer_t<decltype(type)>;
+    using Left = std::conditional_t<R == Rule::kMax, S, A>;
     S* const result = in_global_memory(static_cast<S*>(tile.result));
+    const Left* const share = in_global_memory(static_cast<const Left*>(tile.share));
     with_walk<T, T::kPacks>(
         whole_block<T>(), t, t.channels, strides, result, [&]<int W>(int next, const auto& walk) {
           struct Before {
-            Pack<A, W> value;
+            Pack<Left, W> value;
             Pack<uint8_t, W> winners;
           };
           const auto write = [&](int64_t at, int cell, const Before& before) {
@@ -53,8 +54,8 @@ GATEDRNN_PART void write_merged(const MergedTile<typename T::Value>& given, cons
               if (R != Rule::kSum || asked_here(maps.both))
                 v = merged<R>(v, {other.values[k], maps.other_bit});
               if (Second)
-                v = merged<R>(
-                    v, {before.value.values[k], has_winners ? before.winners.values[k] : 0u});
+                v = merged<R>(v, {to_state<A>(before.value.values[k]),
+                                  has_winners ? before.winners.values[k] : 0u});
               values.values[k] = to_storage<S>(R == Rule::kSum ? v.value * tile.scale : v.value);
               winners.values[k] = static_cast<uint8_t>(v.bits);
             }
@@ -76,17 +77,16 @@ GATEDRNN_PART void write_merged(const MergedTile<typename T::Value>& given, cons
   });
 }
 
-// Where the tiles are in shared memory: x, g, h for rows and for columns, and where axes have gates
-// of their own those of columns; all in the state's type.
+// Where the tiles are in shared memory; all in the state's type.
 template <class A, class T>
 struct WavefrontTiles {
   A* x;
-  Pair<A> g, h;
+  Pair<A> h, g;
   GATEDRNN_DEVICE explicit WavefrontTiles(const WavefrontParams<A>& f) {
     const int tile = T::kPixels * f.p.channels;
     x = shared_at<A>(kTilesBegin);
-    g = {x + tile, f.a.gate_directions ? 3 * tile : 0};
-    h = {x + 2 * tile, tile};
+    h = {x + tile, tile};
+    g = {x + 3 * tile, f.a.gate_directions ? gate_size<T>(f.p, f.a) : 0};
   }
 };
 
@@ -113,7 +113,7 @@ GATEDRNN_PART void scan_tiles(const WavefrontParams<A>& f) {
   const Task t = task_slot().task;
   const int axis = threadIdx.x / (T::kThreads / 2), d = f.p.direction[t.pass][axis];
   const WavefrontTiles<A, T> tiles(f);
-  const ScanTiles<A> own{tiles.x, tiles.g[axis], tiles.h[axis]};
+  const ScanTiles<A> own{tiles.x, tiles.g[axis], f.a.gate_channels ? T::kPixels : 0, tiles.h[axis]};
   Border<A> border{};
   if (d >= 0) border = Border<A>::of(f.p, t, f.borders.states[d], axis, t.from_end);
   T::scan(f.a, t, d, Path::of<T::kSide>(t, axis), own, border,
@@ -134,9 +134,10 @@ GATEDRNN_PART void write_tiles(const WavefrontParams<A>& f) {
   }
   const int64_t corner = tile_corner(f.p, t, a.y_strides, 0, t.c0);
   const bool first = t.visit == kFirst, second = t.visit == kSecond;
-  const MergedTile<A> tile{first ? static_cast<void*>(f.share + corner)
-                                 : static_cast<char*>(a.y) + corner * bytes_of(a.dtype),
-                           f.share + corner, a.mask + corner, first ? state_dtype<A>() : a.dtype,
+  const Dtype left = rule_of(a) == Rule::kMax ? a.dtype : state_dtype<A>();
+  char* const share = static_cast<char*>(f.share) + corner * bytes_of(left);
+  const MergedTile<A> tile{first ? share : static_cast<char*>(a.y) + corner * bytes_of(a.dtype),
+                           share, a.mask + corner, first ? left : a.dtype,
                            first ? A(1) : merge_scale<A>(a)};
   const PassMaps<A> maps(f.p.direction[t.pass], h);
   with_rule(rule_of(a), [&]<Rule R>() {
@@ -207,8 +208,9 @@ int64_t forward_by_wavefront(const ScanArgs& a, void* memory, cudaStream_t strea
     f.flags = take_flags(workspace, f.p, stream);
     f.borders = take_borders<A>(workspace, a, f.p);
     const bool rounds = a.dtype == Dtype::kBFloat16 || a.dtype == Dtype::kFloat16;
-    f.share = static_cast<A*>(a.y);
-    if (rounds && passes_meet(a, f.p)) f.share = workspace.take<A>(a.n * a.c * a.h * a.w);
+    f.share = a.y;
+    if (rounds && passes_meet(a, f.p) && rule_of(a) != Rule::kMax)
+      f.share = workspace.take<A>(a.n * a.c * a.h * a.w);
     if (!workspace.counts_only()) launch_wavefront<T>(f, stream);
   });
   return workspace.bytes();
