@@ -235,7 +235,9 @@ template <class A, class T>
 GATEDRNN_PART void load_tiles(const BackwardParams<A>& f) {
   const Task t = task_slot().task;
   const BackwardTiles<A, T> tiles(f);
+  const Ticket<T> ticket(f.flags.ticket);
   load_inputs<T>(whole_block<T>(), f.p, t, f.a, f.p.direction[t.pass], tiles.x, tiles.g);
+  ticket.keep();
 }
 template <class A, class T>
 GATEDRNN_PART void load_gradients(const BackwardParams<A>& f) {
@@ -329,15 +331,15 @@ template <class A, class T>
 __global__ void __launch_bounds__(T::kThreads, T::kAdjointBlocks)
     backward_kernel(const __grid_constant__ BackwardParams<A> f) {
   const auto decode = [&](int ticket, Task& t) { t = f.p.task(ticket); };
-  Tickets<T, decltype(decode)> tickets(f.flags.ticket, f.p.tasks, decode);
-  while (tickets.next()) {
+  Tasks<T, decltype(decode)> tasks(f.flags.ticket, f.p.tasks, decode);
+  while (tasks.next()) {
     const Task& t = task_slot().task;
     load_tiles<A, T>(f);
     meet<T>();
     scan_tiles<A, T>(f);
     meet<T>();
     load_gradients<A, T>(f);
-    tickets.look_ahead();
+    tasks.look_ahead();
     meet<T>();
     ask_for_next_tiles<A, T>(f);
     adjoint_tiles<A, T>(f);

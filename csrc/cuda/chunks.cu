@@ -126,11 +126,13 @@ GATEDRNN_PART void sum_tile(const ChunkParams& f) {
   const Path path = Path::of<T::kSide>(t, axis);  // along the line
   T::Lane lane;
   lane.is_there = lane.line < path.lines;
+  const Ticket<T> ticket(f.ticket);
 #pragma unroll 1
   for (int pass = 0; pass < (a.gate_directions ? f.p.passes : 1); ++pass) {
     if (pass > 0) meet<T>();  // all are done with the gates before
     t.pass = pass;
     load_inputs<T>(whole_block<T>(), f.p, t, a, f.p.direction[pass], tiles.x, tiles.g);
+    if (pass == 0) ticket.keep();
     meet<T>();
     int along = -1, against = -1;
     for (int i = 0; i < f.p.passes; ++i)
@@ -251,6 +253,7 @@ GATEDRNN_DEVICE void carry_chain(const float* gains, float* states, int count, b
 // a unit's directions and chains, T::kThreads at a time.
 GATEDRNN_PART void carry_lines(const ChunkParams& f, int index) {
   const Task& t = task_slot().task;
+  const Ticket<T> ticket(f.ticket);
   const int i = index * T::kThreads + static_cast<int>(threadIdx.x);
   const int d = i / f.plan.chains, chain = i % f.plan.chains;
   if (d < f.a.directions) {
@@ -277,6 +280,7 @@ GATEDRNN_PART void carry_lines(const ChunkParams& f, int index) {
             [&](int chunk, float h) { return walk_chunk(f, d, t.n, t.c0 + c, line, chunk, h); });
     }
   }
+  ticket.keep();
   count_one(f.carried + t.unit);
 }
 
@@ -292,6 +296,7 @@ GATEDRNN_PART void scan_tile(const ChunkParams& f) {
   const int axis = threadIdx.x / (T::kThreads / 2);
   T::Lane lane;
   bool rows = false, columns = false;  // whether a direction of that axis was there
+  const Ticket<T> ticket(f.ticket);
 #pragma unroll 1
   for (int pass = 0; pass < f.p.passes; ++pass) {
     t.pass = pass;
@@ -299,6 +304,7 @@ GATEDRNN_PART void scan_tile(const ChunkParams& f) {
     if (pass == 0 || a.gate_directions) {
       if (pass > 0) meet<T>();  // all are done with the gates before
       load_inputs<T>(whole_block<T>(), f.p, t, a, f.p.direction[pass], tiles.x, tiles.g);
+      if (pass == 0) ticket.keep();
       meet<T>();
     }
     const int d = f.p.direction[pass][axis];
@@ -376,11 +382,12 @@ __global__ void __launch_bounds__(T::kThreads, T::kScanBlocks)
     const Cell cell{row, tile ? task.index - row * f.p.tile_columns : 0};
     if (task.unit >= 0 && task.unit < f.p.units) t = f.p.task(task.unit, cell);
   };
-  Tickets<T, decltype(decode)> tickets(f.ticket, f.plan.tickets, decode);
-  for (; tickets.next(); tickets.look_ahead()) {
+  Tasks<T, decltype(decode)> tasks(f.ticket, f.plan.tickets, decode);
+  for (; tasks.next(); tasks.look_ahead()) {
     const ChunkTask task = chunk_task(f, task_slot().ticket);
-    if (task.unit < 0 || task.unit >= f.p.units) continue;
-    if (task.stage == ChunkStage::kSum) {
+    if (task.unit < 0 || task.unit >= f.p.units) {
+      Ticket<T>(f.ticket).keep();
+    } else if (task.stage == ChunkStage::kSum) {
       sum_tile(f);
     } else if (task.stage == ChunkStage::kCarry) {
       wait_count(f.summed + task.unit, f.p.tiles());

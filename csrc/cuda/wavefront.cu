@@ -100,7 +100,9 @@ template <class A, class T>
 GATEDRNN_PART void load_tiles(const WavefrontParams<A>& f) {
   const Task t = task_slot().task;
   const WavefrontTiles<A, T> tiles(f);
+  const Ticket<T> ticket(f.flags.ticket);
   load_inputs<T>(whole_block<T>(), f.p, t, f.a, f.p.direction[t.pass], tiles.x, tiles.g);
+  ticket.keep();
 }
 
 template <class A, class T>
@@ -153,11 +155,11 @@ __global__ void __launch_bounds__(T::kThreads, T::kScanBlocks)
     wavefront_kernel(const __grid_constant__ WavefrontParams<A> f) {
   const ScanArgs& a = f.a;
   const auto decode = [&](int ticket, Task& t) { decode_task(f, ticket, t); };
-  Tickets<T, decltype(decode)> tickets(f.flags.ticket, f.p.tasks, decode);
-  while (tickets.next()) {
+  Tasks<T, decltype(decode)> tasks(f.flags.ticket, f.p.tasks, decode);
+  while (tasks.next()) {
     const Task& t = task_slot().task;
     load_tiles<A, T>(f);
-    tickets.look_ahead();
+    tasks.look_ahead();
     meet<T>();
     ask_for_next_tiles<A, T>(f);
     scan_tiles<A, T>(f);

@@ -30,8 +30,8 @@ struct Flags {
   }
 };
 
-// What stands before the tiles in shared memory: the task of all threads, the next one, and the
-// ticket after that.
+// What stands before the tiles in shared memory: the task of all threads, the next one, and its
+// ticket.
 struct TaskSlot {
   int ticket;
   Task task;
@@ -53,34 +53,48 @@ GATEDRNN_DEVICE int take_next_slot() {
   return task_slot().ticket;
 }
 
-// The tasks of a block of steps T, one after another. Tickets are drawn ahead, and one thread finds
-// out what the next task is, in a block of several warps while others wait for their neighbours.
-// decode(ticket, task) sets the task, for which tickets below `count` stand.
-template <class T, class Decode>
-class Tickets {
+// The ticket after that of a block's task. It is drawn once in every task before something else
+// that takes as long, such as reading a tile, and kept after it.
+template <class T>
+class Ticket {
  public:
-  GATEDRNN_DEVICE Tickets(int* ticket, int count, const Decode& decode)
-      : ticket_(ticket), count_(count), decode_(decode) {
-    if (is_mine()) drawn() = atomicAdd(ticket_, 1);
+  GATEDRNN_DEVICE explicit Ticket(int* next) {
+    if (is_drawn_here()) drawn_ = atomicAdd(next, 1);
+  }
+  GATEDRNN_DEVICE void keep() const {
+    if (is_drawn_here()) kept() = drawn_;
+  }
+  // By one thread, of another warp than those that wait and finish where there are several.
+  static GATEDRNN_DEVICE bool is_drawn_here() { return threadIdx.x == T::kThreads - 1; }
+  static GATEDRNN_DEVICE int& kept() { return *shared_at<int>(kTicketBegin); }
+
+ private:
+  int drawn_ = 0;
+};
+
+// The tasks of a block of steps T, one after another. One thread finds out ahead what the next task
+// is: decode(ticket, task) sets it, for which tickets below `count` stand.
+template <class T, class Decode>
+class Tasks {
+ public:
+  GATEDRNN_DEVICE Tasks(int* ticket, int count, const Decode& decode)
+      : count_(count), decode_(decode) {
+    Ticket<T>(ticket).keep();
     look_ahead();
   }
   // Makes the next task that of all threads. What is in shared memory may be overwritten from here
   // on. False at the end.
   GATEDRNN_DEVICE bool next() { return take_next_slot<T>() < count_; }
-  // Once for each task, before next().
+  // Once for each task, when the next ticket is kept.
   GATEDRNN_DEVICE void look_ahead() {
-    if (!is_mine()) return;
-    const int ticket = drawn();
+    if (!Ticket<T>::is_drawn_here()) return;
+    const int ticket = Ticket<T>::kept();
     next_slot().ticket = ticket;
     if (ticket < count_) decode_(ticket, next_slot().task);
-    drawn() = atomicAdd(ticket_, 1);
   }
 
  private:
-  // Of another warp than those that wait and finish.
-  static GATEDRNN_DEVICE bool is_mine() { return threadIdx.x == T::kThreads - 1; }
-  static GATEDRNN_DEVICE int& drawn() { return *shared_at<int>(kTicketBegin); }
-  int *ticket_, count_;
+  int count_;
   const Decode& decode_;
 };
 
