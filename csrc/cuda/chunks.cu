@@ -427,8 +427,10 @@ ChunkPlan plan_chunks(const ChunkParams& f, int blocks) {
   return plan;
 }
 
-// Whether the images and channels of a map lie one after another, rows without a gap inside.
-bool is_dense(const ScanArgs& a, const Strides& s) { return s.w == 1 && s.n == a.c * s.c; }
+// Whether the channels of all images of a map lie one after another, rows without a gap inside.
+bool is_dense(const ScanArgs& a, const Strides& s) {
+  return s.w == 1 && (a.n == 1 || a.c == 1 || s.n == a.c * s.c);
+}
 
 // The maps of `a`, where they are dense: each channel an image, its pieces the channels.
 bool has_pieces(const ScanArgs& a) {
@@ -438,13 +440,13 @@ bool has_pieces(const ScanArgs& a) {
          is_dense(a, a.x_strides) && is_dense(a, a.y_strides);
 }
 ScanArgs in_pieces(ScanArgs a) {
+  for (Strides* s : {&a.x_strides, &a.g_strides, &a.y_strides}) {
+    if (a.c > 1) s->n = s->c;
+    s->c = T::kSide * s->w;
+  }
   a.n *= a.c;
   a.c = kPieces;
   a.w /= kPieces;
-  for (Strides* s : {&a.x_strides, &a.g_strides, &a.y_strides}) {
-    s->n = s->c;
-    s->c = T::kSide * s->w;
-  }
   return a;
 }
 

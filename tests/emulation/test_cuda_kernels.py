@@ -207,6 +207,7 @@ def test_layer_runs_on_the_kernels():
         ((2, 3, 17, 128), "contiguous"),
         ((1, 9, 5, 256), "contiguous"),
         ((1, 2, 33, 384), "contiguous"),
+        ((2, 1, 18, 128), "contiguous"),
         ((1, 3, 16, 128), "channels_last"),
     ],
 )
@@ -218,23 +219,27 @@ def test_rows_in_pieces_match_reference(check_all, shape, gate_layout, dtype):
         check_all(shape=shape, block=1, dtype=dtype, directions=directions)
 
 
-@pytest.mark.parametrize("width", [110, 128])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("width", [110, 256])
 @pytest.mark.parametrize("upright", [False, True])
 @pytest.mark.parametrize(
     ("w", "first", "g", "closed"),
     [(100, 1e-20, 1, 0), (-100, 1e-20, 1, 1e-30), (0.9, float("inf"), 0.03, 0.03)],
 )
-def test_chunks_say_nan_or_infinity_only_where_the_loop_does(w, first, g, closed, width, upright):
+def test_chunks_say_nan_or_infinity_only_where_the_loop_does(
+    w, first, g, closed, upright, width, channels
+):
     # What a chunk multiplies its first state with may overflow, or underflow beside infinity.
-    shape = (1, 1, 72, width) if upright else (1, 1, 40, width)
+    shape = (1, channels, 72 if upright else 40, width)
     x, gate = torch.zeros(shape), torch.full(shape, float(g))
     row, column = (x.mT, gate.mT) if upright else (x, gate)
-    row[..., 31 if first != float("inf") else 3] = first
+    lines = torch.linspace(1, 2, row.shape[-2]) * torch.arange(1, channels + 1).view(1, -1, 1)
+    row[..., 31 if first != float("inf") else 3] = first * lines
     column[..., 56] = closed
     for directions in (("left_to_right", "top_to_bottom"), DIRECTIONS[:1], DIRECTIONS[2:3]):
         # Maps of single directions may be read in pieces.
         merge = "max" if len(directions) == 1 else None
-        weight = torch.full((len(directions), 1, 1), float(w))
+        weight = torch.full((len(directions), channels, 1), float(w))
         options = dict(directions=directions, merge=merge)
         ours, loop = (f(x, gate, weight, **options) for f in (spatial_gated_rnn, reference))
         torch.testing.assert_close(ours, loop, equal_nan=True)
