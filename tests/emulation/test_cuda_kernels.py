@@ -220,25 +220,28 @@ def test_rows_in_pieces_match_reference(check_all, shape, gate_layout, dtype):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("width", [110, 256])
+@pytest.mark.parametrize("width", [110, 256])  # the latter is read in pieces
 @pytest.mark.parametrize("upright", [False, True])
 @pytest.mark.parametrize(
     ("w", "first", "g", "closed"),
-    [(100, 1e-20, 1, 0), (-100, 1e-20, 1, 1e-30), (0.9, float("inf"), 0.03, 0.03)],
+    [(1000, 1e-20, 1, 0), (-1000, 1e-20, 1, 1e-30), (0.9, float("inf"), 1e-3, 1e-3)],
 )
 def test_chunks_say_nan_or_infinity_only_where_the_loop_does(
-    w, first, g, closed, upright, width, channels
+    w, first, g, closed, upright, width, channels, monkeypatch
 ):
-    # What a chunk multiplies its first state with may overflow, or underflow beside infinity.
+    # What a chunk of 16 pixels multiplies its first state with overflows before a gate closes, or
+    # underflows beside infinity.
+    monkeypatch.setenv("GATEDRNN_EMULATION_MULTIPROCESSORS", "132")  # few lines for so many
+    begin = 32 if upright or width == 110 else 160
     shape = (1, channels, 72 if upright else 40, width)
     x, gate = torch.zeros(shape), torch.full(shape, float(g))
-    row, column = (x.mT, gate.mT) if upright else (x, gate)
-    lines = torch.linspace(1, 2, row.shape[-2]) * torch.arange(1, channels + 1).view(1, -1, 1)
-    row[..., 31 if first != float("inf") else 3] = first * lines
-    column[..., 56] = closed
-    for directions in (("left_to_right", "top_to_bottom"), DIRECTIONS[:1], DIRECTIONS[2:3]):
-        # Maps of single directions may be read in pieces.
-        merge = "max" if len(directions) == 1 else None
+    along_x, along_gate = (x.mT, gate.mT) if upright else (x, gate)
+    lines = torch.linspace(1, 2, along_x.shape[-2]) * torch.arange(1, channels + 1).view(1, -1, 1)
+    along_x[..., begin + (8 if first != float("inf") else -29)] = first * lines
+    along_gate[..., begin + 14] = closed
+    along_gate[..., begin + 15 :] = min(g, 1 / abs(w))
+    for directions in (DIRECTIONS[::2], DIRECTIONS[:1], DIRECTIONS[2:3]):
+        merge = "max" if len(directions) == 1 else None  # maps of each are not read in pieces
         weight = torch.full((len(directions), channels, 1), float(w))
         options = dict(directions=directions, merge=merge)
         ours, loop = (f(x, gate, weight, **options) for f in (spatial_gated_rnn, reference))
