@@ -29,10 +29,10 @@ struct WavefrontParams {
   // which rounding does not change, else of the state's.
   void* share;
 };
-// Shared memory: x, h for rows and for columns, g.
+// Shared memory: x, g, and h for rows and for columns where it is wanted.
 template <class T>
-size_t wavefront_bytes(const ScanArgs& a) {
-  return shared_bytes<T>(a, 3);
+size_t wavefront_bytes(const ScanArgs& a, bool keeps_states) {
+  return shared_bytes<T>(a, keeps_states || T::kNeedsStates ? 3 : 1);
 }
 template <class T>
 void launch_wavefront(WavefrontParams<typename T::Value> params, cudaStream_t stream);

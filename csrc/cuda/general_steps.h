@@ -19,6 +19,7 @@ struct Steps<A, 0, Side, 0> {
   static constexpr bool kSumsInChains = true;
   static constexpr int kSumsPerTile = 1;
   static constexpr bool kInPlace = false;
+  static constexpr bool kNeedsStates = true;
   static constexpr bool kSpreadsGates = false;
   static constexpr int kScanBlocks = 2, kAdjointBlocks = 2;
   // A tile is [channel][row][column], with a column and a row to spare: a warp's lanes, which are

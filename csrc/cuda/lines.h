@@ -54,7 +54,7 @@ template <class A>
 struct ScanTiles {
   const A *x, *g;
   int gate_step;
-  A* h;
+  A* h;  // null where steps can do without
 };
 template <class A>
 struct AdjointTiles {

@@ -56,6 +56,7 @@ struct Steps {
   static constexpr int kSumsPerTile = Side / kLinesPerWarp;  // one for each warp of a direction
   static constexpr bool kSumsInChains = false;
   static constexpr bool kInPlace = true;       // dg takes the place of h, and e is in registers
+  static constexpr bool kNeedsStates = false;  // a scan does without a tile of h
   static constexpr bool kSpreadsGates = true;  // a gate that serves all channels is there for each
   static_assert(Side % kPack == 0 && R % kPack == 0 && kThreads % 32 == 0);
   // Blocks of a multiprocessor that the tiles allow, for the compiler's choice of registers.
@@ -269,7 +270,7 @@ struct Steps {
 #pragma unroll
         for (int r = 0; r < R; ++r) h[r] = activated(theta(), x[r], g[r], u[r]);
         if (!lane.is_there) return;
-        put(s.h, here, h);
+        if (s.h) put(s.h, here, h);
         if (has_next) fetch(next);
       });
     });

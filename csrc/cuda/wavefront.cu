@@ -84,9 +84,13 @@ struct WavefrontTiles {
   Pair<A> h, g;
   GATEDRNN_DEVICE explicit WavefrontTiles(const WavefrontParams<A>& f) {
     const int tile = T::kPixels * f.p.channels;
+    const bool keeps_states = f.a.y || T::kNeedsStates;
     x = shared_at<A>(kTilesBegin);
-    h = {x + tile, tile};
-    g = {x + 3 * tile, f.a.gate_directions ? gate_size<T>(f.p, f.a) : 0};
+    g = {x + (keeps_states ? 3 : 1) * tile, f.a.gate_directions ? gate_size<T>(f.p, f.a) : 0};
+    if (keeps_states)
+      h = {x + tile, tile};
+    else
+      h = {nullptr, 0};
   }
 };
 
@@ -176,7 +180,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kScanBlocks)
 template <class T>
 void launch_wavefront(WavefrontParams<typename T::Value> f, cudaStream_t stream) {
   const auto kernel = wavefront_kernel<typename T::Value, T>;
-  const size_t shared = wavefront_bytes<T>(f.a);
+  const size_t shared = wavefront_bytes<T>(f.a, f.a.y != nullptr);
   const int blocks = resident_blocks(kernel, T::kThreads, shared, f.p.tasks);
   f.p.advance_together(blocks);
   launch(kernel, dim3(blocks), dim3(T::kThreads), shared, stream, f);
@@ -202,7 +206,7 @@ GATEDRNN_INSTANTIATE(double, 0, 1, 0);
 template <class A>
 int64_t forward_by_wavefront(const ScanArgs& a, void* memory, cudaStream_t stream) {
   Workspace workspace(memory);
-  const auto bytes = [&]<class T>() { return wavefront_bytes<T>(a); };
+  const auto bytes = [&]<class T>() { return wavefront_bytes<T>(a, true); };
   choose_steps<A>(a, bytes, [&]<class T>() {
     WavefrontParams<A> f{};
     f.a = a;
