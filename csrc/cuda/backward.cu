@@ -54,7 +54,7 @@ GATEDRNN_DEVICE void load_gradient(const BackwardParams<A>& f, const Task& t, co
   const A scale = merge_scale<A>(a);
   const uint8_t* const mask = a.mask + tile_corner(f.p, t, a.y_strides, 0, t.c0);
   const auto winners_at = [&]<int W>(int64_t at) {
-    return is_max ? pack_at<W>(in_global_memory(mask + at)) : Pack<uint8_t, W>{};
+    return is_max ? pack_at<W>(mask + at) : Pack<uint8_t, W>{};
   };
   const auto share_out = [&]<int W>(int cell, int next, const Pack<A, W>& grad,
                                     const Pack<uint8_t, W>& winners) {
@@ -73,8 +73,8 @@ GATEDRNN_DEVICE void load_gradient(const BackwardParams<A>& f, const Task& t, co
   bool done = false;
   with_storage<A>(a.dtype, [&](auto* type) {
     using S = std::remove_pointer_t<decltype(type)>;
-    const S* const grad = in_global_memory(static_cast<const S*>(a.grad) +
-                                           tile_corner(f.p, t, a.grad_strides, 0, t.c0));
+    const S* const grad =
+        static_cast<const S*>(a.grad) + tile_corner(f.p, t, a.grad_strides, 0, t.c0);
     if (!lie_alike(a.grad_strides, a.y_strides) || is_aligned(grad) != is_aligned(mask)) return;
     done = true;
     with_walk<T, T::kPacks>(
@@ -143,7 +143,7 @@ GATEDRNN_DEVICE void differentiate_gate_norm(const BackwardParams<A>& f, const T
   const int64_t corner = tile_corner(f.p, t, a.g_strides, d, a.gate_channels ? t.c0 : 0);
   with_storage<A>(a.dtype, [&](auto* type) {
     using S = std::remove_pointer_t<decltype(type)>;
-    const S* const from = in_global_memory(static_cast<const S*>(a.g) + corner);
+    const S* const from = static_cast<const S*>(a.g) + corner;
     with_walk<T, T::kPacks>(team, t, gates_of_pixel, a.g_strides, from,
                             [&]<int W>(int next, const auto& walk) {
                               walk([&](int64_t at) { return pack_at<W>(from + at); },
@@ -165,10 +165,9 @@ template <class A, class T>
 GATEDRNN_DEVICE void write_gradient(const Task& t, Visit visit, const GradientMap<A>& map,
                                     int64_t corner, const Strides& s, int channels, int summed,
                                     const A* one, const A* other) {
-  A* const share = in_global_memory(map.share + corner);
+  A* const share = map.share + corner;
   // To the share for a first visit, else to the result.
-  const auto write = [&]<class S>(S* given) {
-    S* const result = in_global_memory(given);
+  const auto write = [&]<class S>(S* result) {
     with_walk<T, T::kPacks>(
         whole_block<T>(), t, channels, s, result, [&]<int W>(int next, const auto& walk) {
           walk(
@@ -232,7 +231,7 @@ struct BackwardTiles {
 };
 
 template <class A, class T>
-GATEDRNN_PART void load_tiles(const BackwardParams<A>& f) {
+GATEDRNN_DEVICE void load_tiles(const BackwardParams<A>& f) {
   const Task t = task_slot().task;
   const BackwardTiles<A, T> tiles(f);
   const Ticket<T> ticket(f.flags.ticket);
@@ -240,12 +239,12 @@ GATEDRNN_PART void load_tiles(const BackwardParams<A>& f) {
   ticket.keep();
 }
 template <class A, class T>
-GATEDRNN_PART void load_gradients(const BackwardParams<A>& f) {
+GATEDRNN_DEVICE void load_gradients(const BackwardParams<A>& f) {
   load_gradient<A, T>(f, task_slot().task, BackwardTiles<A, T>(f).dx);
 }
 
 template <class A, class T>
-GATEDRNN_PART void ask_for_next_tiles(const BackwardParams<A>& f) {
+GATEDRNN_DEVICE void ask_for_next_tiles(const BackwardParams<A>& f) {
   const BackwardArgs& a = f.a;
   if (next_slot().ticket >= f.p.tasks) return;
   const Task t = next_slot().task;
@@ -256,7 +255,7 @@ GATEDRNN_PART void ask_for_next_tiles(const BackwardParams<A>& f) {
 
 // dx, then dg: of both axes' directions where they share their gates, else of one at a time.
 template <class A, class T>
-GATEDRNN_PART void write_gradients(const BackwardParams<A>& f) {
+GATEDRNN_DEVICE void write_gradients(const BackwardParams<A>& f) {
   const Task t = task_slot().task;
   const BackwardArgs& a = f.a;
   const BackwardTiles<A, T> tiles(f);
@@ -285,7 +284,7 @@ GATEDRNN_PART void write_gradients(const BackwardParams<A>& f) {
 
 // h, along the directions, from the states that the wavefront has left.
 template <class A, class T>
-GATEDRNN_PART void scan_tiles(const BackwardParams<A>& f) {
+GATEDRNN_DEVICE void scan_tiles(const BackwardParams<A>& f) {
   Task t = task_slot().task;
   const int axis = threadIdx.x / (T::kThreads / 2), d = f.p.direction[t.pass][axis];
   const BackwardTiles<A, T> tiles(f);
@@ -300,15 +299,12 @@ GATEDRNN_PART void scan_tiles(const BackwardParams<A>& f) {
 
 // Weights' sums are kept in registers and added up over a warp (steps.h).
 template <class A, class T>
-GATEDRNN_PART void adjoint_tiles(const BackwardParams<A>& f) {
+GATEDRNN_DEVICE void adjoint_tiles(const BackwardParams<A>& f) {
   const Task t = task_slot().task;
   const int axis = threadIdx.x / (T::kThreads / 2), d = f.p.direction[t.pass][axis];
   const BackwardTiles<A, T> tiles(f);
-  Border<A> states{}, border{};
-  if (d >= 0) {
-    states = Border<A>::of(f.p, t, f.states.states[d], axis, !t.from_end);
-    border = Border<A>::of(f.p, t, f.adjoints.states[d], axis, t.from_end);
-  }
+  Border<A> border{};
+  if (d >= 0) border = Border<A>::of(f.p, t, f.adjoints.states[d], axis, t.from_end);
   A* sums = nullptr;
   if (f.weight_sums && d >= 0) {
     const int64_t group = d * f.p.channel_tiles + f.p.channel_tile(t.unit);
@@ -322,7 +318,12 @@ GATEDRNN_PART void adjoint_tiles(const BackwardParams<A>& f) {
   T::adjoint(f.a, t, d, Path::of<T::kSide>(along, axis),
              AdjointTiles<A>{tiles.g[axis], f.a.gate_channels ? T::kPixels : 0, tiles.h[axis],
                              tiles.e[axis], tiles.dx[axis], tiles.dg[axis], sums},
-             states, border, [&] { wait_upstream<T>(f.p, t, f.flags, t.from_end); });
+             border, [&] { wait_upstream<T>(f.p, t, f.flags, t.from_end); });
+}
+
+template <class A, class T>
+GATEDRNN_APART void adjoint_tiles_apart(const BackwardParams<A>& f) {
+  adjoint_tiles<A, T>(f);
 }
 
 // A block owns a tile at a time, as in the wavefront kernel, whose threads and tiles these are;
@@ -342,7 +343,10 @@ __global__ void __launch_bounds__(T::kThreads, T::kAdjointBlocks)
     tasks.look_ahead();
     meet<T>();
     ask_for_next_tiles<A, T>(f);
-    adjoint_tiles<A, T>(f);
+    if constexpr (T::kAdjointApart)
+      adjoint_tiles_apart<A, T>(f);
+    else
+      adjoint_tiles<A, T>(f);
     finish_states<T>(f.p, t, f.flags);
     wait_first_visit<T>(f.p, t, f.flags);
     write_gradients<A, T>(f);

@@ -118,7 +118,7 @@ GATEDRNN_DEVICE T::Weights weights_of(const ChunkParams& f, const Task& t, int d
 
 // Gain and offset of every line, channel and direction of a tile. Both directions of an axis walk
 // a line once: the one that goes against it composes its map from the other end.
-GATEDRNN_PART void sum_tile(const ChunkParams& f) {
+GATEDRNN_DEVICE void sum_tile(const ChunkParams& f) {
   Task t = task_slot().task;
   const ChunkTiles tiles(f.a);
   const ScanArgs& a = f.a;
@@ -172,8 +172,8 @@ GATEDRNN_PART void sum_tile(const ChunkParams& f) {
 
 // h behind a chunk of a line, pixel by pixel from global memory: where gain * h + offset would say
 // NaN, or infinity, of what is finite. `c` is a channel, or a piece.
-GATEDRNN_PART float walk_chunk(const ChunkParams& f, int d, int64_t n, int64_t c, int64_t line,
-                               int chunk, float h) {
+GATEDRNN_APART float walk_chunk(const ChunkParams& f, int d, int64_t n, int64_t c, int64_t line,
+                                int chunk, float h) {
   const ScanArgs& a = f.a;
   const Direction direction = f.p.walks[d];
   const bool rows = direction.along_width;
@@ -251,7 +251,7 @@ GATEDRNN_DEVICE void carry_chain(const float* gains, float* states, int count, b
 // A thread carries the state of a chain from chunk to chunk, its neighbours those beside in memory:
 // a line of a channel, or of a piece, and of rows in pieces the line of all of them. `index` counts
 // a unit's directions and chains, T::kThreads at a time.
-GATEDRNN_PART void carry_lines(const ChunkParams& f, int index) {
+GATEDRNN_DEVICE void carry_lines(const ChunkParams& f, int index) {
   const Task& t = task_slot().task;
   const Ticket<T> ticket(f.ticket);
   const int i = index * T::kThreads + static_cast<int>(threadIdx.x);
@@ -284,14 +284,67 @@ GATEDRNN_PART void carry_lines(const ChunkParams& f, int index) {
   count_one(f.carried + t.unit);
 }
 
-// Scans a tile in all directions and writes what they merge to.
+// Scans the lines of a tile in direction d, and merges them, in place, with what the axis' other
+// direction has left, if `Merges`.
+template <Rule R, bool Merges>
+GATEDRNN_DEVICE void scan_lines(const ChunkParams& f, const Task& t, int d, const Path& path,
+                                const T::Lane& lane, const ChunkTiles& tiles) {
+  constexpr bool has_winners = R == Rule::kMaxWithWinners;
+  const T::Weights w = weights_of(f, t, d, lane);
+  Values h, x, g, before = {};
+  uint8_t winners[T::kChannels] = {};
+  T::enter(border_of(f, t, f.states.states[d], path.axis), lane, h);
+  const auto fetch = [&](int at) {
+    T::get(tiles.x, at, x);
+    T::get(tiles.g[path.axis], at, g);
+    if (Merges) T::get(tiles.h[path.axis], at, before);
+    if (Merges && has_winners) T::get(tiles.winners[path.axis], at, winners);
+  };
+  T::walk(path, lane, fetch, [&](int here, int next, bool has_next) {
+    Values left;
+#pragma unroll
+    for (int c = 0; c < T::kChannels; ++c) {
+      h[c] = preactivation(x[c], g[c], w.bias[c] + w.w[c][0] * h[c]);
+      Winner<float> v{h[c], 1u << d};
+      if (Merges) v = merged<R>(Winner<float>{before[c], winners[c]}, v);
+      left[c] = v.value;
+      winners[c] = static_cast<uint8_t>(v.bits);
+    }
+    T::put(tiles.h[path.axis], here, left);
+    if (has_winners) T::put(tiles.winners[path.axis], here, winners);
+    if (has_next) fetch(next);
+  });
+}
+
+// Writes what the axes merge to; `rows` and `columns`: whether one has a direction.
 template <Rule R>
-GATEDRNN_PART void scan_tile(const ChunkParams& f) {
+GATEDRNN_DEVICE void write_axes(const ChunkParams& f, const Task& t, const ChunkTiles& tiles,
+                                bool rows, bool columns) {
+  constexpr bool has_winners = R == Rule::kMaxWithWinners;
+  const ScanArgs& a = f.a;
+  const float scale = merge_scale<float>(a);
+  const auto of_both = [&](int cell) {
+    const auto of = [&](int i) {
+      return Winner<float>{tiles.h[i][cell], has_winners ? unsigned{tiles.winners[i][cell]} : 0u};
+    };
+    return rows && columns ? merged<R>(of(0), of(1)) : of(rows ? 0 : 1);
+  };
+  const int64_t corner = tile_corner(f.p, t, a.y_strides, 0, t.c0);
+  with_storage<float>(a.dtype, [&](auto* type) {
+    using S = std::remove_pointer_t<decltype(type)>;
+    write_tile<T>(whole_block<T>(), t, a.y_strides, static_cast<S*>(a.y) + corner,
+                  [&](int cell) { return to_storage<S>(of_both(cell).value * scale); });
+  });
+  if constexpr (has_winners)
+    write_tile<T>(whole_block<T>(), t, a.y_strides, a.mask + corner,
+                  [&](int cell) { return static_cast<uint8_t>(of_both(cell).bits); });
+}
+
+// Scans a tile in all directions and writes what they merge to.
+GATEDRNN_DEVICE void scan_tile(const ChunkParams& f) {
   Task t = task_slot().task;
   const ChunkTiles tiles(f.a);
   const ScanArgs& a = f.a;
-  constexpr bool has_winners = R == Rule::kMaxWithWinners;
-  const float scale = merge_scale<float>(a);
   const bool merges = a.merge != Merge::kNone;
   const int axis = threadIdx.x / (T::kThreads / 2);
   T::Lane lane;
@@ -310,44 +363,18 @@ GATEDRNN_PART void scan_tile(const ChunkParams& f) {
     const int d = f.p.direction[pass][axis];
     const Path path = Path::of<T::kSide>(t, axis);
     lane.is_there = d >= 0 && lane.line < path.lines;
-    if (lane.is_there) {
-      const T::Weights w = weights_of(f, t, d, lane);
-      Values h;
-      T::enter(border_of(f, t, f.states.states[d], axis), lane, h);
-      // In place merged with what the axis' other direction has left.
-      const auto scan = [&]<bool Merges>() {
-        Values x, g, before = {};
-        uint8_t winners[T::kChannels] = {};
-        const auto fetch = [&](int at) {
-          T::get(tiles.x, at, x);
-          T::get(tiles.g[axis], at, g);
-          if (Merges) T::get(tiles.h[axis], at, before);
-          if (Merges && has_winners) T::get(tiles.winners[axis], at, winners);
-        };
-        T::walk(path, lane, fetch, [&](int here, int next, bool has_next) {
-          Values left;
-#pragma unroll
-          for (int c = 0; c < T::kChannels; ++c) {
-            h[c] = preactivation(x[c], g[c], w.bias[c] + w.w[c][0] * h[c]);
-            Winner<float> v{h[c], 1u << d};
-            if (Merges) v = merged<R>(Winner<float>{before[c], winners[c]}, v);
-            left[c] = v.value;
-            winners[c] = static_cast<uint8_t>(v.bits);
-          }
-          T::put(tiles.h[axis], here, left);
-          if (has_winners) T::put(tiles.winners[axis], here, winners);
-          if (has_next) fetch(next);
-        });
-      };
-      if (merges && (axis == 0 ? rows : columns))
-        scan.template operator()<true>();
-      else
-        scan.template operator()<false>();
-    }
+    if (lane.is_there)
+      with_rule(rule_of(a), [&]<Rule R>() {
+        if (merges && (axis == 0 ? rows : columns))
+          scan_lines<R, true>(f, t, d, path, lane, tiles);
+        else
+          scan_lines<R, false>(f, t, d, path, lane, tiles);
+      });
     rows |= f.p.direction[pass][0] >= 0;
     columns |= f.p.direction[pass][1] >= 0;
     if (merges) continue;
     meet<T>();
+#pragma unroll 1
     for (int i = 0; i < kAxes; ++i)
       if (const int one = f.p.direction[pass][i]; one >= 0)
         write_map<T>(whole_block<T>(), f.p, t, a, one, tiles.h[i]);
@@ -355,21 +382,7 @@ GATEDRNN_PART void scan_tile(const ChunkParams& f) {
   }
   if (!merges) return;
   meet<T>();
-  const auto of_both = [&](int cell) {
-    const auto of = [&](int i) {
-      return Winner<float>{tiles.h[i][cell], has_winners ? unsigned{tiles.winners[i][cell]} : 0u};
-    };
-    return rows && columns ? merged<R>(of(0), of(1)) : of(rows ? 0 : 1);
-  };
-  const int64_t corner = tile_corner(f.p, t, a.y_strides, 0, t.c0);
-  with_storage<float>(a.dtype, [&](auto* type) {
-    using S = std::remove_pointer_t<decltype(type)>;
-    write_tile<T>(whole_block<T>(), t, a.y_strides, static_cast<S*>(a.y) + corner,
-                  [&](int cell) { return to_storage<S>(of_both(cell).value * scale); });
-  });
-  if constexpr (has_winners)
-    write_tile<T>(whole_block<T>(), t, a.y_strides, a.mask + corner,
-                  [&](int cell) { return static_cast<uint8_t>(of_both(cell).bits); });
+  with_rule(rule_of(a), [&]<Rule R>() { write_axes<R>(f, t, tiles, rows, columns); });
 }
 
 // A block does a task at a time.
@@ -394,7 +407,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kScanBlocks)
       carry_lines(f, task.index);
     } else {
       wait_count(f.carried + task.unit, f.plan.carries);
-      with_rule(rule_of(f.a), [&]<Rule R>() { scan_tile<R>(f); });
+      scan_tile(f);
     }
   }
 }

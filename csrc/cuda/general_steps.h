@@ -20,6 +20,7 @@ struct Steps<A, 0, Side, 0> {
   static constexpr int kSumsPerTile = 1;
   static constexpr bool kInPlace = false;
   static constexpr bool kNeedsStates = true;
+  static constexpr bool kAdjointApart = false;
   static constexpr bool kSpreadsGates = false;
   static constexpr int kScanBlocks = 2, kAdjointBlocks = 2;
   // A tile is [channel][row][column], with a column and a row to spare: a warp's lanes, which are
@@ -90,8 +91,8 @@ struct Steps<A, 0, Side, 0> {
 
   template <class Ready>
   static GATEDRNN_DEVICE void adjoint(const ScanArgs& a, const Task& t, int d, const Path& path,
-                                      const AdjointTiles<A>& s, const Border<A>&,
-                                      const Border<A>& border, const Ready& ready) {
+                                      const AdjointTiles<A>& s, const Border<A>& border,
+                                      const Ready& ready) {
     ready();
     const A* const w = static_cast<const A*>(a.weight) + (d * a.c + t.c0) * t.channels;
     const A* const b = a.bias ? static_cast<const A*>(a.bias) + d * a.c + t.c0 : nullptr;

@@ -45,17 +45,16 @@ GATEDRNN_DEVICE A merge_scale(const ScanArgs& a) {
   return a.merge == Merge::kMean ? A(1) / static_cast<A>(a.directions) : A(1);
 }
 
-// The tiles of a pass, those of both axes or of the one that has a direction, as places in shared
-// memory: a function that is not inlined would not know of a pointer that it points there. Where
-// there is one it stands for both: that changes no maximum.
+// The tiles of a pass, those of both axes or of the one that has a direction: there it stands for
+// both, which changes no maximum.
 template <class A>
 struct PassMaps {
-  int one, other;
+  const A *one, *other;
   bool both;
   unsigned one_bit, other_bit;
   GATEDRNN_DEVICE PassMaps(const int (&directions)[kAxes], const Pair<A>& h)
-      : one(shared_offset(directions[0] >= 0 ? h[0] : h[1])),
-        other(shared_offset(directions[1] >= 0 ? h[1] : h[0])),
+      : one(directions[0] >= 0 ? h[0] : h[1]),
+        other(directions[1] >= 0 ? h[1] : h[0]),
         both(directions[0] >= 0 && directions[1] >= 0),
         one_bit(1u << (directions[0] >= 0 ? directions[0] : directions[1])),
         other_bit(1u << (directions[1] >= 0 ? directions[1] : directions[0])) {}

@@ -19,10 +19,9 @@
 namespace gatedrnn::cuda {
 
 #define GATEDRNN_DEVICE __device__ __forceinline__
-// A part of a task with registers of its own. Inlined in the loop over tasks, what it computes from
-// the kernel's parameters would be computed before that loop, and held in registers all through the
-// recurrence.
-#define GATEDRNN_PART __device__ __noinline__
+// What is rare and long, or needs all registers. All else is inlined: a function that is not would
+// read the kernel's parameters from memory, and wait for them.
+#define GATEDRNN_APART __device__ __noinline__
 
 // Shared memory of a multiprocessor, in bytes.
 #if !defined(__CUDA_ARCH__) || (__CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200)
@@ -39,10 +38,6 @@ constexpr int kSharedMemory = 64 << 10;
 template <class T>
 T load_shared_by_blocks(const T* p) {
   return *p;
-}
-template <class T>
-T* in_global_memory(T* p) {
-  return p;
 }
 inline int64_t sum_of(int64_t a, int64_t b) { return a + b; }
 inline bool asked_here(bool condition) { return condition; }
@@ -68,14 +63,6 @@ GATEDRNN_DEVICE int load_acquire(const int* p) {
 }
 GATEDRNN_DEVICE void store_release(int* p, int value) {
   asm volatile("st.release.gpu.global.s32 [%0], %1;" : : "l"(p), "r"(value) : "memory");
-}
-
-// Says so of a pointer whose origin a function that is not inlined cannot see: what it points to is
-// then moved by other instructions, which need not wait for those of shared memory.
-template <class T>
-GATEDRNN_DEVICE T* in_global_memory(T* p) {
-  __builtin_assume(__isGlobal(p));
-  return p;
 }
 
 // a + b. The compiler would make of repeated additions a multiplication, which costs a GPU twice as

@@ -45,11 +45,11 @@ struct Steps {
   using Value = A;
   static constexpr int kSide = Side;
   static constexpr int kChannels = K < 8 ? 8 : K;  // of a tile
-  static constexpr int kPacks = 8;                 // that a thread reads at once
+  static constexpr int kPacks = K < 16 ? 8 : 4;    // that a thread reads at once
   static constexpr int kChunks = R / kPack;        // a thread's channels, by packs
   static constexpr int kSplits = kChannels / R;    // threads that share a line, side by side
   static constexpr int kThreads = 2 * Side * kSplits;
-  static constexpr int kPixels = pixel_at<Side>(Side - 1, Side - 1) + 1;
+  static constexpr int kPixels = pixel_at<Side>(Side, Side - 1) + 1;
   static constexpr int kTile = kPixels * kChannels;
   static constexpr int kInputs = K > R ? K : R;  // states that a thread's products read
   static constexpr int kLinesPerWarp = Side < 32 / kSplits ? Side : 32 / kSplits;
@@ -57,6 +57,7 @@ struct Steps {
   static constexpr bool kSumsInChains = false;
   static constexpr bool kInPlace = true;       // dg takes the place of h, and e is in registers
   static constexpr bool kNeedsStates = false;  // a scan does without a tile of h
+  static constexpr bool kAdjointApart = kSplits > 1;  // it would spill beside all else
   static constexpr bool kSpreadsGates = true;  // a gate that serves all channels is there for each
   static_assert(Side % kPack == 0 && R % kPack == 0 && kThreads % 32 == 0);
   // Blocks of a multiprocessor that the tiles allow, for the compiler's choice of registers.
@@ -96,6 +97,11 @@ struct Steps {
     GATEDRNN_DEVICE int channel(int r) const { return pack(r / kPack) * kPack + r % kPack; }
     GATEDRNN_DEVICE int at_border(int m) const { return line * kChannels + pack(m) * kPack; }
   };
+
+  // Where the state that enters a line stands: in the pixel to spare of the column of its number.
+  static GATEDRNN_DEVICE int entry(const Lane& lane) {
+    return cell(Side, lane.line, lane.pack(0) * kPack);
+  }
 
   // Moves R channels of a pixel between a tile and registers; `at` is its first pack.
   template <class V>
@@ -258,6 +264,7 @@ struct Steps {
     if (kSplits == 1 && !lane.is_there) return;
     A h[R], x[R] = {}, g[R] = {};
     enter(border, lane, h);
+    if (s.h && lane.is_there) put(s.h, entry(lane), h);
     const auto fetch = [&](int at) {
       get(s.x, at, x);
       get(s.g, at, g);
@@ -278,19 +285,18 @@ struct Steps {
   }
 
   // The adjoint, against the direction, whose path is given. After scan(), with the tile's h in
-  // place and the states that entered it at the border.
+  // place.
   template <class Ready>
   static GATEDRNN_DEVICE void adjoint(const ScanArgs& a, const Task& t, int d, const Path& path,
-                                      const AdjointTiles<A>& s, const Border<A>& states,
-                                      const Border<A>& border, const Ready& ready) {
+                                      const AdjointTiles<A>& s, const Border<A>& border,
+                                      const Ready& ready) {
     Lane lane;
     lane.is_there = d >= 0 && lane.line < path.lines;
     const Weights w(a, t, d < 0 ? 0 : d, lane);
-    A entry[R], sums[kSums] = {};
-    enter(states, lane, entry);
     ready();
     if (kThreads > 32 && d < 0) return;  // else lanes of both axes meet below
-    if (kSplits > 1 || lane.is_there) adjoint(a, path, s, border, lane, w, entry, sums);
+    A sums[kSums] = {};
+    if (kSplits > 1 || lane.is_there) adjoint(a, path, s, border, lane, w, sums);
     // The lines of a warp are summed in the order of a tree; every warp has a slot of its own.
     share_sums<kLinesPerWarp, kSplits>(sums);
     if (d < 0 || s.sums == nullptr) return;
@@ -311,7 +317,7 @@ struct Steps {
 
   static GATEDRNN_DEVICE void adjoint(const ScanArgs& a, const Path& path, const AdjointTiles<A>& s,
                                       const Border<A>& border, const Lane& lane, const Weights& w,
-                                      const A (&entry)[R], A (&sums)[kSums]) {
+                                      A (&sums)[kSums]) {
     A e[R], here_h[R] = {}, xi[R] = {}, g[R] = {};
     enter(border, lane, e);
     const auto fetch = [&](int at) {
@@ -324,10 +330,8 @@ struct Steps {
         get(s.h, at, here_h);
       };
       walk(path.reversed(), lane, first, [&](int here, int before, bool has_before) {
-        A back[R], h[R], all[kInputs], u[R], delta[R], slope[R];
-#pragma unroll
-        for (int r = 0; r < R; ++r) h[r] = entry[r];
-        if (has_before && lane.is_there) get(s.h, before, h);
+        A back[R], h[R] = {}, all[kInputs], u[R], delta[R], slope[R];
+        if (lane.is_there) get(s.h, has_before ? before : entry(lane), h);
         w.transposed_product(e, back);
         gather(h, all);
         w.product(all, u);

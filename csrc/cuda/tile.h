@@ -15,10 +15,7 @@ GATEDRNN_INLINE constexpr int pixel_at(int row, int column) {
   return column * (Side + 1) + column / 4 + row;
 }
 
-// A place in shared memory, for functions that are not inlined.
-GATEDRNN_DEVICE int shared_offset(const void* p) {
-  return static_cast<int>(static_cast<const char*>(p) - dynamic_shared_memory());
-}
+// A place in shared memory, in bytes.
 template <class A>
 GATEDRNN_DEVICE A* shared_at(int offset) {
   return reinterpret_cast<A*>(dynamic_shared_memory() + offset);
@@ -186,9 +183,8 @@ GATEDRNN_DEVICE void with_walk(const Team<Size>& team, const Task& t, int channe
 
 // Writes value(offset in the tile) to every element of a tile in a map.
 template <class T, class S, int Size, class Value>
-GATEDRNN_DEVICE void write_tile(const Team<Size>& team, const Task& t, const Strides& s, S* to,
+GATEDRNN_DEVICE void write_tile(const Team<Size>& team, const Task& t, const Strides& s, S* corner,
                                 const Value& value) {
-  S* const corner = in_global_memory(to);
   with_walk<T, T::kPacks>(team, t, t.channels, s, corner, [&]<int W>(int next, const auto& walk) {
     walk(NoLoad(), [&](int64_t at, int cell, bool) {
       Pack<S, W> pack;
@@ -201,7 +197,7 @@ GATEDRNN_DEVICE void write_tile(const Team<Size>& team, const Task& t, const Str
 
 // A gate under tanh or sigmoid, which are long.
 template <class A>
-GATEDRNN_PART A smooth_gate(GateNorm norm, A gate) {
+GATEDRNN_APART A smooth_gate(GateNorm norm, A gate) {
   return gate_norm_of<ScalarMath<A>>(norm, gate);
 }
 GATEDRNN_INLINE bool is_smooth(GateNorm norm) {
@@ -233,7 +229,7 @@ GATEDRNN_DEVICE void read_map(const Team<Size>& team, const TilePlan& p, const T
   const A limit = norm == GateNorm::kClamp ? A(1) : A(INFINITY);
   with_storage<A>(dtype, [&](auto* type) {
     using S = std::remove_pointer_t<decltype(type)>;
-    const S* const from = in_global_memory(static_cast<const S*>(map) + corner);
+    const S* const from = static_cast<const S*>(map) + corner;
     const int channels = has_channels ? t.channels : 1;
     with_walk<T, T::kPacks>(team, t, channels, s, from, [&]<int W>(int next, const auto& walk) {
       walk([&](int64_t at) { return pack_at<W>(from + at); },
@@ -288,10 +284,8 @@ GATEDRNN_DEVICE void load_inputs(const Team<Size>& team, const TilePlan& p, cons
     bool done = false;
     with_storage<A>(a.dtype, [&](auto* type) {
       using S = std::remove_pointer_t<decltype(type)>;
-      const S* const x_from =
-          in_global_memory(static_cast<const S*>(a.x) + tile_corner(p, t, a.x_strides, 0, t.c0));
-      const S* const g_from =
-          in_global_memory(static_cast<const S*>(a.g) + tile_corner(p, t, a.g_strides, 0, t.c0));
+      const S* const x_from = static_cast<const S*>(a.x) + tile_corner(p, t, a.x_strides, 0, t.c0);
+      const S* const g_from = static_cast<const S*>(a.g) + tile_corner(p, t, a.g_strides, 0, t.c0);
       if (is_aligned(x_from) != is_aligned(g_from)) return;
       done = true;
       with_walk<T, T::kPacks>(

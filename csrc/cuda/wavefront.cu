@@ -24,19 +24,14 @@ struct MergedTile {
 
 // Writes what the directions of one pass say of a tile, and what the other has said before.
 template <class T, Rule R, bool Second>
-GATEDRNN_PART void write_merged(const MergedTile<typename T::Value>& given, const Strides& strides,
-                                const PassMaps<typename T::Value>& given_maps) {
+GATEDRNN_DEVICE void write_merged(const Task& t, const MergedTile<typename T::Value>& tile,
+                                  const Strides& strides, const PassMaps<typename T::Value>& maps) {
   using A = typename T::Value;
   constexpr bool has_winners = R == Rule::kMaxWithWinners;
-  // In registers: as far as the compiler knows, a store could change what was given.
-  const MergedTile<A> tile = given;
-  const PassMaps<A> maps = given_maps;
-  const Task t = task_slot().task;
   with_storage<A>(tile.dtype, [&](auto* type) {
     using S = std::remove_pointer_t<decltype(type)>;
     using Left = std::conditional_t<R == Rule::kMax, S, A>;
-    S* const result = in_global_memory(static_cast<S*>(tile.result));
-    const Left* const share = in_global_memory(static_cast<const Left*>(tile.share));
+    S* const result = static_cast<S*>(tile.result);
     with_walk<T, T::kPacks>(
         whole_block<T>(), t, t.channels, strides, result, [&]<int W>(int next, const auto& walk) {
           struct Before {
@@ -44,8 +39,8 @@ GATEDRNN_PART void write_merged(const MergedTile<typename T::Value>& given, cons
             Pack<uint8_t, W> winners;
           };
           const auto write = [&](int64_t at, int cell, const Before& before) {
-            const Pack<A, W> one = load_cells<W>(shared_at<A>(maps.one), cell, next);
-            const Pack<A, W> other = load_cells<W>(shared_at<A>(maps.other), cell, next);
+            const Pack<A, W> one = load_cells<W>(maps.one, cell, next);
+            const Pack<A, W> other = load_cells<W>(maps.other, cell, next);
             Pack<S, W> values;
             Pack<uint8_t, W> winners;
 #pragma unroll
@@ -60,11 +55,12 @@ GATEDRNN_PART void write_merged(const MergedTile<typename T::Value>& given, cons
               winners.values[k] = static_cast<uint8_t>(v.bits);
             }
             pack_at<W>(result + at) = values;
-            if (has_winners) pack_at<W>(in_global_memory(tile.mask + at)) = winners;
+            if (has_winners) pack_at<W>(tile.mask + at) = winners;
           };
           if constexpr (Second)
             walk(
                 [&](int64_t at) {
+                  const Left* const share = static_cast<const Left*>(tile.share);
                   Before before{load_shared_by_blocks(&pack_at<W>(share + at)), {}};
                   if (has_winners)
                     before.winners = load_shared_by_blocks(&pack_at<W>(tile.mask + at));
@@ -95,13 +91,13 @@ struct WavefrontTiles {
 };
 
 template <class A>
-GATEDRNN_PART void decode_task(const WavefrontParams<A>& f, int ticket, Task& t) {
+GATEDRNN_DEVICE void decode_task(const WavefrontParams<A>& f, int ticket, Task& t) {
   t = f.p.task(ticket);
   if (f.a.y == nullptr || !passes_meet(f.a, f.p)) t.visit = kOnly;
 }
 
 template <class A, class T>
-GATEDRNN_PART void load_tiles(const WavefrontParams<A>& f) {
+GATEDRNN_DEVICE void load_tiles(const WavefrontParams<A>& f) {
   const Task t = task_slot().task;
   const WavefrontTiles<A, T> tiles(f);
   const Ticket<T> ticket(f.flags.ticket);
@@ -110,12 +106,12 @@ GATEDRNN_PART void load_tiles(const WavefrontParams<A>& f) {
 }
 
 template <class A, class T>
-GATEDRNN_PART void ask_for_next_tiles(const WavefrontParams<A>& f) {
+GATEDRNN_DEVICE void ask_for_next_tiles(const WavefrontParams<A>& f) {
   if (next_slot().ticket < f.p.tasks) ask_for_inputs<T>(f.p, next_slot().task, f.a);
 }
 
 template <class A, class T>
-GATEDRNN_PART void scan_tiles(const WavefrontParams<A>& f) {
+GATEDRNN_DEVICE void scan_tiles(const WavefrontParams<A>& f) {
   const Task t = task_slot().task;
   const int axis = threadIdx.x / (T::kThreads / 2), d = f.p.direction[t.pass][axis];
   const WavefrontTiles<A, T> tiles(f);
@@ -127,7 +123,7 @@ GATEDRNN_PART void scan_tiles(const WavefrontParams<A>& f) {
 }
 
 template <class A, class T>
-GATEDRNN_PART void write_tiles(const WavefrontParams<A>& f) {
+GATEDRNN_DEVICE void write_tiles(const WavefrontParams<A>& f) {
   const Task t = task_slot().task;
   const ScanArgs& a = f.a;
   const Pair<A> h = WavefrontTiles<A, T>(f).h;
@@ -147,8 +143,8 @@ GATEDRNN_PART void write_tiles(const WavefrontParams<A>& f) {
                            first ? A(1) : merge_scale<A>(a)};
   const PassMaps<A> maps(f.p.direction[t.pass], h);
   with_rule(rule_of(a), [&]<Rule R>() {
-    second ? write_merged<T, R, true>(tile, a.y_strides, maps)
-           : write_merged<T, R, false>(tile, a.y_strides, maps);
+    second ? write_merged<T, R, true>(t, tile, a.y_strides, maps)
+           : write_merged<T, R, false>(t, tile, a.y_strides, maps);
   });
 }
 
