@@ -56,15 +56,28 @@ GATEDRNN_DEVICE void load_gradient(const BackwardParams<A>& f, const Task& t, co
   const auto winners_at = [&]<int W>(int64_t at) {
     return is_max ? pack_at<W>(mask + at) : Pack<uint8_t, W>{};
   };
+  // Bytes of a pack side by side in a word: a mask's, or each of them 1.
+  constexpr unsigned ones = 0x01010101;
+  const unsigned any_row = rows >= 0 ? ones : 0, any_column = columns >= 0 ? ones : 0;
   const auto share_out = [&]<int W>(int cell, int next, const Pack<A, W>& grad,
                                     const Pack<uint8_t, W>& winners) {
-    Pack<A, W> of_rows, of_columns;
+    unsigned word = 0, ties = 0, row_wins = any_row, column_wins = any_column;
+    if (is_max) {
+      memcpy(&word, &winners, W);
+      ties = word & (word - (W == 1 ? 1 : ones));  // a byte with several bits, or none
+      row_wins &= word >> (rows & 3);
+      column_wins &= word >> (columns & 3);
+    }
+    Pack<A, W> share, of_rows, of_columns;
+#pragma unroll
+    for (int k = 0; k < W; ++k) share.values[k] = grad.values[k] * scale;
+    if (ties)
+#pragma unroll
+      for (int k = 0; k < W; ++k) share.values[k] *= even_share<A>(winners.values[k]);
 #pragma unroll
     for (int k = 0; k < W; ++k) {
-      const unsigned m = is_max ? winners.values[k] : 15u;
-      const A share = grad.values[k] * (is_max ? even_share<A>(m) : scale);
-      of_rows.values[k] = rows >= 0 && (m >> rows & 1) ? share : A(0);
-      of_columns.values[k] = columns >= 0 && (m >> columns & 1) ? share : A(0);
+      of_rows.values[k] = row_wins & 1u << 8 * k ? share.values[k] : A(0);
+      of_columns.values[k] = column_wins & 1u << 8 * k ? share.values[k] : A(0);
     }
     store_cells(xi[0], cell, next, of_rows);
     store_cells(xi[1], cell, next, of_columns);
@@ -140,6 +153,7 @@ GATEDRNN_DEVICE void differentiate_gate_norm(const BackwardParams<A>& f, const T
     return;
   }
   // Of a gate at +-1 the tile does not tell whether it was cut.
+  const bool has_one = one != nullptr, has_other = other != nullptr;
   const int64_t corner = tile_corner(f.p, t, a.g_strides, d, a.gate_channels ? t.c0 : 0);
   with_storage<A>(a.dtype, [&](auto* type) {
     using S = std::remove_pointer_t<decltype(type)>;
@@ -151,8 +165,13 @@ GATEDRNN_DEVICE void differentiate_gate_norm(const BackwardParams<A>& f, const T
 #pragma unroll
                                      for (int k = 0; k < W; ++k, cell += next) {
                                        const A gate = to_state<A>(given.values[k]);
-                                       if (!(gate <= 1 && gate >= -1))
-                                         scale(cell, [](A) { return A(0); });  // NaN too
+                                       const bool cut = !((gate <= 1) & (gate >= -1));  // NaN too
+                                       if (served > 1) {
+                                         if (cut) scale(cell, [](A) { return A(0); });
+                                       } else {
+                                         if (cut & has_one) one[cell] = 0;
+                                         if (cut & has_other) other[cell] = 0;
+                                       }
                                      }
                                    });
                             });
