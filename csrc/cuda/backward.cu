@@ -153,7 +153,6 @@ GATEDRNN_DEVICE void differentiate_gate_norm(const BackwardParams<A>& f, const T
     return;
   }
   // Of a gate at +-1 the tile does not tell whether it was cut.
-  const bool has_one = one != nullptr, has_other = other != nullptr;
   const int64_t corner = tile_corner(f.p, t, a.g_strides, d, a.gate_channels ? t.c0 : 0);
   with_storage<A>(a.dtype, [&](auto* type) {
     using S = std::remove_pointer_t<decltype(type)>;
@@ -162,17 +161,25 @@ GATEDRNN_DEVICE void differentiate_gate_norm(const BackwardParams<A>& f, const T
                             [&]<int W>(int next, const auto& walk) {
                               walk([&](int64_t at) { return pack_at<W>(from + at); },
                                    [&](int64_t, int cell, const Pack<S, W>& given) {
+                                     bool cut[W];
 #pragma unroll
-                                     for (int k = 0; k < W; ++k, cell += next) {
+                                     for (int k = 0; k < W; ++k) {
                                        const A gate = to_state<A>(given.values[k]);
-                                       const bool cut = !((gate <= 1) & (gate >= -1));  // NaN too
-                                       if (served > 1) {
-                                         if (cut) scale(cell, [](A) { return A(0); });
-                                       } else {
-                                         if (cut & has_one) one[cell] = 0;
-                                         if (cut & has_other) other[cell] = 0;
-                                       }
+                                       cut[k] = !((gate <= 1) & (gate >= -1));  // NaN too
                                      }
+                                     if (served > 1) {
+                                       if (cut[0]) scale(cell, [](A) { return A(0); });
+                                       return;
+                                     }
+                                     const auto clear = [&](A* tile) {
+                                       Pack<A, W> left = load_cells<W>(tile, cell, next);
+#pragma unroll
+                                       for (int k = 0; k < W; ++k)
+                                         left.values[k] = cut[k] ? A(0) : left.values[k];
+                                       store_cells(tile, cell, next, left);
+                                     };
+                                     if (one) clear(one);
+                                     if (other) clear(other);
                                    });
                             });
   });
