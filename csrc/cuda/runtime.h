@@ -23,6 +23,13 @@ namespace gatedrnn::cuda {
 // read the kernel's parameters from memory, and wait for them.
 #define GATEDRNN_APART __device__ __noinline__
 
+// Whether the compiler spends more registers on the same sources than for Hopper.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr bool kOldArchitecture = true;
+#else
+constexpr bool kOldArchitecture = false;
+#endif
+
 // Shared memory of a multiprocessor, in bytes.
 #if !defined(__CUDA_ARCH__) || (__CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200)
 constexpr int kSharedMemory = 228 << 10;

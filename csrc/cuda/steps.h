@@ -57,7 +57,8 @@ struct Steps {
   static constexpr bool kSumsInChains = false;
   static constexpr bool kInPlace = true;       // dg takes the place of h, and e is in registers
   static constexpr bool kNeedsStates = false;  // a scan does without a tile of h
-  static constexpr bool kAdjointApart = kSplits > 1;  // it would spill beside all else
+  // The adjoint would spill beside all else.
+  static constexpr bool kAdjointApart = kSplits > 1 || (K == 8 && kOldArchitecture);
   static constexpr bool kSpreadsGates = true;  // a gate that serves all channels is there for each
   static_assert(Side % kPack == 0 && R % kPack == 0 && kThreads % 32 == 0);
   // Blocks of a multiprocessor that the tiles allow, for the compiler's choice of registers.
