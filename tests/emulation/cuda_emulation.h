@@ -1,8 +1,8 @@
 // The part of CUDA that the kernels use, for an ordinary C++ compiler: csrc/cuda/runtime.h includes
 // it in place of CUDA's own headers when GATEDRNN_EMULATION is defined.
 //
-// Not emulated: the order in which other blocks see plain writes (here every write is seen at
-// once), alignment of vector accesses (the sanitized build checks it), speed.
+// Not emulated: writes that other blocks see late (here every write is seen at once, and a race
+// with it is an error), alignment of vector accesses (the sanitized build checks it), speed.
 #pragma once
 
 #include <algorithm>
@@ -144,33 +144,24 @@ T __shfl_xor_sync(unsigned mask, T value, int flipped, int width = 32,
 
 inline int load_acquire(const int* address,
                         std::source_location where = std::source_location::current()) {
-  gatedrnn::emulation::yield(true, where);
-  return *address;
+  return gatedrnn::emulation::load_acquire(address, where);
 }
 
-// Others may come between what was written before and the flag, and between the flag and what is
-// written after it.
 inline void store_release(int* address, int value,
                           std::source_location where = std::source_location::current()) {
-  gatedrnn::emulation::yield(false, where);
-  *address = value;
-  gatedrnn::emulation::yield(false, where);
+  gatedrnn::emulation::store_release(address, value, where);
 }
 
 inline int atomicAdd(int* address, int value,
                      std::source_location where = std::source_location::current()) {
-  gatedrnn::emulation::yield(false, where);
-  const int before = *address;
-  *address = before + value;
-  return before;
+  return gatedrnn::emulation::add(address, value, where);
 }
 
 inline void __nanosleep(unsigned, std::source_location where = std::source_location::current()) {
   gatedrnn::emulation::yield(true, where);
 }
 
-inline void __threadfence() {}
-inline void __threadfence_block() {}
+inline void __threadfence() { gatedrnn::emulation::fence(); }
 
 template <class T>
 T __ldg(const T* address) {

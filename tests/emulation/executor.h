@@ -3,9 +3,11 @@
 //
 // Every CUDA thread is a fiber. It runs until it meets others (a barrier, a shuffle, an atomic
 // access, the end), then some other is chosen at random. So an access that no barrier orders
-// happens in either order, for some seed. The environment sets, at every launch:
+// happens in either order, for some seed; and of a launch whose accesses are watched, it is an
+// error for every seed (races.h). The environment sets, at every launch:
 //   GATEDRNN_EMULATION_SEED             of all choices (0)
 //   GATEDRNN_EMULATION_RESIDENT_BLOCKS  blocks that run at once (1 to 4, by the seed)
+//   GATEDRNN_EMULATION_RACES            whether accesses are watched (1; never by the sanitizers)
 #pragma once
 
 #include <cstddef>
@@ -41,6 +43,16 @@ using Where = std::source_location;
 
 // Lets others run. A poll alone is no progress: when all only poll, they wait for ever.
 void yield(bool polls, Where where);
+
+// Atomic, and others run between them and what comes before or after. What a thread has done before
+// a release, or before a fence and an `add` after it, is done for who acquires the value.
+int load_acquire(const int* address, Where where);
+void store_release(int* address, int value, Where where);
+int add(int* address, int value, Where where);
+void fence();
+
+// The kernel reads or writes memory, and continues at `code`. All accesses must be ordered.
+void access(const void* begin, size_t bytes, bool writes, const void* code);
 
 // __syncthreads_or: all threads of the block, none of them ended, at one place in the source.
 int meet_block(int vote, Where where);

@@ -158,6 +158,11 @@ void Fiber::finish() {
   std::abort();  // a finished fiber was resumed
 }
 
+bool Fiber::holds(const void* address) const {
+  const char* stack = memory_ + kGuardBytes;
+  return address >= stack && address < stack + kStackBytes;
+}
+
 bool Fiber::overflowed_at(const void* address) const {
   return address >= memory_ && address < memory_ + kGuardBytes;
 }

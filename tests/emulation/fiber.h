@@ -19,6 +19,7 @@ class Fiber {
   void suspend();  // on the fiber: back into `resume`
   [[noreturn]] void finish();
 
+  bool holds(const void* address) const;          // whether it lies on the stack
   bool overflowed_at(const void* address) const;  // whether it lies in the guard below the stack
 
  private:

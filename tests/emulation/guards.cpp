@@ -63,6 +63,12 @@ const char* SharedMemory::overrun() const {
   return nullptr;
 }
 
+std::optional<ptrdiff_t> SharedMemory::offset(const void* address) const {
+  const char* at = static_cast<const char*>(address);
+  if (at >= data_ && at < data_ + bytes_) return at - data_;
+  return std::nullopt;
+}
+
 std::optional<ptrdiff_t> SharedMemory::offset_in_guards(const void* address) const {
   const char* at = static_cast<const char*>(address);
   const char *start = memory_ + kGuard, *end = start + pages_;

@@ -22,7 +22,8 @@ class SharedMemory {
   char* data() const { return data_; }
   // Where it was overrun, in words; or null.
   const char* overrun() const;
-  // Of an address in the guards, from the start of the memory.
+  // Of an address in the memory, or in the guards, from the start of the memory.
+  std::optional<ptrdiff_t> offset(const void* address) const;
   std::optional<ptrdiff_t> offset_in_guards(const void* address) const;
 
  private:

@@ -48,6 +48,37 @@ void Scheduler::yield(bool polls, Where where) {
   lane().fiber->suspend();
 }
 
+int Scheduler::load_acquire(const int* address, Where where, const void* code) {
+  yield(true, where);
+  access(address, sizeof(int), false, true, code);
+  races_.acquire(thread(), address);
+  return *address;
+}
+
+// Others may come between what was written before and the flag, and between the flag and what is
+// written after it.
+void Scheduler::store_release(int* address, int value, Where where, const void* code) {
+  yield(false, where);
+  access(address, sizeof(int), true, true, code);
+  races_.release(thread(), address);
+  *address = value;
+  yield(false, where);
+}
+
+int Scheduler::add(int* address, int value, Where where, const void* code) {
+  yield(false, where);
+  access(address, sizeof(int), true, true, code);
+  races_.add(thread(), address);
+  const int before = *address;
+  *address = before + value;
+  return before;
+}
+
+uint32_t Scheduler::thread(const Warp& warp, int lane) {
+  const auto in_block = (&warp - warp.block->warps.data()) * kWarp + lane;
+  return static_cast<uint32_t>(warp.block->first_thread + static_cast<uint64_t>(in_block));
+}
+
 int Scheduler::meet_block(int vote, Where where) {
   lane().where = where;
   Block& block = *warp_->block;
@@ -63,10 +94,13 @@ int Scheduler::meet_block(int vote, Where where) {
   if (++block.waiting == threads()) {
     block.result = block.vote;
     block.vote = 0, block.waiting = 0;
+    std::vector<uint32_t> all;
     for (Warp& warp : block.warps) {
       warp.meets_block = 0;
       make_ready(warp, ~0u);
+      for (int i = 0; i < kWarp; ++i) all.push_back(thread(warp, i));
     }
+    races_.meet(all);
   }
   lane().fiber->suspend();
   return block.result;
@@ -96,8 +130,14 @@ uint64_t Scheduler::meet_warp(uint32_t mask, Exchange what, uint64_t value, int 
   if ((mask & warp_->meets_warp) == mask) {
     // The last to come hands out: a lane may come to the next meeting before another has left this.
     uint32_t votes = 0;
-    for (int i = 0; i < kWarp; ++i)
-      if (mask >> i & 1 && warp_->lanes[i].value != 0) votes |= 1u << i;
+    std::vector<uint32_t> all;
+    for (int i = 0; i < kWarp; ++i) {
+      if (!(mask >> i & 1)) continue;
+      if (warp_->lanes[i].value != 0) votes |= 1u << i;
+      all.push_back(thread(*warp_, i));
+    }
+    // Shuffles and votes hand over values, and put no access of memory in order.
+    if (what == Exchange::kNothing) races_.meet(all);
     for (int i = 0; i < kWarp; ++i) {
       Lane& lane = warp_->lanes[i];
       if (mask >> i & 1)

@@ -51,7 +51,10 @@ Scheduler::Scheduler(const Grid& grid)
   most_resident_ = static_cast<size_t>(
       setting("GATEDRNN_EMULATION_RESIDENT_BLOCKS", static_cast<int64_t>(drawn)));
   place.grid_size = grid.grid, place.block_size = grid.block;
+  scheduler = this;
 }
+
+Scheduler::~Scheduler() { scheduler = nullptr; }
 
 // Blocks start in the order of their index, as on the device.
 void Scheduler::start_block() {
@@ -62,7 +65,8 @@ void Scheduler::start_block() {
   size_t slot = 0;  // the first that no resident block holds
   while (slot < resident_.size() && resident_[slot]) ++slot;
   if (slot == resident_.size()) resident_.emplace_back();
-  resident_[slot] = std::make_unique<Block>(index, threads() / kWarp, grid_.shared_bytes);
+  resident_[slot] = std::make_unique<Block>(index, i, threads() / kWarp, grid_.shared_bytes);
+  races_.start(threads(), resident_[slot]->shared.data(), grid_.shared_bytes);
   size_t thread = slot * threads();
   for (Warp& warp : resident_[slot]->warps) {
     for (Lane& lane : warp.lanes) {
@@ -152,11 +156,24 @@ void run(const Grid& grid) {
   static std::mutex one_at_a_time;
   const std::lock_guard lock(one_at_a_time);
   Scheduler launch(grid);
-  scheduler = &launch;
   const FaultHandler handler([](const void* address) { scheduler->fault(address); });
   launch.run();
 }
 
+void fence() { scheduler->fence(); }
+int load_acquire(const int* address, Where where) {
+  return scheduler->load_acquire(address, where, __builtin_return_address(0));
+}
+void store_release(int* address, int value, Where where) {
+  scheduler->store_release(address, value, where, __builtin_return_address(0));
+}
+int add(int* address, int value, Where where) {
+  return scheduler->add(address, value, where, __builtin_return_address(0));
+}
+void access(const void* begin, size_t bytes, bool writes, const void* code) {
+  const bool is_place = begin >= &place && begin < &place + 1;  // threadIdx and so on
+  if (scheduler && !is_place) scheduler->access(begin, bytes, writes, false, code);
+}
 void yield(bool polls, Where where) { scheduler->yield(polls, where); }
 int meet_block(int vote, Where where) { return scheduler->meet_block(vote, where); }
 uint64_t meet_warp(uint32_t mask, Exchange what, uint64_t value, int source, Where where) {

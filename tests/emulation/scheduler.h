@@ -8,6 +8,7 @@
 #include "executor.h"
 #include "fiber.h"
 #include "guards.h"
+#include "races.h"
 
 namespace gatedrnn::emulation {
 
@@ -33,11 +34,13 @@ struct Warp {
 };
 
 struct Block {
-  Block(Size at, size_t warp_count, size_t shared_bytes) : index(at), shared(shared_bytes) {
+  Block(Size at, uint64_t number, size_t warp_count, size_t shared_bytes)
+      : index(at), first_thread(number * warp_count * kWarp), shared(shared_bytes) {
     warps.resize(warp_count);
     for (Warp& warp : warps) warp.block = this;
   }
   Size index;
+  uint64_t first_thread;  // of the launch
   std::vector<Warp> warps;
   SharedMemory shared;
   size_t waiting = 0, ended = 0;  // threads
@@ -63,9 +66,18 @@ class Random {
 class Scheduler {
  public:
   explicit Scheduler(const Grid& grid);
+  ~Scheduler();
+  Scheduler(const Scheduler&) = delete;
+  Scheduler& operator=(const Scheduler&) = delete;
   void run();
 
   void yield(bool polls, Where where);
+  // `code` is where the kernel's continues after the access.
+  void access(const void* begin, size_t bytes, bool writes, bool is_atomic, const void* code);
+  int load_acquire(const int* address, Where where, const void* code);
+  void store_release(int* address, int value, Where where, const void* code);
+  int add(int* address, int value, Where where, const void* code);
+  void fence() { races_.fence(thread()); }
   int meet_block(int vote, Where where);
   uint64_t meet_warp(uint32_t mask, Exchange what, uint64_t value, int source, Where where);
   char* shared_memory() { return warp_->block->shared.data(); }
@@ -78,6 +90,9 @@ class Scheduler {
   static void enter();
   size_t threads() const { return size_t{grid_.block.x}; }
   Lane& lane() { return warp_->lanes[lane_]; }
+  // The running one, or another lane of its warp, by its number in the launch.
+  uint32_t thread() const { return thread(*warp_, lane_); }
+  static uint32_t thread(const Warp& warp, int lane);
   void start_block();
   void end_block(Block* block);
   uint32_t random_lanes();
@@ -95,6 +110,8 @@ class Scheduler {
   std::vector<std::unique_ptr<Block>> resident_;
   std::vector<Warp*> ready_;
   uint64_t polls_ = 0;  // since anything else happened
+  Races races_;
+  const bool watches_ = setting("GATEDRNN_EMULATION_RACES", 1) != 0;
   std::string error_;
 
   Warp* warp_ = nullptr;  // who runs

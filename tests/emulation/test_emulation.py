@@ -1,5 +1,7 @@
 """The emulation itself: it runs right kernels right, and reports or shows what wrong ones break."""
 
+import re
+
 import pytest
 import torch
 from emulation_build import HERE, load
@@ -16,8 +18,9 @@ def toys():
 def seeded(monkeypatch):
     """Runs a toy for one seed."""
 
-    def run(seed, name, data, *numbers):
+    def run(seed, name, data, *numbers, finds_races=True):
         monkeypatch.setenv("GATEDRNN_EMULATION_SEED", str(seed))
+        monkeypatch.setenv("GATEDRNN_EMULATION_RACES", str(int(finds_races)))
         torch.ops.gatedrnn_toys.run(name, data, list(numbers))
         return data
 
@@ -40,7 +43,7 @@ def sometimes_not(outcomes):
     return not all(outcomes)
 
 
-# ---- barriers order memory, and nothing else does ------------------------------------------------
+# ---- what no barrier orders happens in either order ----------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -48,7 +51,7 @@ def sometimes_not(outcomes):
 )
 def test_block_barrier_orders_shared_memory(seeded, name, expectation):
     expected = ints(5 * 128).view(5, 128).flip(1).flatten()
-    runs = (seeded(seed, name, ints(5 * 128), 5) for seed in SEEDS)
+    runs = (seeded(seed, name, ints(5 * 128), 5, finds_races=False) for seed in SEEDS)
     assert expectation(torch.equal(run, expected) for run in runs)
 
 
@@ -57,7 +60,7 @@ def test_block_barrier_orders_shared_memory(seeded, name, expectation):
     [("reverse_warp", always), ("reverse_warp_without_barrier", sometimes_not)],
 )
 def test_warp_barrier_orders_shared_memory(seeded, name, expectation):
-    runs = (seeded(seed, name, ints(32)) for seed in SEEDS)
+    runs = (seeded(seed, name, ints(32), finds_races=False) for seed in SEEDS)
     assert expectation(torch.equal(run, ints(32).flip(0)) for run in runs)
 
 
@@ -65,7 +68,7 @@ def test_warp_barrier_orders_shared_memory(seeded, name, expectation):
     ("name", "expectation"), [("pipeline", always), ("pipeline_without_barrier", sometimes_not)]
 )
 def test_warps_keep_in_step_by_block_barriers_alone(seeded, name, expectation):
-    runs = (seeded(seed, name, zeros(32)) for seed in SEEDS)
+    runs = (seeded(seed, name, zeros(32), finds_races=False) for seed in SEEDS)
     assert expectation((run == 30 * 31 // 2).all() for run in runs)
 
 
@@ -73,7 +76,7 @@ def test_warps_keep_in_step_by_block_barriers_alone(seeded, name, expectation):
     ("name", "expectation"), [("promise", always), ("promise_without_meeting", sometimes_not)]
 )
 def test_flag_of_one_lane_promises_what_its_warp_wrote(seeded, name, expectation):
-    runs = (seeded(seed, name, zeros(65), 2) for seed in range(60))
+    runs = (seeded(seed, name, zeros(65), 2, finds_races=False) for seed in range(60))
     assert expectation(torch.equal(run[32:64], 32 - ints(32)) for run in runs)
 
 
@@ -87,6 +90,56 @@ def test_blocks_wait_for_each_other_in_ticket_order(seeded, monkeypatch, residen
 
 def test_grid_has_three_dimensions(seeded):
     assert (seeded(0, "grid", zeros(24)) == 7).all()
+
+
+# ---- and is reported as a race, whatever the order -----------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "blocks"),
+    [
+        ("reverse", 5 * 128, 5),
+        ("reverse_warp", 32, 1),
+        ("pipeline", 32, 1),
+        ("promise", 65, 2),
+        ("flag", 3, 2),
+        ("count", 9, 6),
+        ("shift", 128, 1),
+        ("neighbours_8", 32, 1),
+        ("neighbours_16", 64, 1),
+    ],
+)
+def test_ordered_accesses_are_no_race(seeded, name, size, blocks):
+    for seed in SEEDS:
+        seeded(seed, name, zeros(size), blocks)
+
+
+RACE = re.compile(
+    r"races: nothing orders its (.*) at toy_kernels.cu:\d+ after the (.*) at toy_kernels.cu:\d+ "
+    r"by thread \d+ of block \d+, of (.*) memory"
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "blocks", "memory"),
+    [
+        ("reverse_without_barrier", 5 * 128, 5, "shared"),
+        ("reverse_warp_without_barrier", 32, 1, "shared"),
+        ("reverse_warp_by_vote", 32, 1, "shared"),
+        ("pipeline_without_barrier", 32, 1, "shared"),
+        ("promise_without_meeting", 65, 2, "global"),
+        ("flag_by_plain_write", 3, 2, "global"),
+        ("count_without_fence", 9, 6, "global"),
+        ("shift_without_barrier", 128, 1, "global"),
+    ],
+)
+def test_race_is_reported(seeded, name, size, blocks, memory):
+    for seed in SEEDS:
+        with pytest.raises(RuntimeError, match=RACE.pattern) as error:
+            seeded(seed, name, zeros(size), blocks)
+        one, other, where = RACE.search(str(error.value)).groups()
+        assert {one, other} == {"atomic read" if name.startswith("flag") else "read", "write"}
+        assert where.endswith(memory)
 
 
 # ---- warps ---------------------------------------------------------------------------------------

@@ -27,12 +27,13 @@ __global__ void reverse_kernel(int* data) {
   own[threadIdx.x] = room[kThreads - 1 - threadIdx.x];
 }
 
-// The same within a warp of 32 values.
-template <bool kBarrier>
+// The same within a warp of 32 values. A vote makes lanes meet, and orders no memory.
+template <bool kBarrier, bool kVote>
 __global__ void reverse_warp_kernel(int* data) {
   int* room = reinterpret_cast<int*>(dynamic_shared_memory());
   room[threadIdx.x] = data[threadIdx.x];
   if (kBarrier) __syncwarp();
+  if (kVote) __any_sync(0xffffffff, 1);
   data[threadIdx.x] = room[threadIdx.x ^ 31];
 }
 
@@ -108,6 +109,51 @@ __global__ void promise_kernel(int* data) {
   }
 }
 
+// The flag itself, which is no longer one if its write is plain.
+template <bool kRelease>
+__global__ void flag_kernel(int* data) {
+  if (threadIdx.x != 0) return;
+  if (blockIdx.x == 0) {
+    data[0] = 7;
+    if (kRelease)
+      store_release(data + 1, 1);
+    else
+      data[1] = 1;
+  } else {
+    while (load_acquire(data + 1) == 0) __nanosleep(20);
+    data[2] = data[0];
+  }
+}
+
+// Blocks but the last write and count themselves; the last one waits for all, and adds up.
+template <bool kFence>
+__global__ void count_kernel(int* data) {
+  if (threadIdx.x != 0) return;
+  const int others = static_cast<int>(gridDim.x) - 1, own = static_cast<int>(blockIdx.x);
+  if (own < others) {
+    data[2 + own] = own + 1;
+    if (kFence) __threadfence();
+    atomicAdd(&data[0], 1);
+    return;
+  }
+  while (load_acquire(&data[0]) != others) __nanosleep(20);
+  for (int i = 0; i < others; ++i) data[1] += data[2 + i];
+}
+
+// All read before all write, or some write while others may still read.
+template <bool kBarrier>
+__global__ void shift_kernel(int* data) {
+  const int value = data[(threadIdx.x + 1) % blockDim.x];
+  if (kBarrier) __syncthreads();
+  data[threadIdx.x] = value;
+}
+
+// Bytes of a word, or 16-bit numbers, each by a thread of its own.
+template <class S>
+__global__ void neighbours_kernel(int* data) {
+  reinterpret_cast<S*>(data)[threadIdx.x] = static_cast<S>(threadIdx.x);
+}
+
 __global__ void deadlock_kernel(int* data) {
   if (threadIdx.x == 0)
     while (load_acquire(data) == 0) __nanosleep(20);
@@ -168,6 +214,7 @@ __global__ void deep_kernel(int* data) {
 }
 
 __global__ void set_kernel(int* data, int64_t value) {
+  if (threadIdx.x != 0) return;
   data[(blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x] = static_cast<int>(value);
 }
 
@@ -187,8 +234,9 @@ void run(std::string name, Tensor tensor, std::vector<int64_t> numbers) {
   };
   if (name == "reverse") return one_block(reverse_kernel<true>);
   if (name == "reverse_without_barrier") return one_block(reverse_kernel<false>);
-  if (name == "reverse_warp") return one_warp(reverse_warp_kernel<true>);
-  if (name == "reverse_warp_without_barrier") return one_warp(reverse_warp_kernel<false>);
+  if (name == "reverse_warp") return one_warp(reverse_warp_kernel<true, false>);
+  if (name == "reverse_warp_without_barrier") return one_warp(reverse_warp_kernel<false, false>);
+  if (name == "reverse_warp_by_vote") return one_warp(reverse_warp_kernel<false, true>);
   if (name == "pipeline") return launch(pipeline_kernel<true>, 1, 64, 256, nullptr, data, 30);
   if (name == "pipeline_without_barrier")
     return launch(pipeline_kernel<false>, 1, 64, 256, nullptr, data, 30);
@@ -203,6 +251,14 @@ void run(std::string name, Tensor tensor, std::vector<int64_t> numbers) {
   if (name == "ticket") return one_block(ticket_kernel);
   if (name == "promise") return one_warp(promise_kernel<true>);
   if (name == "promise_without_meeting") return one_warp(promise_kernel<false>);
+  if (name == "flag") return one_warp(flag_kernel<true>);
+  if (name == "flag_by_plain_write") return one_warp(flag_kernel<false>);
+  if (name == "count") return one_warp(count_kernel<true>);
+  if (name == "count_without_fence") return one_warp(count_kernel<false>);
+  if (name == "shift") return one_block(shift_kernel<true>);
+  if (name == "shift_without_barrier") return one_block(shift_kernel<false>);
+  if (name == "neighbours_8") return one_block(neighbours_kernel<uint8_t>);
+  if (name == "neighbours_16") return one_block(neighbours_kernel<int16_t>);
   if (name == "deadlock") return one_block(deadlock_kernel);
   if (name == "ended") return one_block(ended_kernel);
   if (name == "two_barriers") return one_block(two_barriers_kernel);

@@ -1,0 +1,89 @@
+// The kernels' accesses of memory: their sources are compiled for the compiler's thread sanitizer,
+// and these functions stand in place of its run time, which knows no threads of a GPU.
+#include <dlfcn.h>
+
+#include <cstdio>
+#include <memory>
+#include <sstream>
+
+#include "scheduler.h"
+
+namespace gatedrnn::emulation {
+namespace {
+
+// Where an access stands in the source, from the line tables of this library: the file and line of
+// the kernels' own that is innermost, and those that it was inlined into.
+std::string name(const void* code) {
+  Dl_info library;
+  if (!dladdr(code, &library)) return "an unknown place";
+  std::ostringstream command;
+  // The access's call returns to `code`.
+  command << "addr2line -i -e '" << library.dli_fname << "' 0x" << std::hex
+          << static_cast<const char*>(code) - static_cast<const char*>(library.dli_fbase) - 1;
+  const std::unique_ptr<FILE, int (*)(FILE*)> pipe(popen(command.str().c_str(), "r"), pclose);
+  std::string chain;
+  for (char line[1000]; pipe && std::fgets(line, sizeof(line), pipe.get());) {
+    const std::string found = line;
+    const size_t file = found.rfind('/') + 1;  // 0 if there is none
+    const std::string place = found.substr(file, found.find_first_of(" \n", file) - file);
+    if (!place.starts_with("cuda_emulation.h")) chain += (chain.empty() ? "" : " < ") + place;
+  }
+  return chain;
+}
+
+std::string kind(const Access& access) {
+  return std::string(access.is_atomic ? "atomic " : "") + (access.writes ? "write" : "read");
+}
+
+}  // namespace
+
+void Scheduler::access(const void* begin, size_t bytes, bool writes, bool is_atomic,
+                       const void* code) {
+  if (!watches_ || !in_kernel_ || lane().fiber->holds(begin)) return;
+  const Access now{.code = code, .thread = thread(), .writes = writes, .is_atomic = is_atomic};
+  const std::optional<Access> earlier = races_.access(begin, bytes, now);
+  if (!earlier) return;
+  std::ostringstream text;
+  text << "races: nothing orders its " << kind(now) << " at " << name(code) << " after the "
+       << kind(*earlier) << " at " << name(earlier->code) << " by thread "
+       << earlier->thread % threads() << " of block " << earlier->thread / threads() << ", of ";
+  if (const auto offset = warp_->block->shared.offset(begin))
+    text << "byte " << *offset << " of shared memory";
+  else
+    text << "global memory";
+  fail(text.str());
+}
+
+}  // namespace gatedrnn::emulation
+
+#define GATEDRNN_ACCESS(name, bytes, writes)                                        \
+  extern "C" void __tsan_##name(const void* begin) {                                \
+    gatedrnn::emulation::access(begin, bytes, writes, __builtin_return_address(0)); \
+  }
+#define GATEDRNN_ACCESSES(bytes)                       \
+  GATEDRNN_ACCESS(read##bytes, bytes, false)           \
+  GATEDRNN_ACCESS(write##bytes, bytes, true)           \
+  GATEDRNN_ACCESS(unaligned_read##bytes, bytes, false) \
+  GATEDRNN_ACCESS(unaligned_write##bytes, bytes, true)
+GATEDRNN_ACCESSES(1)
+GATEDRNN_ACCESSES(2)
+GATEDRNN_ACCESSES(4)
+GATEDRNN_ACCESSES(8)
+GATEDRNN_ACCESSES(16)
+
+extern "C" {
+void __tsan_read_range(const void* begin, size_t bytes) {
+  gatedrnn::emulation::access(begin, bytes, false, __builtin_return_address(0));
+}
+void __tsan_write_range(const void* begin, size_t bytes) {
+  gatedrnn::emulation::access(begin, bytes, true, __builtin_return_address(0));
+}
+// Of the host's code.
+int __tsan_atomic32_fetch_add(int* address, int value, int) {
+  return __atomic_fetch_add(address, value, __ATOMIC_SEQ_CST);
+}
+void __tsan_vptr_update(void*, void*) {}
+void __tsan_init() {}
+void __tsan_func_entry(void*) {}
+void __tsan_func_exit() {}
+}
