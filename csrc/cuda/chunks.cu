@@ -5,40 +5,14 @@
 //
 // One kernel does all three, a group of units after the other: while a group is scanned, the next
 // one is summed up. What is read twice, x and g, is thus found in the L2 cache the second time.
-//
-// A unit is eight channels of an image, as many as a thread keeps. Of dense maps it is one channel,
-// whose rows are read as eight *pieces*: the pieces of a tile lie side by side, and stand where the
-// channels of a tile stand otherwise. A unit is then an eighth as large, so that more of it stays
-// in the cache, and no thread idles for want of channels.
+#include "cuda/carries.h"
 #include "cuda/forward.h"
 #include "cuda/merge.h"
 
 namespace gatedrnn::cuda {
 namespace {
 
-using T = KnownSteps<1>;
-constexpr int kPieces = T::kChannels;
-
-// Tickets: for every group the carries of the group before, the sums of this one, and the scans of
-// the group before. Each waits for smaller tickets only, as wavefront.h asks for.
-struct ChunkPlan {
-  int group, groups;  // units in a group; the last one may be smaller
-  int chains;         // lines whose states a thread carries: of a unit and direction, at most
-  int carries;        // tasks of a unit: a warp of chains each
-  int tickets;
-  Divisor by_group, by_carries, by_tiles, by_columns;  // tickets of a group; tasks of a unit
-};
-
-struct ChunkParams {
-  ScanArgs a;
-  TilePlan p;
-  ChunkPlan plan;
-  int channels;  // of the maps whose pieces `a` tells of as its channels; 0: there are no pieces
-  int* ticket;
-  int *summed, *carried;  // tasks done of each unit
-  // Of every chunk of a line its gain, and its offset until the state is there that enters it.
-  Borders<float> gains, states;
-};
+using T = ChunkSteps;
 
 enum class ChunkStage { kCarry, kSum, kScan };
 struct ChunkTask {
@@ -60,20 +34,6 @@ GATEDRNN_DEVICE ChunkTask chunk_task(const ChunkParams& f, int ticket) {
   const int member = plan.by_tiles.quotient(rest);
   return {scans ? ChunkStage::kScan : ChunkStage::kSum, (scans ? at - 1 : at) * plan.group + member,
           rest - member * f.p.tiles()};
-}
-
-// For all threads: a unit's counter has come to `count`.
-GATEDRNN_DEVICE void wait_count(const int* counter, int count) {
-  if (threadIdx.x == 0) wait_for(counter, count);
-  meet<T>();
-}
-// For all threads: what they have written is there.
-GATEDRNN_DEVICE void count_one(int* counter) {
-  meet<T>();
-  if (threadIdx.x == 0) {
-    __threadfence();
-    atomicAdd(counter, 1);
-  }
 }
 
 // Tiles in shared memory: x; gates, of both axes where they differ; what an axis' directions merge
@@ -168,120 +128,6 @@ GATEDRNN_DEVICE void sum_tile(const ChunkParams& f) {
     }
   }
   count_one(f.summed + t.unit);
-}
-
-// h behind a chunk of a line, pixel by pixel from global memory: where gain * h + offset would say
-// NaN, or infinity, of what is finite. `c` is a channel, or a piece.
-GATEDRNN_APART float walk_chunk(const ChunkParams& f, int d, int64_t n, int64_t c, int64_t line,
-                                int chunk, float h) {
-  const ScanArgs& a = f.a;
-  const Direction direction = f.p.walks[d];
-  const bool rows = direction.along_width;
-  const LineStrides x = line_strides(a.x_strides, rows), g = line_strides(a.g_strides, rows);
-  const int side = f.p.side;
-  int64_t begin = int64_t{chunk} * (rows ? f.p.pitch : side);
-  int64_t end = begin + side;
-  if (const int64_t length = rows ? a.w : a.h; f.channels == 0 && end > length) end = length;
-  if (f.channels && !rows) {
-    if (end > a.h) end = a.h;
-    line += line / side * (f.p.pitch - side);  // other pieces lie between
-  }
-  const int64_t x_line = n * a.x_strides.n + c * x.c + line * x.l;
-  const int64_t g_line = n * a.g_strides.n + (a.gate_directions ? d * a.g_strides.d : 0) +
-                         (a.gate_channels ? c * g.c : 0) + line * g.l;
-  const int64_t at = f.channels ? d * f.channels + n % f.channels : d * a.c + c;
-  const float w = static_cast<const float*>(a.weight)[at];
-  const float b = a.bias ? static_cast<const float*>(a.bias)[at] : 0;
-  with_storage<float>(a.dtype, [&](auto* type) {
-    using S = std::remove_pointer_t<decltype(type)>;
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t t = direction.reverse ? begin + end - 1 - i : i;
-      float gate = 1;
-      if (a.g)
-        gate = gate_norm_of<ScalarMath<float>>(
-            a.gate_norm, to_state<float>(static_cast<const S*>(a.g)[g_line + t * g.t]));
-      h = preactivation(to_state<float>(static_cast<const S*>(a.x)[x_line + t * x.t]), gate,
-                        b + w * h);
-    }
-  });
-  return h;
-}
-
-GATEDRNN_DEVICE bool is_finite(float v) { return v - v == 0; }
-
-// A chain of chunks, W of which lie side by side: leaves before each the state that enters it.
-// place(i) is the first of W; walk(i, h) is h behind chunk i, pixel by pixel.
-template <int W, class Place, class Walk>
-GATEDRNN_DEVICE void carry_chain(const float* gains, float* states, int count, bool from_end,
-                                 const Place& place, const Walk& walk) {
-  constexpr int ahead = 16 / W;  // of W chunks each, whose loads are under way at once
-  float h = 0;
-  for (int k = 0; k < count; k += ahead) {
-    Pack<float, W> gain[ahead] = {}, state[ahead] = {};  // see walk_places
-    const auto number = [&](int j) { return from_end ? count - 1 - k - j : k + j; };
-#pragma unroll
-    for (int j = 0; j < ahead; ++j)
-      if (k + j < count) {
-        gain[j] = load_shared_by_blocks(&pack_at<W>(gains + place(number(j))));
-        state[j] = load_shared_by_blocks(&pack_at<W>(states + place(number(j))));
-      }
-#pragma unroll
-    for (int j = 0; j < ahead; ++j) {
-      if (k + j >= count) continue;
-#pragma unroll
-      for (int i = 0; i < W; ++i) {
-        // Not an index that is known only at run time, which would put the packs into memory.
-        const auto pass = [&](float factor, float& place_of_state, int at) {
-          const float offset = place_of_state, entering = h;
-          // Between pixels a product may overflow that a closed gate would have stopped.
-          h = is_finite(factor) && is_finite(offset) && is_finite(h) ? offset + factor * h
-                                                                     : walk(number(j) * W + at, h);
-          place_of_state = entering;
-        };
-        if (from_end)
-          pass(gain[j].values[W - 1 - i], state[j].values[W - 1 - i], W - 1 - i);
-        else
-          pass(gain[j].values[i], state[j].values[i], i);
-      }
-      pack_at<W>(states + place(number(j))) = state[j];
-    }
-  }
-}
-
-// A thread carries the state of a chain from chunk to chunk, its neighbours those beside in memory:
-// a line of a channel, or of a piece, and of rows in pieces the line of all of them. `index` counts
-// a unit's directions and chains, T::kThreads at a time.
-GATEDRNN_DEVICE void carry_lines(const ChunkParams& f, int index) {
-  const Task& t = task_slot().task;
-  const Ticket<T> ticket(f.ticket);
-  const int i = index * T::kThreads + static_cast<int>(threadIdx.x);
-  const int d = i / f.plan.chains, chain = i % f.plan.chains;
-  if (d < f.a.directions) {
-    const Direction direction = f.p.walks[d];
-    const bool rows = direction.along_width, joined = rows && f.channels > 0;
-    const int tiles = rows ? f.p.tile_columns : f.p.tile_rows;
-    const int lines = f.p.side * (rows ? f.p.tile_rows : f.p.tile_columns);
-    const int line = joined ? chain : chain / T::kChannels, c = joined ? 0 : chain % T::kChannels;
-    if (line < (rows ? f.a.h : f.a.w) && c < t.channels) {
-      const int64_t first = t.unit * f.p.border_size() + int64_t{line} * T::kChannels + c;
-      const float* const gains = f.gains.states[d] + first;
-      float* const states = f.states.states[d] + first;
-      const int64_t apart = int64_t{lines} * T::kChannels;
-      if (joined)
-        carry_chain<kPack>(
-            gains, states, tiles * (kPieces / kPack), direction.reverse,
-            [&](int k) { return k / (kPieces / kPack) * apart + k % (kPieces / kPack) * kPack; },
-            [&](int chunk, float h) {
-              return walk_chunk(f, d, t.n, chunk % kPieces, line, chunk / kPieces, h);
-            });
-      else
-        carry_chain<1>(
-            gains, states, tiles, direction.reverse, [&](int k) { return k * apart; },
-            [&](int chunk, float h) { return walk_chunk(f, d, t.n, t.c0 + c, line, chunk, h); });
-    }
-  }
-  ticket.keep();
-  count_one(f.carried + t.unit);
 }
 
 // Scans the lines of a tile in direction d, and merges them, in place, with what the axis' other

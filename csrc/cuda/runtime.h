@@ -21,7 +21,7 @@ namespace gatedrnn::cuda {
 #define GATEDRNN_DEVICE __device__ __forceinline__
 // What is rare and long, or needs all registers. All else is inlined: a function that is not would
 // read the kernel's parameters from memory, and wait for them.
-#define GATEDRNN_APART __device__ __noinline__
+#define GATEDRNN_APART __device__ __noinline__ inline
 
 // Whether the compiler spends more registers on the same sources than for Hopper.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900

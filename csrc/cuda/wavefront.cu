@@ -184,20 +184,12 @@ void launch_wavefront(WavefrontParams<typename T::Value> f, cudaStream_t stream)
 }
 
 // For the backward pass.
-#define GATEDRNN_INSTANTIATE(...)                                                                \
-  template void launch_wavefront<Steps<__VA_ARGS__>>(WavefrontParams<Steps<__VA_ARGS__>::Value>, \
-                                                     cudaStream_t)
-GATEDRNN_INSTANTIATE(float, 1, 16, 8);
-GATEDRNN_INSTANTIATE(float, 2, 16, 8);
-GATEDRNN_INSTANTIATE(float, 4, 16, 8);
-GATEDRNN_INSTANTIATE(float, 8, 16, 8);
-GATEDRNN_INSTANTIATE(float, 16, 16, 4);
-GATEDRNN_INSTANTIATE(float, 0, 16, 0);
-GATEDRNN_INSTANTIATE(float, 0, 4, 0);
-GATEDRNN_INSTANTIATE(float, 0, 1, 0);
-GATEDRNN_INSTANTIATE(double, 0, 16, 0);
-GATEDRNN_INSTANTIATE(double, 0, 4, 0);
-GATEDRNN_INSTANTIATE(double, 0, 1, 0);
+GATEDRNN_INSTANTIATE(launch_wavefront, WavefrontParams, KnownSteps<1>);
+GATEDRNN_INSTANTIATE(launch_wavefront, WavefrontParams, KnownSteps<2>);
+GATEDRNN_INSTANTIATE(launch_wavefront, WavefrontParams, KnownSteps<4>);
+GATEDRNN_INSTANTIATE(launch_wavefront, WavefrontParams, KnownSteps<8>);
+GATEDRNN_INSTANTIATE(launch_wavefront, WavefrontParams, KnownSteps<16>);
+GATEDRNN_INSTANTIATE_GENERAL(launch_wavefront, WavefrontParams);
 
 template <class A>
 int64_t forward_by_wavefront(const ScanArgs& a, void* memory, cudaStream_t stream) {
