@@ -2,8 +2,7 @@
 // order. They are found by what orders them, not by their happening the wrong way round.
 //
 // Every thread has a clock, and knows of every other up to which of its moments all has happened
-// before. Barriers and flags pass such knowledge on; of every byte is kept who wrote it last and
-// who has read it since.
+// before. Barriers and flags pass such knowledge on; of every byte the last accesses are kept.
 #pragma once
 
 #include <array>
