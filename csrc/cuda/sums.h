@@ -26,8 +26,7 @@ template <class A>
 void add_weight_sums(const BackwardArgs& a, const WeightSums& s, const A* sums, double* totals,
                      cudaStream_t stream);
 
-// dg of gates that serve all channels: `sums` (channel tile, then as dg in memory) are added and
-// multiplied by the derivative of the gate's norm.
+// dg of gates that serve all channels: `sums` (channel tile, then as dg in memory) are added.
 template <class A>
 void add_gate_sums(const BackwardArgs& a, int64_t channel_tiles, const A* sums,
                    cudaStream_t stream);
