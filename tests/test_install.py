@@ -137,13 +137,19 @@ def test_command_fails_on_a_wrong_scan(monkeypatch, capsys, fault):
 def test_source_folder_without_library_says_so(tmp_path, arguments):
     ignore = shutil.ignore_patterns("_C.*", "__pycache__")
     shutil.copytree(ROOT / "gatedrnn", tmp_path / "gatedrnn", ignore=ignore)
-    # -S: an editable installation's import hook would lend the copy its library.
+    # -S: without the installed package.
     packages = str(metadata.distribution("torch").locate_file(""))
     result = run("-S", *arguments, cwd=tmp_path, PYTHONPATH=packages)
     assert result.returncode == 1
     assert "pip install" in result.stderr.splitlines()[-1]
     if arguments[0] == "-m":
         assert len(result.stderr.splitlines()) == 1
+
+
+def test_folder_of_the_package_s_name_is_not_taken_for_it(tmp_path):
+    (tmp_path / "gatedrnn").mkdir()  # a checkout, seen from the folder that holds it
+    result = run("-c", "from gatedrnn import SpatialGatedRNN", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.fixture
