@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scan_cases import GATES, Case, cases
 from test_scan import check
+from test_scan_large import check_far_pixels
 
 from gatedrnn import DIRECTIONS, SpatialGatedRNN
 from gatedrnn.functional import spatial_gated_rnn
@@ -132,6 +133,14 @@ def test_layouts_match_reference(check_all, dtype, layout):
         layouts = dict(x_layout=x_layout, g_layout=g_layout, grad_layout=layout)
         for block, gate in ((8, "direction_channel"), (1, "channel")):
             check_all(dtype=dtype, shape=(2, 8, 17, 20), block=block, gate=gate, **layouts)
+
+
+@pytest.mark.parametrize("processors", PROCESSORS)
+@pytest.mark.parametrize("block", [1, 2])
+@pytest.mark.parametrize("dim", range(4))
+def test_offsets_above_2_to_31_reach_the_right_pixels(dim, block, processors, monkeypatch):
+    monkeypatch.setenv("GATEDRNN_EMULATION_MULTIPROCESSORS", processors)
+    check_far_pixels(dim, block)
 
 
 # Turing has 64 KiB. Less makes tiles of a single pixel, which otherwise take hundreds of channels.
