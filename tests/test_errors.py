@@ -1,10 +1,7 @@
 """Every error message: it names the argument, the rule and what was given."""
 
 import re
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
@@ -259,18 +256,3 @@ def test_device_without_kernels_is_told_once():
         warnings.simplefilter("error")
         functional._warn_once("cuda")
     functional._warn_once.cache_clear()
-
-
-def test_source_folder_without_native_module_says_so(tmp_path):
-    source = Path(functional.__file__).parent
-    package = tmp_path / "gatedrnn"
-    package.mkdir()
-    for file in source.glob("*.py"):
-        (package / file.name).write_text(file.read_text())
-    result = subprocess.run(
-        [sys.executable, "-c", "import gatedrnn"], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert result.returncode != 0
-    last = result.stderr.strip().splitlines()[-1]
-    assert last.startswith("ImportError: gatedrnn's native module is not in")
-    assert "pip install" in last

@@ -30,14 +30,6 @@ struct BackwardTiles {
 };
 
 template <class A, class T>
-GATEDRNN_DEVICE void load_tiles(const BackwardParams<A>& f) {
-  const Task t = task_slot().task;
-  const BackwardTiles<A, T> tiles(f);
-  const Ticket<T> ticket(f.flags.ticket);
-  load_inputs<T>(whole_block<T>(), f.p, t, f.a, f.p.direction[t.pass], tiles.x, tiles.g);
-  ticket.keep();
-}
-template <class A, class T>
 GATEDRNN_DEVICE void load_gradients(const BackwardParams<A>& f) {
   load_gradient<A, T>(f, task_slot().task, BackwardTiles<A, T>(f).dx);
 }
@@ -134,7 +126,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kAdjointBlocks)
   Tasks<T, decltype(decode)> tasks(f.flags.ticket, f.p.tasks, decode);
   while (tasks.next()) {
     const Task& t = task_slot().task;
-    load_tiles<A, T>(f);
+    load_tiles<T>(f.p, f.a, f.flags, BackwardTiles<A, T>(f));
     meet<T>();
     scan_tiles<A, T>(f);
     meet<T>();

@@ -97,15 +97,6 @@ GATEDRNN_DEVICE void decode_task(const WavefrontParams<A>& f, int ticket, Task& 
 }
 
 template <class A, class T>
-GATEDRNN_DEVICE void load_tiles(const WavefrontParams<A>& f) {
-  const Task t = task_slot().task;
-  const WavefrontTiles<A, T> tiles(f);
-  const Ticket<T> ticket(f.flags.ticket);
-  load_inputs<T>(whole_block<T>(), f.p, t, f.a, f.p.direction[t.pass], tiles.x, tiles.g);
-  ticket.keep();
-}
-
-template <class A, class T>
 GATEDRNN_DEVICE void ask_for_next_tiles(const WavefrontParams<A>& f) {
   if (next_slot().ticket < f.p.tasks) ask_for_inputs<T>(f.p, next_slot().task, f.a);
 }
@@ -158,7 +149,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kScanBlocks)
   Tasks<T, decltype(decode)> tasks(f.flags.ticket, f.p.tasks, decode);
   while (tasks.next()) {
     const Task& t = task_slot().task;
-    load_tiles<A, T>(f);
+    load_tiles<T>(f.p, a, f.flags, WavefrontTiles<A, T>(f));
     tasks.look_ahead();
     meet<T>();
     ask_for_next_tiles<A, T>(f);

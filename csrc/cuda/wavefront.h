@@ -98,6 +98,16 @@ class Tasks {
   const Decode& decode_;
 };
 
+// For all threads: reads x and the gates of the task's tile; the next ticket is drawn meanwhile.
+template <class T, class Tiles>
+GATEDRNN_DEVICE void load_tiles(const TilePlan& p, const ScanArgs& a, const Flags& flags,
+                                const Tiles& tiles) {
+  const Task t = task_slot().task;
+  const Ticket<T> ticket(flags.ticket);
+  load_inputs<T>(whole_block<T>(), p, t, a, p.direction[t.pass], tiles.x, tiles.g);
+  ticket.keep();
+}
+
 // For one thread.
 GATEDRNN_DEVICE void wait_for(const int* flag, int value) {
   while (load_acquire(flag) != value) __nanosleep(20);

@@ -72,7 +72,7 @@ class Scheduler {
   void run();
 
   void yield(bool polls, Where where);
-  // `code` is where the kernel's continues after the access.
+  // `code` is where the kernel continues after the access.
   void access(const void* begin, size_t bytes, bool writes, bool is_atomic, const void* code);
   int load_acquire(const int* address, Where where, const void* code);
   void store_release(int* address, int value, Where where, const void* code);
