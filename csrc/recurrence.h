@@ -37,7 +37,7 @@ GATEDRNN_INLINE T activation_backward(Nonlinearity kind, T h, T v) {
     case Nonlinearity::kTanh:
       return (1 - h * h) * v;
     case Nonlinearity::kRelu:
-      return M::select(h > T{}, v, T{});
+      return M::select(h <= T{}, T{}, v);  // v where h is NaN, as in PyTorch
     case Nonlinearity::kSigmoid:
       return h * (1 - h) * v;
     case Nonlinearity::kIdentity:

@@ -64,7 +64,7 @@ def _slope(nonlinearity: str, h: Tensor) -> Tensor | None:
         case "tanh":
             return 1 - h * h
         case "relu":
-            return (h > 0).to(h.dtype)
+            return (~(h <= 0)).to(h.dtype)  # 1 where h is NaN, as in PyTorch
         case "sigmoid":
             return h * (1 - h)
     return None

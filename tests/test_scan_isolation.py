@@ -1,5 +1,6 @@
 """NaN and infinity stay on their own line, in their own group, and pass through merges."""
 
+import itertools
 import math
 
 import pytest
@@ -166,3 +167,33 @@ def test_infinite_bias_stays_in_its_channel(lines, nonlinearity):
     _, expected = run(reference, (x, g, weight, bias), torch.ones_like, **options)
     for ours, theirs in zip(grads[2:], expected[2:], strict=True):
         assert torch.equal(ours.isfinite(), theirs.isfinite())
+
+
+def check_special_values_as_reference(nonlinearity, gate_norm):
+    """NaN, inf and -inf stand in the result and in each gradient where the reference has them."""
+    options = dict(merge="sum", nonlinearity=nonlinearity, gate_norm=gate_norm)
+    for block, where, value in itertools.product([1, 2], range(4), [math.nan, math.inf, -math.inf]):
+        x, g, weight, bias = inputs_for((1, 4, 18, 17), block, F32)
+        grad = torch.randn(x.shape, generator=torch.Generator().manual_seed(9))
+        (x, g, bias, grad)[where].flatten()[3] = value
+        y, grads = run(spatial_gated_rnn, (x, g, weight, bias), grad, **options)
+        expected, expected_grads = run(reference, (x, g, weight, bias), grad, **options)
+        for ours, theirs in zip([y, *grads], [expected, *expected_grads], strict=True):
+            special = torch.where(theirs.isfinite(), 0, theirs)
+            found = torch.where(ours.isfinite(), 0, ours)
+            torch.testing.assert_close(found, special, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("nonlinearity", ["identity", "tanh", "relu", "sigmoid"])
+@pytest.mark.parametrize("gate_norm", [None, "clamp", "tanh", "sigmoid"])
+def test_special_values_stand_where_the_reference_has_them(gate_norm, nonlinearity):
+    check_special_values_as_reference(nonlinearity, gate_norm)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sigmoid_of_minus_infinity_is_zero(dtype):
+    # A gate closed by -inf is closed to an infinite state too: 0 * inf is NaN, tiny * inf is not.
+    x = torch.full((1, 1, 1, 20), -math.inf, dtype=dtype)
+    weight = torch.zeros(1, 1, 1, dtype=dtype)
+    options = dict(directions=DIRECTIONS[:1], nonlinearity="sigmoid")
+    assert torch.equal(spatial_gated_rnn(x, None, weight, **options), torch.zeros_like(x))

@@ -138,6 +138,9 @@ GATEDRNN_INLINE A value_of(Float16 v) {
 
 // exp(x) = 2^k (1 + p) with p = exp(r) - 1, |r| <= ln(2) / 2. Taylor terms up to r^13 (double) and
 // r^7 (float) leave less than half an ulp of r. Arguments are cut where exp leaves the type.
+template <class T>
+constexpr T kExpLimit = sizeof(T) == 8 ? 708 : 87;
+
 template <class V>
 struct ScaledExp {
   V p, scale;
@@ -147,7 +150,7 @@ GATEDRNN_INLINE ScaledExp<V> scaled_exp(V x) {
   typedef Element<V> T;
   typedef Mask<V> I;
   constexpr bool is_double = sizeof(T) == 8;
-  const V limit = splat<V>(T(is_double ? 708 : 87));
+  const V limit = splat<V>(kExpLimit<T>);
   const V bounded = select(x > limit, limit, select(x < -limit, -limit, x));
   constexpr T log2e = T(1.4426950408889634074);
   constexpr T ln2_high = is_double ? T(6.93147180369123816490e-01) : T(0.693359375);
@@ -192,14 +195,15 @@ GATEDRNN_INLINE V tanh_of(V x) {
   return select(x != x, x, select(x < V{}, -y, y));
 }
 
-// 1 / (1 + e) for x >= 0 and e / (1 + e) for x < 0, with e = exp(-|x|) <= 1.
+// 1 / (1 + e) for x >= 0 and e / (1 + e) for x < 0, with e = exp(-|x|) <= 1. Beyond exp's limit it
+// is 0 and no tiny number: a gate of -inf is closed, to an infinite state too.
 template <class V>
 GATEDRNN_INLINE V sigmoid_of(V x) {
   typedef Element<V> T;
   const ScaledExp<V> f = scaled_exp<V>(select(x < V{}, x, -x));
   const V e = f.p * f.scale + f.scale;
   const V y = select(x < V{}, e, splat<V>(T(1))) / (1 + e);
-  return select(x != x, x, y);
+  return select(x != x, x, select(x < splat<V>(-kExpLimit<T>), V{}, y));
 }
 
 // What recurrence.h needs of a value type.

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scan_cases import GATES, Case, cases
 from test_scan import check
+from test_scan_isolation import check_special_values_as_reference
 from test_scan_large import check_far_pixels
 
 from gatedrnn import DIRECTIONS, SpatialGatedRNN
@@ -255,6 +256,18 @@ def test_chunks_say_nan_or_infinity_only_where_the_loop_does(
         options = dict(directions=directions, merge=merge)
         ours, loop = (f(x, gate, weight, **options) for f in (spatial_gated_rnn, reference))
         torch.testing.assert_close(ours, loop, equal_nan=True)
+
+
+@pytest.mark.parametrize("processors", PROCESSORS)
+@pytest.mark.parametrize(
+    ("nonlinearity", "gate_norm"),
+    list(zip(NONLINEARITIES, GATE_NORMS[1:] + GATE_NORMS[:1], strict=True)),
+)
+def test_special_values_stand_where_the_reference_has_them(
+    nonlinearity, gate_norm, processors, monkeypatch
+):
+    monkeypatch.setenv("GATEDRNN_EMULATION_MULTIPROCESSORS", processors)
+    check_special_values_as_reference(nonlinearity, gate_norm)
 
 
 @pytest.mark.parametrize("gate_channels", [1, 20])
