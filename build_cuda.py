@@ -16,6 +16,18 @@ from typing import NamedTuple
 
 # Without TORCH_CUDA_ARCH_LIST and without a visible GPU; as far as nvcc knows them.
 ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
+# PyTorch's names of families of GPUs; compiled for as far as nvcc knows their members, with PTX.
+FAMILIES = {
+    "Volta": ("70",),
+    "Volta+Tegra": ("72",),
+    "Turing": ("75",),
+    "Ampere": ("80", "86"),
+    "Ampere+Tegra": ("87",),
+    "Ada": ("89",),
+    "Hopper": ("90",),
+    "Blackwell": ("100", "103", "120", "121"),
+    "Blackwell+Tegra": ("110",),
+}
 OLDEST = 70  # acquire and release of global memory
 NVCC = (12, 0)  # the oldest with C++20
 FLAGS = ["-std=c++20", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-Icsrc"]
@@ -121,17 +133,23 @@ def choose_architectures(toolkit: Toolkit, torch) -> list[str]:
 
 
 def _named(word: str, toolkit: Toolkit) -> list[str]:
-    """An entry of TORCH_CUDA_ARCH_LIST, such as 8.6, 9.0a or 9.0+PTX."""
+    """An entry of TORCH_CUDA_ARCH_LIST, such as 8.6, 9.0a, 9.0+PTX or Hopper."""
     match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", word, re.IGNORECASE)
-    if match is None:
-        sys.exit(f"gatedrnn: TORCH_CUDA_ARCH_LIST must be such as '8.0;9.0+PTX', got {word!r}")
-    number = match[1] + match[2]
-    if int(number) < OLDEST or number not in toolkit.known:
-        numbers = sorted(int(n) for n in toolkit.known if int(n) >= OLDEST)
-        known = ", ".join(f"{n // 10}.{n % 10}" for n in numbers)
-        sys.exit(f"gatedrnn: TORCH_CUDA_ARCH_LIST has {word}, nvcc here knows {known}")
-    number += match[3].lower()
-    return [f"sm_{number}", f"compute_{number}"] if match[4] else [f"sm_{number}"]
+    if match:
+        asked, feature, ptx = (match[1] + match[2],), match[3].lower(), bool(match[4])
+    elif word in FAMILIES:
+        asked, feature, ptx = FAMILIES[word], "", True
+    else:
+        sys.exit(
+            "gatedrnn: TORCH_CUDA_ARCH_LIST must be such as '8.0;9.0+PTX' or 'Ampere;Hopper', "
+            f"got {word!r}"
+        )
+    numbers = [n + feature for n in asked if n in toolkit.known and int(n) >= OLDEST]
+    if not numbers:
+        known = sorted(int(n) for n in toolkit.known if int(n) >= OLDEST)
+        names = ", ".join(f"{n // 10}.{n % 10}" for n in known)
+        sys.exit(f"gatedrnn: TORCH_CUDA_ARCH_LIST has {word}, nvcc here knows {names}")
+    return [f"sm_{n}" for n in numbers] + [f"compute_{numbers[-1]}"] * ptx
 
 
 def _visible(torch) -> list[str]:

@@ -86,6 +86,8 @@ def test_other_values_of_the_variable_are_refused(environment):
         ("8.0;9.0+PTX", ["sm_80", "sm_90", "compute_90"]),
         ("7.5 8.6,12.0+PTX", ["sm_75", "sm_86", "sm_120", "compute_120"]),
         ("9.0a;9.0a", ["sm_90a"]),
+        ("Hopper;8.0", ["sm_90", "compute_90", "sm_80"]),
+        ("Blackwell", ["sm_100", "sm_120", "compute_120"]),  # this nvcc knows not all of it
     ],
 )
 def test_architectures_are_those_of_the_list(asked, expected, environment):
@@ -93,7 +95,7 @@ def test_architectures_are_those_of_the_list(asked, expected, environment):
     assert build_cuda.choose_architectures(TOOLKIT, torch_with("13.0", (8, 0))) == expected
 
 
-@pytest.mark.parametrize("asked", ["Hopper", "9", "5.0", "13.0", "9.0+SASS"])
+@pytest.mark.parametrize("asked", ["Kepler", "Ada", "hopper", "9", "5.0", "13.0", "9.0+SASS"])
 def test_lists_that_nvcc_does_not_know_are_refused(asked, environment):
     environment(TORCH_CUDA_ARCH_LIST=asked)
     with pytest.raises(SystemExit, match="TORCH_CUDA_ARCH_LIST"):
