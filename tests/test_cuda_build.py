@@ -152,6 +152,22 @@ def test_objects_are_compiled_again_only_when_they_must(toolkit, tmp_path, monke
     assert compiles("sm_90", "compute_90")
 
 
+@pytest.mark.parametrize("source", sorted((ROOT / "csrc").rglob("cuda/*")), ids=lambda p: p.name)
+def test_what_if_constexpr_decides_stands_in_braces_or_on_one_line(source):
+    # In a generic lambda nvcc 13.0 drops, without a word, the statement behind a bare loop that
+    # such an `if` discards; g++, and so the emulation, keeps it.
+    text = source.read_text()
+    for start in re.finditer(r"if constexpr \(", text):
+        end, depth = start.end(), 1
+        while depth:
+            depth += {"(": 1, ")": -1}.get(text[end], 0)
+            end += 1
+        decided = text[end:].lstrip().split("\n", 1)[0]
+        one_line = decided.endswith(";") and not re.match(r"(for|while|do|if|switch)\b", decided)
+        line = text.count("\n", 0, start.start()) + 1
+        assert decided.startswith("{") or one_line, f"{source.name}:{line}: {decided}"
+
+
 @pytest.fixture(scope="module")
 def wheel(toolkit, tmp_path_factory):
     """What the build printed, and the folder of an unpacked wheel for sm_90."""

@@ -181,9 +181,10 @@ GATEDRNN_DEVICE void write_axes(const ChunkParams& f, const Task& t, const Chunk
     write_tile<T>(whole_block<T>(), t, a.y_strides, static_cast<S*>(a.y) + corner,
                   [&](int cell) { return to_storage<S>(of_both(cell).value * scale); });
   });
-  if constexpr (has_winners)
+  if constexpr (has_winners) {
     write_tile<T>(whole_block<T>(), t, a.y_strides, a.mask + corner,
                   [&](int cell) { return static_cast<uint8_t>(of_both(cell).bits); });
+  }
 }
 
 // Scans a tile in all directions and writes what they merge to.

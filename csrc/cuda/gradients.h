@@ -30,7 +30,7 @@ GATEDRNN_DEVICE void load_gradient(const BackwardParams<A>& f, const Task& t, co
   const bool is_max = a.merge == Merge::kMax;
   const int rows = directions[0], columns = directions[1];
   const A scale = merge_scale<A>(a);
-  const uint8_t* const mask = a.mask + tile_corner(f.p, t, a.y_strides, 0, t.c0);
+  const uint8_t* const mask = is_max ? a.mask + tile_corner(f.p, t, a.y_strides, 0, t.c0) : nullptr;
   const auto winners_at = [&]<int W>(int64_t at) {
     return is_max ? pack_at<W>(mask + at) : Pack<uint8_t, W>{};
   };
@@ -60,13 +60,14 @@ GATEDRNN_DEVICE void load_gradient(const BackwardParams<A>& f, const Task& t, co
     store_cells(xi[0], cell, next, of_rows);
     store_cells(xi[1], cell, next, of_columns);
   };
-  // Together with the mask, where they lie alike.
+  // Together with the mask, where there is one and they lie alike.
   bool done = false;
   with_storage<A>(a.dtype, [&](auto* type) {
     using S = std::remove_pointer_t<decltype(type)>;
     const S* const grad =
         static_cast<const S*>(a.grad) + tile_corner(f.p, t, a.grad_strides, 0, t.c0);
-    if (!lie_alike(a.grad_strides, a.y_strides) || is_aligned(grad) != is_aligned(mask)) return;
+    if (is_max && !(lie_alike(a.grad_strides, a.y_strides) && is_aligned(grad) == is_aligned(mask)))
+      return;
     done = true;
     with_walk<T, T::kPacks>(
         team, t, t.channels, a.grad_strides, grad, [&]<int W>(int next, const auto& walk) {
@@ -189,11 +190,12 @@ GATEDRNN_DEVICE void write_gradient(const Task& t, Visit visit, const GradientMa
                   if (one) sum = load_cells<W>(one, cell, next);
                   if (other) add(load_cells<W>(other, cell, next));
                 }
-                if constexpr (W == 1)
+                if constexpr (W == 1) {
                   for (int c = 0; summed > 1 && c < summed; ++c) {
                     if (one) add(load_cells<W>(one, T::other_channel(cell, c), next));
                     if (other) add(load_cells<W>(other, T::other_channel(cell, c), next));
                   }
+                }
                 if (visit == kSecond) add(before);
                 Pack<S, W> values;
 #pragma unroll

@@ -49,6 +49,9 @@ T load_shared_by_blocks(const T* p) {
 inline int64_t sum_of(int64_t a, int64_t b) { return a + b; }
 inline bool asked_here(bool condition) { return condition; }
 inline void ask_for(const void*) {}
+inline void store_four(float* p, const float (&v)[4]) {
+  for (int k = 0; k < 4; ++k) p[k] = v[k];
+}
 #else
 template <class... P, class... A>
 void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
@@ -92,6 +95,16 @@ GATEDRNN_DEVICE void ask_for(const void* p) {
   asm volatile("prefetch.global.L2 [%0];" : : "l"(__cvta_generic_to_global(p)));
 }
 
+// Four values to shared memory in one instruction. Under a condition the compiler makes four of it,
+// whose lanes then meet in a quarter of the banks.
+GATEDRNN_DEVICE void store_four(float* p, const float (&v)[4]) {
+  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};"
+               :
+               : "r"(static_cast<unsigned>(__cvta_generic_to_shared(p))), "f"(v[0]), "f"(v[1]),
+                 "f"(v[2]), "f"(v[3])
+               : "memory");
+}
+
 // Past the L1 cache, which may hold what was there before another block wrote.
 template <class T>
 GATEDRNN_DEVICE T load_shared_by_blocks(const T* p) {
@@ -114,8 +127,9 @@ GATEDRNN_DEVICE T load_shared_by_blocks(const T* p) {
 // ---- host --------------------------------------------------------------------------------------
 
 inline void check(cudaError_t error, const char* what) {
-  if (error != cudaSuccess)
-    throw std::runtime_error(std::string("gatedrnn: ") + what + ": " + cudaGetErrorString(error));
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // else the next launch would be told of it
+  throw std::runtime_error(std::string("gatedrnn: ") + what + ": " + cudaGetErrorString(error));
 }
 
 inline int device_attribute(cudaDeviceAttr attribute) {

@@ -121,7 +121,7 @@ struct Steps {
       Pack<V, kPack> pack;
 #pragma unroll
       for (int k = 0; k < kPack; ++k) pack.values[k] = values[m * kPack + k];
-      pack_at<kPack>(tile + (at ^ m * kPack)) = pack;
+      store_pack(tile + (at ^ m * kPack), pack);
     }
   }
   template <class Border>

@@ -75,6 +75,15 @@ GATEDRNN_DEVICE bool is_aligned(const S* p) {
   return reinterpret_cast<uintptr_t>(p) % (kPack * sizeof(S)) == 0;
 }
 
+// Writes a pack of a tile, in shared memory.
+template <class A, int W>
+GATEDRNN_DEVICE void store_pack(A* p, const Pack<A, W>& pack) {
+  if constexpr (std::is_same_v<A, float> && W == 4)
+    store_four(p, pack.values);
+  else
+    pack_at<W>(p) = pack;
+}
+
 // W values of a tile that lie `next` apart.
 template <int W, class A>
 GATEDRNN_DEVICE Pack<A, W> load_cells(const A* tile, int cell, int next) {
@@ -87,7 +96,7 @@ GATEDRNN_DEVICE Pack<A, W> load_cells(const A* tile, int cell, int next) {
 template <int W, class A>
 GATEDRNN_DEVICE void store_cells(A* tile, int cell, int next, const Pack<A, W>& pack) {
   if (W > 1 && next == 1) {
-    pack_at<W>(tile + cell) = pack;
+    store_pack(tile + cell, pack);
     return;
   }
 #pragma unroll
@@ -242,8 +251,9 @@ GATEDRNN_DEVICE void read_map(const Team<Size>& team, const TilePlan& p, const T
            });
       // Apart, each by the thread that has written it.
       if (is_smooth(norm)) smoothen<W>(walk, norm, next, tile);
-      if constexpr (W == 1 && T::kSpreadsGates)
+      if constexpr (W == 1 && T::kSpreadsGates) {
         if (!has_channels) walk(NoLoad(), [&](int64_t, int cell, bool) { spread<T>(tile, cell); });
+      }
     });
   });
 }

@@ -57,7 +57,7 @@ GATEDRNN_DEVICE void write_merged(const Task& t, const MergedTile<typename T::Va
             pack_at<W>(result + at) = values;
             if (has_winners) pack_at<W>(tile.mask + at) = winners;
           };
-          if constexpr (Second)
+          if constexpr (Second) {
             walk(
                 [&](int64_t at) {
                   const Left* const share = static_cast<const Left*>(tile.share);
@@ -67,8 +67,9 @@ GATEDRNN_DEVICE void write_merged(const Task& t, const MergedTile<typename T::Va
                   return before;
                 },
                 write);
-          else
+          } else {
             walk(NoLoad(), [&](int64_t at, int cell, bool) { write(at, cell, Before{}); });
+          }
         });
   });
 }
