@@ -111,6 +111,14 @@ const void* data_of(const char* name, const Tensor& t) {
   return data;
 }
 
+bool on_gpu([[maybe_unused]] const Tensor& x) {
+#ifdef GATEDRNN_EMULATION
+  return true;
+#else
+  return x.is_cuda();
+#endif
+}
+
 #if GATEDRNN_WITH_CUDA
 #ifdef GATEDRNN_EMULATION
 struct DeviceScope {
@@ -120,14 +128,6 @@ struct DeviceScope {
 #else
 using cuda::DeviceScope;
 #endif
-
-bool on_gpu([[maybe_unused]] const Tensor& x) {
-#ifdef GATEDRNN_EMULATION
-  return true;
-#else
-  return x.is_cuda();
-#endif
-}
 
 // Runs a pass on x's device and on the caller's current stream there, with the temporary memory
 // that it asks for.
@@ -274,6 +274,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> scan_backward(
   const auto nothing = [&] { return empty({0}, state, x, MemoryFormat::Contiguous); };
   Tensor dx = empty(result_size(a, false), x.scalar_type(), x, format);
   Tensor dg = nothing(), dweight = nothing(), dbias = nothing();
+  // The CPU adds to what is there, a GPU writes every element.
+  const bool is_added_to = !on_gpu(x) || x.numel() == 0;
+  const auto of_weight = [&](std::vector<int64_t> size) {
+    return is_added_to ? torch::stable::new_zeros(weight, size)
+                       : empty(size, state, weight, MemoryFormat::Contiguous);
+  };
   if (needs_g) {
     STD_TORCH_CHECK(g.has_value(), "needs_g without g");
     const auto sizes = g->sizes();
@@ -282,11 +288,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> scan_backward(
     a.dg_strides = strides_of(dg);
   }
   if (needs_weight) {
-    dweight = torch::stable::new_zeros(weight, {a.directions, a.c, a.block});
+    dweight = of_weight({a.directions, a.c, a.block});
     a.dweight = dweight.mutable_data_ptr();
   }
   if (needs_bias) {
-    dbias = torch::stable::new_zeros(weight, {a.directions, a.c});
+    dbias = of_weight({a.directions, a.c});
     a.dbias = dbias.mutable_data_ptr();
   }
   if (x.numel() == 0) {

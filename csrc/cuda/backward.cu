@@ -15,14 +15,15 @@ int64_t backward(const BackwardArgs& a, void* memory, cudaStream_t stream) {
     h.a = a;
     h.a.y = nullptr, h.a.mask = nullptr;
     h.p = plan_tiles(a, T::kSide, T::channels(a.block));
-    h.flags = take_flags(workspace, h.p, stream);
+    const auto flags = take_flags<2>(workspace, h.p, stream);
+    h.flags = flags[0];
     h.borders = take_borders<A>(workspace, a, h.p);
 
     BackwardParams<A> f{};
     f.a = a;
     f.p = h.p;
     for (bool& from_end : f.p.from_end) from_end = !from_end;
-    f.flags = take_flags(workspace, f.p, stream);
+    f.flags = flags[1];
     f.states = h.borders;
     f.adjoints = take_borders<A>(workspace, a, f.p);
     const bool rounds = a.dtype == Dtype::kBFloat16 || a.dtype == Dtype::kFloat16;

@@ -42,10 +42,7 @@ GATEDRNN_DEVICE void wait_count(const int* counter, int count) {
 // For all threads: what they have written is there.
 GATEDRNN_DEVICE void count_one(int* counter) {
   meet<ChunkSteps>();
-  if (threadIdx.x == 0) {
-    __threadfence();
-    atomicAdd(counter, 1);
-  }
+  if (threadIdx.x == 0) add_release(counter, 1);
 }
 
 }  // namespace gatedrnn::cuda

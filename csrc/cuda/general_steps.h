@@ -13,7 +13,7 @@ struct Steps<A, 0, Side, 0> {
   static constexpr int kSide = Side;
   static constexpr int kThreads = 256;
   static constexpr int kChannels = 0;  // of a tile: known when it runs
-  static constexpr int kPacks = 4;
+  static constexpr int kPacks = 4, kSingles = 4;
   // Weights' sums are as large as K tiles or more: a direction's tiles along a line, which follow
   // each other, add to the same ones.
   static constexpr bool kSumsInChains = true;

@@ -69,35 +69,32 @@ GATEDRNN_DEVICE void load_gradient(const BackwardParams<A>& f, const Task& t, co
     if (is_max && !(lie_alike(a.grad_strides, a.y_strides) && is_aligned(grad) == is_aligned(mask)))
       return;
     done = true;
-    with_walk<T, T::kPacks>(
-        team, t, t.channels, a.grad_strides, grad, [&]<int W>(int next, const auto& walk) {
-          struct Both {
-            Pack<S, W> grad;
-            Pack<uint8_t, W> winners;
-          };
-          walk(
-              [&](int64_t at) {
-                return Both{pack_at<W>(grad + at), winners_at.template operator()<W>(at)};
-              },
-              [&](int64_t, int cell, const Both& both) {
-                Pack<A, W> values;
+    with_walk<T>(team, t, t.channels, a.grad_strides, grad, [&]<int W>(int next, const auto& walk) {
+      struct Both {
+        Pack<S, W> grad;
+        Pack<uint8_t, W> winners;
+      };
+      walk(
+          [&](int64_t at) {
+            return Both{pack_at<W>(grad + at), winners_at.template operator()<W>(at)};
+          },
+          [&](int64_t, int cell, const Both& both) {
+            Pack<A, W> values;
 #pragma unroll
-                for (int k = 0; k < W; ++k) values.values[k] = to_state<A>(both.grad.values[k]);
-                share_out.template operator()<W>(cell, next, values, both.winners);
-              });
-        });
+            for (int k = 0; k < W; ++k) values.values[k] = to_state<A>(both.grad.values[k]);
+            share_out.template operator()<W>(cell, next, values, both.winners);
+          });
+    });
   });
   if (done) return;
   read_map<T>(team, f.p, t, a.dtype, a.grad, a.grad_strides, 0, true, GateNorm::kNone, xi[0]);
   meet<T>();
-  with_walk<T, T::kPacks>(team, t, t.channels, a.y_strides, mask,
-                          [&]<int W>(int next, const auto& walk) {
-                            walk([&](int64_t at) { return winners_at.template operator()<W>(at); },
-                                 [&](int64_t, int cell, const Pack<uint8_t, W>& winners) {
-                                   share_out.template operator()<W>(
-                                       cell, next, load_cells<W>(xi[0], cell, next), winners);
-                                 });
-                          });
+  with_walk<T>(team, t, t.channels, a.y_strides, mask, [&]<int W>(int next, const auto& walk) {
+    walk([&](int64_t at) { return winners_at.template operator()<W>(at); },
+         [&](int64_t, int cell, const Pack<uint8_t, W>& winners) {
+           share_out.template operator()<W>(cell, next, load_cells<W>(xi[0], cell, next), winners);
+         });
+  });
 }
 
 // Makes of dL/d(gate under its norm), in the tiles of one map of gates, dL/dg.
@@ -118,7 +115,7 @@ GATEDRNN_DEVICE void differentiate_gate_norm(const BackwardParams<A>& f, const T
     }
   };
   if (a.gate_norm != GateNorm::kClamp) {
-    with_walk<T, T::kPacks>(
+    with_walk<T>(
         team, t, gates_of_pixel, a.g_strides, gates, [&]<int W>(int next, const auto& walk) {
           walk(NoLoad(), [&](int64_t, int cell, bool) {
 #pragma unroll 1
@@ -136,31 +133,31 @@ GATEDRNN_DEVICE void differentiate_gate_norm(const BackwardParams<A>& f, const T
   with_storage<A>(a.dtype, [&](auto* type) {
     using S = std::remove_pointer_t<decltype(type)>;
     const S* const from = static_cast<const S*>(a.g) + corner;
-    with_walk<T, T::kPacks>(team, t, gates_of_pixel, a.g_strides, from,
-                            [&]<int W>(int next, const auto& walk) {
-                              walk([&](int64_t at) { return pack_at<W>(from + at); },
-                                   [&](int64_t, int cell, const Pack<S, W>& given) {
-                                     bool cut[W];
+    with_walk<T>(team, t, gates_of_pixel, a.g_strides, from,
+                 [&]<int W>(int next, const auto& walk) {
+                   walk([&](int64_t at) { return pack_at<W>(from + at); },
+                        [&](int64_t, int cell, const Pack<S, W>& given) {
+                          bool cut[W];
 #pragma unroll
-                                     for (int k = 0; k < W; ++k) {
-                                       const A gate = to_state<A>(given.values[k]);
-                                       cut[k] = !((gate <= 1) & (gate >= -1));  // NaN too
-                                     }
-                                     if (served > 1) {
-                                       if (cut[0]) scale(cell, [](A) { return A(0); });
-                                       return;
-                                     }
-                                     const auto clear = [&](A* tile) {
-                                       Pack<A, W> left = load_cells<W>(tile, cell, next);
+                          for (int k = 0; k < W; ++k) {
+                            const A gate = to_state<A>(given.values[k]);
+                            cut[k] = !((gate <= 1) & (gate >= -1));  // NaN too
+                          }
+                          if (served > 1) {
+                            if (cut[0]) scale(cell, [](A) { return A(0); });
+                            return;
+                          }
+                          const auto clear = [&](A* tile) {
+                            Pack<A, W> left = load_cells<W>(tile, cell, next);
 #pragma unroll
-                                       for (int k = 0; k < W; ++k)
-                                         left.values[k] = cut[k] ? A(0) : left.values[k];
-                                       store_cells(tile, cell, next, left);
-                                     };
-                                     if (one) clear(one);
-                                     if (other) clear(other);
-                                   });
-                            });
+                            for (int k = 0; k < W; ++k)
+                              left.values[k] = cut[k] ? A(0) : left.values[k];
+                            store_cells(tile, cell, next, left);
+                          };
+                          if (one) clear(one);
+                          if (other) clear(other);
+                        });
+                 });
   });
 }
 
@@ -173,36 +170,34 @@ GATEDRNN_DEVICE void write_gradient(const Task& t, Visit visit, const GradientMa
   A* const share = map.share + corner;
   // To the share for a first visit, else to the result.
   const auto write = [&]<class S>(S* result) {
-    with_walk<T, T::kPacks>(
-        whole_block<T>(), t, channels, s, result, [&]<int W>(int next, const auto& walk) {
-          walk(
-              [&](int64_t at) {
-                return visit == kSecond ? load_shared_by_blocks(&pack_at<W>(share + at))
-                                        : Pack<A, W>{};
-              },
-              [&](int64_t at, int cell, const Pack<A, W>& before) {
-                Pack<A, W> sum{};
-                const auto add = [&](const Pack<A, W>& more) {
+    with_walk<T>(whole_block<T>(), t, channels, s, result, [&]<int W>(int next, const auto& walk) {
+      walk(
+          [&](int64_t at) {
+            return visit == kSecond ? load_shared_by_blocks(&pack_at<W>(share + at)) : Pack<A, W>{};
+          },
+          [&](int64_t at, int cell, const Pack<A, W>& before) {
+            Pack<A, W> sum{};
+            const auto add = [&](const Pack<A, W>& more) {
 #pragma unroll
-                  for (int k = 0; k < W; ++k) sum.values[k] += more.values[k];
-                };
-                if (summed == 1) {
-                  if (one) sum = load_cells<W>(one, cell, next);
-                  if (other) add(load_cells<W>(other, cell, next));
-                }
-                if constexpr (W == 1) {
-                  for (int c = 0; summed > 1 && c < summed; ++c) {
-                    if (one) add(load_cells<W>(one, T::other_channel(cell, c), next));
-                    if (other) add(load_cells<W>(other, T::other_channel(cell, c), next));
-                  }
-                }
-                if (visit == kSecond) add(before);
-                Pack<S, W> values;
+              for (int k = 0; k < W; ++k) sum.values[k] += more.values[k];
+            };
+            if (summed == 1) {
+              if (one) sum = load_cells<W>(one, cell, next);
+              if (other) add(load_cells<W>(other, cell, next));
+            }
+            if constexpr (W == 1) {
+              for (int c = 0; summed > 1 && c < summed; ++c) {
+                if (one) add(load_cells<W>(one, T::other_channel(cell, c), next));
+                if (other) add(load_cells<W>(other, T::other_channel(cell, c), next));
+              }
+            }
+            if (visit == kSecond) add(before);
+            Pack<S, W> values;
 #pragma unroll
-                for (int k = 0; k < W; ++k) values.values[k] = to_storage<S>(sum.values[k]);
-                pack_at<W>(result + at) = values;
-              });
-        });
+            for (int k = 0; k < W; ++k) values.values[k] = to_storage<S>(sum.values[k]);
+            pack_at<W>(result + at) = values;
+          });
+    });
   };
   if (visit == kFirst)
     write(share);

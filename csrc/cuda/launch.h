@@ -1,6 +1,8 @@
 // Host side: which steps serve a scan, and the temporary memory of a call.
 #pragma once
 
+#include <array>
+
 #include "cuda/general_steps.h"
 #include "cuda/wavefront.h"
 
@@ -38,11 +40,17 @@ Borders<A> take_borders(Workspace& workspace, const ScanArgs& a, const TilePlan&
   return borders;
 }
 
-inline Flags take_flags(Workspace& workspace, const TilePlan& p, cudaStream_t stream) {
-  int* const memory = workspace.take<int>(Flags::count(p));
+// For `Kernels` one after another, all cleared at once.
+template <int Kernels>
+std::array<Flags, Kernels> take_flags(Workspace& workspace, const TilePlan& p,
+                                      cudaStream_t stream) {
+  const int64_t each = Flags::count(p);
+  int* const memory = workspace.take<int>(Kernels * each);
   if (!workspace.counts_only())
-    check(cudaMemsetAsync(memory, 0, Flags::count(p) * sizeof(int), stream), "cudaMemsetAsync");
-  return Flags::at(memory, p);
+    check(cudaMemsetAsync(memory, 0, Kernels * each * sizeof(int), stream), "cudaMemsetAsync");
+  std::array<Flags, Kernels> flags;
+  for (int i = 0; i < Kernels; ++i) flags[i] = Flags::at(memory + i * each, p);
+  return flags;
 }
 
 // Shared memory: what a block says of its task, then tiles, and then those of gates: for both axes

@@ -65,7 +65,8 @@ GATEDRNN_DEVICE char* dynamic_shared_memory() {
   return memory;
 }
 
-// A flag between blocks: what was written before it is set is seen by who has read it as set.
+// A flag between blocks: what was written before it is set is seen by who has read it as set. By
+// addition the same of a counter, for what came before each of the additions.
 GATEDRNN_DEVICE int load_acquire(const int* p) {
   int value;
   asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(p) : "memory");
@@ -73,6 +74,10 @@ GATEDRNN_DEVICE int load_acquire(const int* p) {
 }
 GATEDRNN_DEVICE void store_release(int* p, int value) {
   asm volatile("st.release.gpu.global.s32 [%0], %1;" : : "l"(p), "r"(value) : "memory");
+}
+
+GATEDRNN_DEVICE void add_release(int* p, int value) {
+  asm volatile("red.release.gpu.global.add.s32 [%0], %1;" : : "l"(p), "r"(value) : "memory");
 }
 
 // a + b. The compiler would make of repeated additions a multiplication, which costs a GPU twice as

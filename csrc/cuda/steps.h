@@ -45,7 +45,8 @@ struct Steps {
   using Value = A;
   static constexpr int kSide = Side;
   static constexpr int kChannels = K < 8 ? 8 : K;  // of a tile
-  static constexpr int kPacks = K < 16 ? 8 : 4;    // that a thread reads at once
+  static constexpr int kPacks = K < 16 ? 8 : 4;    // that a thread reads at once,
+  static constexpr int kSingles = 2 * kPacks;      // or elements where there are no packs
   static constexpr int kChunks = R / kPack;        // a thread's channels, by packs
   static constexpr int kSplits = kChannels / R;    // threads that share a line, side by side
   static constexpr int kThreads = 2 * Side * kSplits;

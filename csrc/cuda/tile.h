@@ -142,7 +142,7 @@ GATEDRNN_DEVICE void walk_places(int64_t begin, int64_t across, int count, const
 // W of them at a time, which lie `next` apart in the tile: packs where the tile is whole and lies
 // well in memory, else element by element, along whichever axis is contiguous. `corner` is the
 // tile's address in the map; of `channels` it has those of the tile, or one.
-template <class T, int Packs, int Size, class S, class Body>
+template <class T, int Size, class S, class Body>
 GATEDRNN_DEVICE void with_walk(const Team<Size>& team, const Task& t, int channels,
                                const Strides& s, const S* corner, const Body& body) {
   constexpr int side = T::kSide, every = T::kChannels;  // channels, if known
@@ -157,7 +157,7 @@ GATEDRNN_DEVICE void with_walk(const Team<Size>& team, const Task& t, int channe
       const int first = team.rank / (across * every), corner_cell = T::cell(first, place, c);
       return body.template operator()<kPack>(
           (side + 1) * every, [&](const auto& load, const auto& use) {
-            walk_places<Packs, side / rows, true>(
+            walk_places<T::kPacks, side / rows, true>(
                 place + c * s.c + first * s.h, rows * s.h, side / rows,
                 [&](int i) { return T::down(corner_cell, i * rows); }, load, use);
           });
@@ -168,7 +168,7 @@ GATEDRNN_DEVICE void with_walk(const Team<Size>& team, const Task& t, int channe
       const int c = team.rank % across * kPack, place = team.rank / across % side;
       const int first = team.rank / (across * side), corner_cell = T::cell(first, place, c);
       return body.template operator()<kPack>(1, [&](const auto& load, const auto& use) {
-        walk_places<Packs, side / rows, true>(
+        walk_places<T::kPacks, side / rows, true>(
             c + place * s.w + first * s.h, rows * s.h, side / rows,
             [&](int i) { return T::down(corner_cell, i * rows); }, load, use);
       });
@@ -184,7 +184,7 @@ GATEDRNN_DEVICE void with_walk(const Team<Size>& team, const Task& t, int channe
     for (int c = deep ? a : b; c < channels; c += deep ? inner : outer)
 #pragma unroll 1
       for (int i = deep ? b : a; i < (down ? t.rows : t.columns); i += deep ? outer : side)
-        walk_places<Packs, side, false>(
+        walk_places<T::kSingles, side, false>(
             c * s.c + i * (down ? s.h : s.w), down ? s.w : s.h, down ? t.columns : t.rows,
             [&](int k) { return down ? T::cell(i, k, c) : T::cell(k, i, c); }, load, use);
   });
@@ -194,7 +194,7 @@ GATEDRNN_DEVICE void with_walk(const Team<Size>& team, const Task& t, int channe
 template <class T, class S, int Size, class Value>
 GATEDRNN_DEVICE void write_tile(const Team<Size>& team, const Task& t, const Strides& s, S* corner,
                                 const Value& value) {
-  with_walk<T, T::kPacks>(team, t, t.channels, s, corner, [&]<int W>(int next, const auto& walk) {
+  with_walk<T>(team, t, t.channels, s, corner, [&]<int W>(int next, const auto& walk) {
     walk(NoLoad(), [&](int64_t at, int cell, bool) {
       Pack<S, W> pack;
 #pragma unroll
@@ -240,7 +240,7 @@ GATEDRNN_DEVICE void read_map(const Team<Size>& team, const TilePlan& p, const T
     using S = std::remove_pointer_t<decltype(type)>;
     const S* const from = static_cast<const S*>(map) + corner;
     const int channels = has_channels ? t.channels : 1;
-    with_walk<T, T::kPacks>(team, t, channels, s, from, [&]<int W>(int next, const auto& walk) {
+    with_walk<T>(team, t, channels, s, from, [&]<int W>(int next, const auto& walk) {
       walk([&](int64_t at) { return pack_at<W>(from + at); },
            [&](int64_t, int cell, const Pack<S, W>& pack) {
              Pack<A, W> values;
@@ -298,7 +298,7 @@ GATEDRNN_DEVICE void load_inputs(const Team<Size>& team, const TilePlan& p, cons
       const S* const g_from = static_cast<const S*>(a.g) + tile_corner(p, t, a.g_strides, 0, t.c0);
       if (is_aligned(x_from) != is_aligned(g_from)) return;
       done = true;
-      with_walk<T, T::kPacks>(
+      with_walk<T>(
           team, t, t.channels, a.x_strides, x_from, [&]<int W>(int next, const auto& walk) {
             struct Both {
               Pack<S, W> x, g;

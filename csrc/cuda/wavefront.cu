@@ -32,7 +32,7 @@ GATEDRNN_DEVICE void write_merged(const Task& t, const MergedTile<typename T::Va
     using S = std::remove_pointer_t<decltype(type)>;
     using Left = std::conditional_t<R == Rule::kMax, S, A>;
     S* const result = static_cast<S*>(tile.result);
-    with_walk<T, T::kPacks>(
+    with_walk<T>(
         whole_block<T>(), t, t.channels, strides, result, [&]<int W>(int next, const auto& walk) {
           struct Before {
             Pack<Left, W> value;
@@ -191,7 +191,7 @@ int64_t forward_by_wavefront(const ScanArgs& a, void* memory, cudaStream_t strea
     WavefrontParams<A> f{};
     f.a = a;
     f.p = plan_tiles(a, T::kSide, T::channels(a.block));
-    f.flags = take_flags(workspace, f.p, stream);
+    f.flags = take_flags<1>(workspace, f.p, stream)[0];
     f.borders = take_borders<A>(workspace, a, f.p);
     const bool rounds = a.dtype == Dtype::kBFloat16 || a.dtype == Dtype::kFloat16;
     f.share = a.y;

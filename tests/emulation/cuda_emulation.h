@@ -154,14 +154,17 @@ inline void store_release(int* address, int value,
 
 inline int atomicAdd(int* address, int value,
                      std::source_location where = std::source_location::current()) {
-  return gatedrnn::emulation::add(address, value, where);
+  return gatedrnn::emulation::add(address, value, false, where);
+}
+
+inline void add_release(int* address, int value,
+                        std::source_location where = std::source_location::current()) {
+  gatedrnn::emulation::add(address, value, true, where);
 }
 
 inline void __nanosleep(unsigned, std::source_location where = std::source_location::current()) {
   gatedrnn::emulation::yield(true, where);
 }
-
-inline void __threadfence() { gatedrnn::emulation::fence(); }
 
 template <class T>
 T __ldg(const T* address) {

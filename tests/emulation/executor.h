@@ -45,11 +45,10 @@ using Where = std::source_location;
 void yield(bool polls, Where where);
 
 // Atomic, and others run between them and what comes before or after. What a thread has done before
-// a release, or before a fence and an `add` after it, is done for who acquires the value.
+// a release is done for who acquires the value, or what was added to it afterwards.
 int load_acquire(const int* address, Where where);
 void store_release(int* address, int value, Where where);
-int add(int* address, int value, Where where);
-void fence();
+int add(int* address, int value, bool releases, Where where);
 
 // The kernel reads or writes memory, and continues at `code`. All accesses must be ordered.
 void access(const void* begin, size_t bytes, bool writes, const void* code);

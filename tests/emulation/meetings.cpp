@@ -65,10 +65,10 @@ void Scheduler::store_release(int* address, int value, Where where, const void* 
   yield(false, where);
 }
 
-int Scheduler::add(int* address, int value, Where where, const void* code) {
+int Scheduler::add(int* address, int value, bool releases, Where where, const void* code) {
   yield(false, where);
   access(address, sizeof(int), true, true, code);
-  races_.add(thread(), address);
+  if (releases) races_.release_too(thread(), address);
   const int before = *address;
   *address = before + value;
   return before;

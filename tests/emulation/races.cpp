@@ -14,7 +14,7 @@ void learn(std::vector<uint32_t>& clock, const std::vector<uint32_t>& more) {
 
 void Races::start(size_t count, const void* shared, size_t shared_bytes) {
   static const Known nothing = std::make_shared<Clock>();
-  threads_.resize(threads_.size() + count, Thread{1, nothing, nullptr});
+  threads_.resize(threads_.size() + count, Thread{1, nothing});
   const auto begin = reinterpret_cast<uintptr_t>(shared), end = begin + shared_bytes;
   for (uintptr_t page = begin / kWord / kPage; page * kPage * kWord < end; ++page)
     if (const auto found = pages_.find(page); found != pages_.end())
@@ -56,17 +56,12 @@ void Races::release(uint32_t thread, const void* flag) {
   ++threads_[thread].moment;
 }
 
-void Races::fence(uint32_t thread) {
-  threads_[thread].fenced = until_now(thread);
-  ++threads_[thread].moment;
-}
-
-void Races::add(uint32_t thread, const void* counter) {
-  if (!threads_[thread].fenced) return;
+void Races::release_too(uint32_t thread, const void* counter) {
   Known& released = released_[counter];
-  auto clock = std::make_shared<Clock>(*threads_[thread].fenced);
+  auto clock = std::make_shared<Clock>(*until_now(thread));
   if (released) learn(*clock, *released);
   released = clock;
+  ++threads_[thread].moment;
 }
 
 std::optional<Access> Races::access(const void* begin, size_t bytes, Access now) {

@@ -32,10 +32,8 @@ class Races {
   void meet(const std::vector<uint32_t>& threads);
   void acquire(uint32_t thread, const void* flag);
   void release(uint32_t thread, const void* flag);
-  // What came before a fence is released by the thread's atomicAdds after it, besides what is
-  // released there already.
-  void fence(uint32_t thread);
-  void add(uint32_t thread, const void* counter);
+  // By an addition, besides what is released there already.
+  void release_too(uint32_t thread, const void* counter);
 
   // Of these bytes. Returns an earlier access that nothing puts before this one.
   std::optional<Access> access(const void* begin, size_t bytes, Access now);
@@ -45,7 +43,7 @@ class Races {
   using Known = std::shared_ptr<const Clock>;
   struct Thread {
     uint32_t moment = 1;
-    Known known, fenced;
+    Known known;
   };
   // The last accesses of four bytes. Of more than these some are forgotten: a race may be missed,
   // none is made up.

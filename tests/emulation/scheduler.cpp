@@ -160,15 +160,14 @@ void run(const Grid& grid) {
   launch.run();
 }
 
-void fence() { scheduler->fence(); }
 int load_acquire(const int* address, Where where) {
   return scheduler->load_acquire(address, where, __builtin_return_address(0));
 }
 void store_release(int* address, int value, Where where) {
   scheduler->store_release(address, value, where, __builtin_return_address(0));
 }
-int add(int* address, int value, Where where) {
-  return scheduler->add(address, value, where, __builtin_return_address(0));
+int add(int* address, int value, bool releases, Where where) {
+  return scheduler->add(address, value, releases, where, __builtin_return_address(0));
 }
 void access(const void* begin, size_t bytes, bool writes, const void* code) {
   const bool is_place = begin >= &place && begin < &place + 1;  // threadIdx and so on

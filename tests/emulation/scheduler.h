@@ -76,8 +76,7 @@ class Scheduler {
   void access(const void* begin, size_t bytes, bool writes, bool is_atomic, const void* code);
   int load_acquire(const int* address, Where where, const void* code);
   void store_release(int* address, int value, Where where, const void* code);
-  int add(int* address, int value, Where where, const void* code);
-  void fence() { races_.fence(thread()); }
+  int add(int* address, int value, bool releases, Where where, const void* code);
   int meet_block(int vote, Where where);
   uint64_t meet_warp(uint32_t mask, Exchange what, uint64_t value, int source, Where where);
   char* shared_memory() { return warp_->block->shared.data(); }

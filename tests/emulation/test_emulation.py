@@ -129,7 +129,7 @@ RACE = re.compile(
         ("pipeline_without_barrier", 32, 1, "shared"),
         ("promise_without_meeting", 65, 2, "global"),
         ("flag_by_plain_write", 3, 2, "global"),
-        ("count_without_fence", 9, 6, "global"),
+        ("count_without_release", 9, 6, "global"),
         ("shift_without_barrier", 128, 1, "global"),
     ],
 )

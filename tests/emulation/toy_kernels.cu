@@ -126,14 +126,16 @@ __global__ void flag_kernel(int* data) {
 }
 
 // Blocks but the last write and count themselves; the last one waits for all, and adds up.
-template <bool kFence>
+template <bool kRelease>
 __global__ void count_kernel(int* data) {
   if (threadIdx.x != 0) return;
   const int others = static_cast<int>(gridDim.x) - 1, own = static_cast<int>(blockIdx.x);
   if (own < others) {
     data[2 + own] = own + 1;
-    if (kFence) __threadfence();
-    atomicAdd(&data[0], 1);
+    if (kRelease)
+      add_release(&data[0], 1);
+    else
+      atomicAdd(&data[0], 1);
     return;
   }
   while (load_acquire(&data[0]) != others) __nanosleep(20);
@@ -254,7 +256,7 @@ void run(std::string name, Tensor tensor, std::vector<int64_t> numbers) {
   if (name == "flag") return one_warp(flag_kernel<true>);
   if (name == "flag_by_plain_write") return one_warp(flag_kernel<false>);
   if (name == "count") return one_warp(count_kernel<true>);
-  if (name == "count_without_fence") return one_warp(count_kernel<false>);
+  if (name == "count_without_release") return one_warp(count_kernel<false>);
   if (name == "shift") return one_block(shift_kernel<true>);
   if (name == "shift_without_barrier") return one_block(shift_kernel<false>);
   if (name == "neighbours_8") return one_block(neighbours_kernel<uint8_t>);
