@@ -66,8 +66,9 @@ struct CpuKernels {
 const CpuKernels& cpu_kernels();
 
 // clamped = weight / max(1, its spectral norm) for each of `blocks` dense k x k matrices. See
-// cpu/norms.cpp, also for how often the Gram matrix is squared.
+// cpu/norms.cpp, also for how often the Gram matrix is squared, and what change is none.
 constexpr int kSquarings = 26;
+constexpr double kStill = 1e-12;
 void clamp_spectral(const float* weight, float* clamped, int64_t blocks, int64_t k);
 void clamp_spectral(const double* weight, double* clamped, int64_t blocks, int64_t k);
 

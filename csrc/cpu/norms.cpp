@@ -16,7 +16,6 @@
 namespace gatedrnn {
 namespace {
 
-constexpr double kStill = 1e-12;
 // Multiply-adds that are worth waking a second thread for.
 constexpr int64_t kWorthSharing = 1 << 20;
 
