@@ -1,35 +1,11 @@
 // The kernels' accesses of memory: their sources are compiled for the compiler's thread sanitizer,
 // and these functions stand in place of its run time, which knows no threads of a GPU.
-#include <dlfcn.h>
-
-#include <cstdio>
-#include <memory>
 #include <sstream>
 
 #include "scheduler.h"
 
 namespace gatedrnn::emulation {
 namespace {
-
-// Where an access stands in the source, from the line tables of this library: the file and line of
-// the kernels' own that is innermost, and those that it was inlined into.
-std::string name(const void* code) {
-  Dl_info library;
-  if (!dladdr(code, &library)) return "an unknown place";
-  std::ostringstream command;
-  // The access's call returns to `code`.
-  command << "addr2line -i -e '" << library.dli_fname << "' 0x" << std::hex
-          << static_cast<const char*>(code) - static_cast<const char*>(library.dli_fbase) - 1;
-  const std::unique_ptr<FILE, int (*)(FILE*)> pipe(popen(command.str().c_str(), "r"), pclose);
-  std::string chain;
-  for (char line[1000]; pipe && std::fgets(line, sizeof(line), pipe.get());) {
-    const std::string found = line;
-    const size_t file = found.rfind('/') + 1;  // 0 if there is none
-    const std::string place = found.substr(file, found.find_first_of(" \n", file) - file);
-    if (!place.starts_with("cuda_emulation.h")) chain += (chain.empty() ? "" : " < ") + place;
-  }
-  return chain;
-}
 
 std::string kind(const Access& access) {
   return std::string(access.is_atomic ? "atomic " : "") + (access.writes ? "write" : "read");
@@ -44,9 +20,10 @@ void Scheduler::access(const void* begin, size_t bytes, bool writes, bool is_ato
   const std::optional<Access> earlier = races_.access(begin, bytes, now);
   if (!earlier) return;
   std::ostringstream text;
-  text << "races: nothing orders its " << kind(now) << " at " << name(code) << " after the "
-       << kind(*earlier) << " at " << name(earlier->code) << " by thread "
-       << earlier->thread % threads() << " of block " << earlier->thread / threads() << ", of ";
+  text << "races: nothing orders its " << kind(now) << " at " << name({.code = code})
+       << " after the " << kind(*earlier) << " at " << name({.code = earlier->code})
+       << " by thread " << earlier->thread % threads() << " of block "
+       << name(index(earlier->thread / threads())) << ", of ";
   if (const auto offset = warp_->block->shared.offset(begin))
     text << "byte " << *offset << " of shared memory";
   else

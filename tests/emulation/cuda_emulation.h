@@ -54,14 +54,15 @@ void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, cu
 
 // ---- threads meet ------------------------------------------------------------------------------
 
-// `where` is the place of the call, for messages; no caller gives it.
+// `where` is the place of the call, for messages; no caller gives it. All are inlined, so that the
+// executor returns to a place of the caller's own.
 
-inline void __syncthreads(std::source_location where = std::source_location::current()) {
+__forceinline__ void __syncthreads(std::source_location where = std::source_location::current()) {
   gatedrnn::emulation::meet_block(0, where);
 }
 
-inline int __syncthreads_or(int vote,
-                            std::source_location where = std::source_location::current()) {
+__forceinline__ int __syncthreads_or(int vote,
+                                     std::source_location where = std::source_location::current()) {
   return gatedrnn::emulation::meet_block(vote, where);
 }
 
@@ -69,13 +70,13 @@ namespace gatedrnn::emulation {
 
 inline int lane() { return static_cast<int>(place.thread.x % kWarp); }
 
-inline unsigned votes(unsigned mask, int vote, Where where) {
+__forceinline__ unsigned votes(unsigned mask, int vote, Where where) {
   return static_cast<unsigned>(
       meet_warp(mask, Exchange::kVotes, static_cast<uint64_t>(vote != 0), lane(), where));
 }
 
 template <class T>
-T shuffle(unsigned mask, T value, int source, Where where) {
+__forceinline__ T shuffle(unsigned mask, T value, int source, Where where) {
   static_assert(std::is_arithmetic_v<T> && (sizeof(T) == 4 || sizeof(T) == 8));
   uint64_t bits = 0;
   std::memcpy(&bits, &value, sizeof(T));
@@ -86,55 +87,55 @@ T shuffle(unsigned mask, T value, int source, Where where) {
 
 }  // namespace gatedrnn::emulation
 
-inline void __syncwarp(unsigned mask = 0xffffffff,
-                       std::source_location where = std::source_location::current()) {
+__forceinline__ void __syncwarp(unsigned mask = 0xffffffff,
+                                std::source_location where = std::source_location::current()) {
   using namespace gatedrnn::emulation;
   meet_warp(mask, Exchange::kNothing, 0, lane(), where);
 }
 
-inline unsigned __ballot_sync(unsigned mask, int vote,
-                              std::source_location where = std::source_location::current()) {
+__forceinline__ unsigned __ballot_sync(
+    unsigned mask, int vote, std::source_location where = std::source_location::current()) {
   return gatedrnn::emulation::votes(mask, vote, where);
 }
 
-inline int __any_sync(unsigned mask, int vote,
-                      std::source_location where = std::source_location::current()) {
+__forceinline__ int __any_sync(unsigned mask, int vote,
+                               std::source_location where = std::source_location::current()) {
   return gatedrnn::emulation::votes(mask, vote, where) != 0;
 }
 
-inline int __all_sync(unsigned mask, int vote,
-                      std::source_location where = std::source_location::current()) {
+__forceinline__ int __all_sync(unsigned mask, int vote,
+                               std::source_location where = std::source_location::current()) {
   return gatedrnn::emulation::votes(mask, vote, where) == mask;
 }
 
 // A warp is cut into pieces of `width` lanes, a power of two. Past the end of its piece a lane gets
 // its own value.
 template <class T>
-T __shfl_sync(unsigned mask, T value, int source, int width = 32,
-              std::source_location where = std::source_location::current()) {
+__forceinline__ T __shfl_sync(unsigned mask, T value, int source, int width = 32,
+                              std::source_location where = std::source_location::current()) {
   const int lane = gatedrnn::emulation::lane(), first = lane & -width;
   return gatedrnn::emulation::shuffle(mask, value, first + (source & (width - 1)), where);
 }
 
 template <class T>
-T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32,
-                 std::source_location where = std::source_location::current()) {
+__forceinline__ T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32,
+                                 std::source_location where = std::source_location::current()) {
   const int lane = gatedrnn::emulation::lane(), source = lane - static_cast<int>(delta);
   const bool inside = source >= (lane & -width);
   return gatedrnn::emulation::shuffle(mask, value, inside ? source : lane, where);
 }
 
 template <class T>
-T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32,
-                   std::source_location where = std::source_location::current()) {
+__forceinline__ T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32,
+                                   std::source_location where = std::source_location::current()) {
   const int lane = gatedrnn::emulation::lane(), source = lane + static_cast<int>(delta);
   const bool inside = source <= (lane | (width - 1));
   return gatedrnn::emulation::shuffle(mask, value, inside ? source : lane, where);
 }
 
 template <class T>
-T __shfl_xor_sync(unsigned mask, T value, int flipped, int width = 32,
-                  std::source_location where = std::source_location::current()) {
+__forceinline__ T __shfl_xor_sync(unsigned mask, T value, int flipped, int width = 32,
+                                  std::source_location where = std::source_location::current()) {
   const int lane = gatedrnn::emulation::lane(), source = lane ^ flipped;
   const bool inside = source <= (lane | (width - 1));
   return gatedrnn::emulation::shuffle(mask, value, inside ? source : lane, where);
@@ -142,27 +143,28 @@ T __shfl_xor_sync(unsigned mask, T value, int flipped, int width = 32,
 
 // ---- memory that threads share -----------------------------------------------------------------
 
-inline int load_acquire(const int* address,
-                        std::source_location where = std::source_location::current()) {
+__forceinline__ int load_acquire(const int* address,
+                                 std::source_location where = std::source_location::current()) {
   return gatedrnn::emulation::load_acquire(address, where);
 }
 
-inline void store_release(int* address, int value,
-                          std::source_location where = std::source_location::current()) {
+__forceinline__ void store_release(int* address, int value,
+                                   std::source_location where = std::source_location::current()) {
   gatedrnn::emulation::store_release(address, value, where);
 }
 
-inline int atomicAdd(int* address, int value,
-                     std::source_location where = std::source_location::current()) {
+__forceinline__ int atomicAdd(int* address, int value,
+                              std::source_location where = std::source_location::current()) {
   return gatedrnn::emulation::add(address, value, false, where);
 }
 
-inline void add_release(int* address, int value,
-                        std::source_location where = std::source_location::current()) {
+__forceinline__ void add_release(int* address, int value,
+                                 std::source_location where = std::source_location::current()) {
   gatedrnn::emulation::add(address, value, true, where);
 }
 
-inline void __nanosleep(unsigned, std::source_location where = std::source_location::current()) {
+__forceinline__ void __nanosleep(unsigned,
+                                 std::source_location where = std::source_location::current()) {
   gatedrnn::emulation::yield(true, where);
 }
 

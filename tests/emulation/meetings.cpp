@@ -6,14 +6,6 @@
 #include "scheduler.h"
 
 namespace gatedrnn::emulation {
-namespace {
-
-// A kernel is compiled as one piece, which has each file's name once.
-bool same(Where a, Where b) {
-  return a.line() == b.line() && a.column() == b.column() && a.file_name() == b.file_name();
-}
-
-}  // namespace
 
 void Scheduler::wait(uint32_t Warp::* mask) {
   const uint32_t self = 1u << lane_;
@@ -36,38 +28,38 @@ void Scheduler::end_thread() {
   ++block.ended;
   if (block.waiting > 0)
     fail("ends while " + std::to_string(block.waiting) + " of its block wait in __syncthreads at " +
-         name(block.where));
+         name(block.at));
   if (const Lane* other = lane_that_waits_for_this())
-    fail("ends while its warp waits for it at " + name(other->where));
+    fail("ends while its warp waits for it at " + name(other->at));
   lane().fiber->finish();
 }
 
-void Scheduler::yield(bool polls, Where where) {
-  lane().where = where;
+void Scheduler::yield(bool polls, const At& at) {
+  lane().at = at;
   polls_ = polls ? polls_ + 1 : 0;
   lane().fiber->suspend();
 }
 
-int Scheduler::load_acquire(const int* address, Where where, const void* code) {
-  yield(true, where);
-  access(address, sizeof(int), false, true, code);
+int Scheduler::load_acquire(const int* address, const At& at) {
+  yield(true, at);
+  access(address, sizeof(int), false, true, at.code);
   races_.acquire(thread(), address);
   return *address;
 }
 
 // Others may come between what was written before and the flag, and between the flag and what is
 // written after it.
-void Scheduler::store_release(int* address, int value, Where where, const void* code) {
-  yield(false, where);
-  access(address, sizeof(int), true, true, code);
+void Scheduler::store_release(int* address, int value, const At& at) {
+  yield(false, at);
+  access(address, sizeof(int), true, true, at.code);
   races_.release(thread(), address);
   *address = value;
-  yield(false, where);
+  yield(false, at);
 }
 
-int Scheduler::add(int* address, int value, bool releases, Where where, const void* code) {
-  yield(false, where);
-  access(address, sizeof(int), true, true, code);
+int Scheduler::add(int* address, int value, bool releases, const At& at) {
+  yield(false, at);
+  access(address, sizeof(int), true, true, at.code);
   if (releases) races_.release_too(thread(), address);
   const int before = *address;
   *address = before + value;
@@ -79,17 +71,18 @@ uint32_t Scheduler::thread(const Warp& warp, int lane) {
   return static_cast<uint32_t>(warp.block->first_thread + static_cast<uint64_t>(in_block));
 }
 
-int Scheduler::meet_block(int vote, Where where) {
-  lane().where = where;
+int Scheduler::meet_block(int vote, const At& at) {
+  lane().at = at;
   Block& block = *warp_->block;
   if (block.ended > 0)
-    fail("waits in __syncthreads, and " + std::to_string(block.ended) + " of its block have ended");
-  if (block.waiting > 0 && !same(block.where, where))
-    fail("waits in __syncthreads, and others of its block in that at " + name(block.where));
+    fail_here("waits in __syncthreads, and " + std::to_string(block.ended) +
+              " of its block have ended");
+  if (block.waiting > 0 && !same(block.at, at))
+    fail_here("waits in __syncthreads, and others of its block in that at " + name(block.at));
   if (const Lane* other = lane_that_waits_for_this())
-    fail("waits in __syncthreads, and its warp waits for it at " + name(other->where));
+    fail_here("waits in __syncthreads, and its warp waits for it at " + name(other->at));
   wait(&Warp::meets_block);
-  block.where = where;
+  block.at = at;
   block.vote |= vote != 0;
   if (++block.waiting == threads()) {
     block.result = block.vote;
@@ -107,23 +100,24 @@ int Scheduler::meet_block(int vote, Where where) {
 }
 
 uint64_t Scheduler::meet_warp(uint32_t mask, Exchange what, uint64_t value, int source,
-                              Where where) {
+                              const At& at) {
   Lane& self = lane();
-  self.where = where;
-  if (!(mask >> lane_ & 1)) fail("is not in the mask that it gives");
+  self.at = at;
+  if (!(mask >> lane_ & 1)) fail_here("is not in the mask that it gives");
   if (mask & warp_->ended)
-    fail("waits for lane " + std::to_string(std::countr_zero(mask & warp_->ended)) +
-         ", which has ended");
+    fail_here("waits for lane " + std::to_string(std::countr_zero(mask & warp_->ended)) +
+              ", which has ended");
   if (mask & warp_->meets_block)
-    fail("waits for lane " + std::to_string(std::countr_zero(mask & warp_->meets_block)) +
-         ", which waits in __syncthreads");
+    fail_here("waits for lane " + std::to_string(std::countr_zero(mask & warp_->meets_block)) +
+              ", which waits in __syncthreads");
   if (!(mask >> source & 1))
-    fail("asks for the value of lane " + std::to_string(source) + ", which is not in the mask");
+    fail_here("asks for the value of lane " + std::to_string(source) +
+              ", which is not in the mask");
   if (const uint32_t others = mask & warp_->meets_warp) {
     const Lane& other = warp_->lanes[std::countr_zero(others)];
-    if (other.mask != mask || !same(other.where, where))
-      fail("meets its warp with another mask or at another place than lane " +
-           std::to_string(std::countr_zero(others)) + " at " + name(other.where));
+    if (other.mask != mask || !same(other.at, at))
+      fail_here("meets its warp with another mask or at another place than lane " +
+                std::to_string(std::countr_zero(others)) + " at " + name(other.at));
   }
   self.mask = mask, self.what = what, self.value = value, self.source = source;
   wait(&Warp::meets_warp);
@@ -150,10 +144,10 @@ uint64_t Scheduler::meet_warp(uint32_t mask, Exchange what, uint64_t value, int 
   return self.received;
 }
 
-void Scheduler::fail(const std::string& what) {
+void Scheduler::fail(const std::string& what, const char* place_word) {
   std::ostringstream text;
   text << "emulated kernel: thread " << place.thread.x << " of block " << name(place.block);
-  if (lane().where.line() != 0) text << " at " << name(lane().where);
+  if (lane().at.code) text << place_word << name(lane().at);
   error_ = text.str() + ": " + what;
   lane().fiber->finish();
 }
@@ -166,7 +160,7 @@ void Scheduler::fault(const void* address) {
     text << "touches byte " << *offset << " of " << grid_.shared_bytes << " of shared memory";
   else
     text << "touches memory that is not there, at " << address;
-  fail(text.str() + ", after the place named");
+  fail(text.str());
 }
 
 std::string Scheduler::deadlock() const {
@@ -179,26 +173,12 @@ std::string Scheduler::deadlock() const {
         const char* how = warp.ready >> i & 1         ? " poll at "
                           : warp.meets_block >> i & 1 ? " wait for their block at "
                                                       : " wait for their warp at ";
-        ++waiting[" of block " + name(block->index) + how + name(warp.lanes[i].where)];
+        ++waiting[" of block " + name(block->index) + how + name(warp.lanes[i].at)];
       }
   }
   std::ostringstream text;
   text << "emulated kernel: deadlock, every thread waits:";
   for (const auto& [what, count] : waiting) text << "\n  " << count << what;
-  return text.str();
-}
-
-std::string name(Size at) {
-  std::ostringstream text;
-  text << '(' << at.x << ", " << at.y << ", " << at.z << ')';
-  return text.str();
-}
-
-std::string name(Where where) {
-  const std::string file = where.file_name();
-  std::ostringstream text;
-  text << file.substr(file.rfind('/') + 1) << ':' << where.line() << " in "
-       << where.function_name();
   return text.str();
 }
 

@@ -56,16 +56,19 @@ Scheduler::Scheduler(const Grid& grid)
 
 Scheduler::~Scheduler() { scheduler = nullptr; }
 
+Size Scheduler::index(uint64_t block) const {
+  const Size& n = grid_.grid;
+  return {static_cast<unsigned>(block % n.x), static_cast<unsigned>(block / n.x % n.y),
+          static_cast<unsigned>(block / n.x / n.y)};
+}
+
 // Blocks start in the order of their index, as on the device.
 void Scheduler::start_block() {
   const uint64_t i = started_++;
-  const Size& n = grid_.grid;
-  const Size index{static_cast<unsigned>(i % n.x), static_cast<unsigned>(i / n.x % n.y),
-                   static_cast<unsigned>(i / n.x / n.y)};
   size_t slot = 0;  // the first that no resident block holds
   while (slot < resident_.size() && resident_[slot]) ++slot;
   if (slot == resident_.size()) resident_.emplace_back();
-  resident_[slot] = std::make_unique<Block>(index, i, threads() / kWarp, grid_.shared_bytes);
+  resident_[slot] = std::make_unique<Block>(index(i), i, threads() / kWarp, grid_.shared_bytes);
   races_.start(threads(), resident_[slot]->shared.data(), grid_.shared_bytes);
   size_t thread = slot * threads();
   for (Warp& warp : resident_[slot]->warps) {
@@ -161,22 +164,26 @@ void run(const Grid& grid) {
 }
 
 int load_acquire(const int* address, Where where) {
-  return scheduler->load_acquire(address, where, __builtin_return_address(0));
+  return scheduler->load_acquire(address, {where, __builtin_return_address(0)});
 }
 void store_release(int* address, int value, Where where) {
-  scheduler->store_release(address, value, where, __builtin_return_address(0));
+  scheduler->store_release(address, value, {where, __builtin_return_address(0)});
 }
 int add(int* address, int value, bool releases, Where where) {
-  return scheduler->add(address, value, releases, where, __builtin_return_address(0));
+  return scheduler->add(address, value, releases, {where, __builtin_return_address(0)});
 }
 void access(const void* begin, size_t bytes, bool writes, const void* code) {
   const bool is_place = begin >= &place && begin < &place + 1;  // threadIdx and so on
   if (scheduler && !is_place) scheduler->access(begin, bytes, writes, false, code);
 }
-void yield(bool polls, Where where) { scheduler->yield(polls, where); }
-int meet_block(int vote, Where where) { return scheduler->meet_block(vote, where); }
+void yield(bool polls, Where where) {
+  scheduler->yield(polls, {where, __builtin_return_address(0)});
+}
+int meet_block(int vote, Where where) {
+  return scheduler->meet_block(vote, {where, __builtin_return_address(0)});
+}
 uint64_t meet_warp(uint32_t mask, Exchange what, uint64_t value, int source, Where where) {
-  return scheduler->meet_warp(mask, what, value, source, where);
+  return scheduler->meet_warp(mask, what, value, source, {where, __builtin_return_address(0)});
 }
 char* shared_memory() { return scheduler->shared_memory(); }
 

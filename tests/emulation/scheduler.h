@@ -14,9 +14,18 @@ namespace gatedrnn::emulation {
 
 struct Block;
 
+// A place in a kernel: as its source names it, and where the code continues after it.
+struct At {
+  Where where = {};
+  const void* code = nullptr;
+};
+bool same(const At& a, const At& b);
+std::string name(const At& at);
+std::string name(Size at);
+
 struct Lane {
   Fiber* fiber = nullptr;
-  Where where;
+  At at;  // of its last meeting
   // Of the warp's meeting that the lane waits in, or has left last.
   uint32_t mask = 0;
   Exchange what = Exchange::kNothing;
@@ -44,7 +53,7 @@ struct Block {
   std::vector<Warp> warps;
   SharedMemory shared;
   size_t waiting = 0, ended = 0;  // threads
-  Where where;                    // of those who wait
+  At at;                          // of those who wait
   int vote = 0, result = 0;
 };
 
@@ -71,17 +80,16 @@ class Scheduler {
   Scheduler& operator=(const Scheduler&) = delete;
   void run();
 
-  void yield(bool polls, Where where);
-  // `code` is where the kernel continues after the access.
+  void yield(bool polls, const At& at);
   void access(const void* begin, size_t bytes, bool writes, bool is_atomic, const void* code);
-  int load_acquire(const int* address, Where where, const void* code);
-  void store_release(int* address, int value, Where where, const void* code);
-  int add(int* address, int value, bool releases, Where where, const void* code);
-  int meet_block(int vote, Where where);
-  uint64_t meet_warp(uint32_t mask, Exchange what, uint64_t value, int source, Where where);
+  int load_acquire(const int* address, const At& at);
+  void store_release(int* address, int value, const At& at);
+  int add(int* address, int value, bool releases, const At& at);
+  int meet_block(int vote, const At& at);
+  uint64_t meet_warp(uint32_t mask, Exchange what, uint64_t value, int source, const At& at);
   char* shared_memory() { return warp_->block->shared.data(); }
   // Ends the launch: kernels have no exceptions.
-  [[noreturn]] void fail(const std::string& what);
+  [[noreturn]] void fail(const std::string& what, const char* place = ", last met at ");
   // An access that the processor refused; returns if no kernel is to blame.
   void fault(const void* address);
 
@@ -92,6 +100,9 @@ class Scheduler {
   // The running one, or another lane of its warp, by its number in the launch.
   uint32_t thread() const { return thread(*warp_, lane_); }
   static uint32_t thread(const Warp& warp, int lane);
+  // What the thread is about to do breaks a rule.
+  [[noreturn]] void fail_here(const std::string& what) { fail(what, " at "); }
+  Size index(uint64_t block) const;
   void start_block();
   void end_block(Block* block);
   uint32_t random_lanes();
@@ -117,8 +128,5 @@ class Scheduler {
   int lane_ = 0;
   bool in_kernel_ = false;
 };
-
-std::string name(Size at);
-std::string name(Where where);
 
 }  // namespace gatedrnn::emulation

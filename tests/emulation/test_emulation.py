@@ -115,8 +115,9 @@ def test_ordered_accesses_are_no_race(seeded, name, size, blocks):
 
 
 RACE = re.compile(
+    r"thread \d+ of block \(\d+, 0, 0\)(?:, last met at toy_kernels.cu:\d+ .*)?: "
     r"races: nothing orders its (.*) at toy_kernels.cu:\d+ after the (.*) at toy_kernels.cu:\d+ "
-    r"by thread \d+ of block \d+, of (.*) memory"
+    r"by thread \d+ of block \(\d+, 0, 0\), of (.*) memory"
 )
 
 
@@ -197,13 +198,15 @@ def test_shuffles_and_votes_give_what_cuda_documents(seeded):
         ("outside_mask", "asks for the value of lane 20, which is not in the mask"),
         ("foreign_mask", "is not in the mask that it gives"),
         ("two_masks", "meets its warp with another mask"),
+        ("two_meetings", r"at toy_k.*:\d+ < toy_k.*in that at toy_kernels.cu:\d+ < toy_k"),
+        ("two_meetings_of_warp", r"another place than lane \d+ at toy_kernels.cu:\d+ < toy_k"),
         ("deep", "its stack is full"),
     ],
 )
 def test_broken_rule_is_reported(seeded, name, message):
     for seed in SEEDS:
         with pytest.raises(RuntimeError, match=message):
-            seeded(seed, name, zeros())
+            seeded(seed, name, zeros(128))
     assert torch.equal(seeded(0, "reverse_warp", ints(32)), ints(32).flip(0))  # all is well again
 
 
@@ -230,13 +233,25 @@ def test_launch_with_too_much_shared_memory_is_refused(seeded, monkeypatch):
         seeded(0, "shared_bytes", zeros(), 1001)
 
 
+def test_meeting_that_the_compiler_writes_twice_is_one(seeded):
+    for seed in SEEDS:
+        data = zeros(129)
+        data[128] = 5
+        sign = 1 - 2 * (ints(128) >= 64)
+        assert torch.equal(seeded(seed, "written_twice", data)[:128], 10 * sign)
+
+
+# ---- waiting -----------------------------------------------------------------------------------
+
+
 # ---- memory that is not there ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [64, 4096, 100_000])
 def test_shared_memory_ends_where_it_ends(seeded, size):
     last = size // 4 - 1
-    assert seeded(0, "shared_access", torch.tensor([last, 0, 0], dtype=torch.int32), size)[2] == -1
+    inside = torch.tensor([last, 0, 0], dtype=torch.int32)
+    assert seeded(0, "shared_access", inside, size, finds_races=False)[2] == -1
     for index in (last + 1, -5000):
         for writes in (0, 1):
             data = torch.tensor([index, writes, 0], dtype=torch.int32)
@@ -248,7 +263,7 @@ def test_write_between_shared_memory_and_its_guards_is_reported(seeded):
     for index, where in ((15, "past the end"), (-1, "before the start")):
         data = torch.tensor([index, 1, 0], dtype=torch.int32)
         with pytest.raises(RuntimeError, match=f"wrote {where} of its 60 bytes of shared memory"):
-            seeded(0, "shared_access", data, 60)
+            seeded(0, "shared_access", data, 60, finds_races=False)
 
 
 def test_pointer_to_nowhere_is_reported(seeded):

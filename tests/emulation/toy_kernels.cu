@@ -17,10 +17,18 @@ using torch::stable::Tensor;
 
 constexpr int kThreads = 128;
 
+// Shared memory in which all has been written once.
+__device__ __forceinline__ int* written_room() {
+  int* room = reinterpret_cast<int*>(dynamic_shared_memory());
+  room[threadIdx.x] = 0;
+  __syncthreads();
+  return room;
+}
+
 // Reverses each block's kThreads values through shared memory; a barrier between is the point.
 template <bool kBarrier>
 __global__ void reverse_kernel(int* data) {
-  int* room = reinterpret_cast<int*>(dynamic_shared_memory());
+  int* room = written_room();
   int* own = data + blockIdx.x * kThreads;
   room[threadIdx.x] = own[threadIdx.x];
   if (kBarrier) __syncthreads();
@@ -30,7 +38,7 @@ __global__ void reverse_kernel(int* data) {
 // The same within a warp of 32 values. A vote makes lanes meet, and orders no memory.
 template <bool kBarrier, bool kVote>
 __global__ void reverse_warp_kernel(int* data) {
-  int* room = reinterpret_cast<int*>(dynamic_shared_memory());
+  int* room = written_room();
   room[threadIdx.x] = data[threadIdx.x];
   if (kBarrier) __syncwarp();
   if (kVote) __any_sync(0xffffffff, 1);
@@ -41,7 +49,7 @@ __global__ void reverse_warp_kernel(int* data) {
 // each step is right; only one warp's own, at each step, keeps neither in step with the other.
 template <bool kBarrier>
 __global__ void pipeline_kernel(int* data, int steps) {
-  int* room = reinterpret_cast<int*>(dynamic_shared_memory());
+  int* room = written_room();
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   int sum = 0;
   for (int step = 0; step <= steps; ++step) {
@@ -194,6 +202,42 @@ __global__ void foreign_mask_kernel(int*) { __syncwarp(0xffff); }
 
 __global__ void two_masks_kernel(int*) { __syncwarp(threadIdx.x == 1 ? 0xffffu : 0xffffffffu); }
 
+// A barrier of one place in the source, in two places of the program: as all of the kernels'.
+__device__ __forceinline__ void meet() { __syncthreads(); }
+__device__ __forceinline__ void meet_warp() { __syncwarp(); }
+
+__global__ void two_meetings_kernel(int* data) {
+  if (threadIdx.x < 64) {
+    meet();
+    data[threadIdx.x] = 1;
+  } else {
+    meet();
+    data[threadIdx.x] = 2;
+  }
+}
+
+__global__ void two_meetings_of_warp_kernel(int* data) {
+  if (threadIdx.x < 16) {
+    meet_warp();
+    data[threadIdx.x] = 1;
+  } else {
+    meet_warp();
+    data[threadIdx.x] = 2;
+  }
+}
+
+// One meeting in the source, of which the compiler makes two: it writes the loop out for each half.
+__attribute__((optimize("unswitch-loops"))) __global__ void written_twice_kernel(int* data) {
+  const bool first = threadIdx.x < 64;
+  for (int step = 0; step < data[128]; ++step) {
+    if (first)
+      data[threadIdx.x] += step;
+    else
+      data[threadIdx.x] -= step;
+    meet();
+  }
+}
+
 // Shared memory at data[0], an index of ints; reads when data[1] is 0.
 __global__ void shared_access_kernel(int* data) {
   volatile int* room = reinterpret_cast<int*>(dynamic_shared_memory());
@@ -269,6 +313,13 @@ void run(std::string name, Tensor tensor, std::vector<int64_t> numbers) {
   if (name == "outside_mask") return one_warp(outside_mask_kernel);
   if (name == "foreign_mask") return one_warp(foreign_mask_kernel);
   if (name == "two_masks") return one_warp(two_masks_kernel);
+  if (name == "two_meetings") return one_block(two_meetings_kernel);
+  if (name == "two_meetings_of_warp") return one_warp(two_meetings_of_warp_kernel);
+  if (name == "written_twice") return one_block(written_twice_kernel);
+  const auto with_number = [&](auto kernel, int value) {
+    launch(kernel, 1, 32, 4 * 32, nullptr, data, value);
+  };
+  const int first = static_cast<int>(number(0));
   if (name == "shared_access") {
     cudaFuncSetAttribute(shared_access_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                          static_cast<int>(number(0)));
