@@ -42,17 +42,29 @@ constexpr int kSharedMemory = 64 << 10;
 #endif
 
 #ifdef GATEDRNN_EMULATION
+// What one instruction moves. A GPU faults where it does not lie at a multiple of its size.
 template <class T>
-T load_shared_by_blocks(const T* p) {
-  return *p;
+GATEDRNN_DEVICE T* aligned(T* p) {
+  gatedrnn::emulation::check_aligned(p, sizeof(T));
+  return p;
+}
+template <class T>
+GATEDRNN_DEVICE T load_shared_by_blocks(const T* p) {
+  return *aligned(p);
 }
 inline int64_t sum_of(int64_t a, int64_t b) { return a + b; }
 inline bool asked_here(bool condition) { return condition; }
 inline void ask_for(const void*) {}
-inline void store_four(float* p, const float (&v)[4]) {
+GATEDRNN_DEVICE void store_four(float* p, const float (&v)[4]) {
+  gatedrnn::emulation::check_aligned(p, sizeof(v));
   for (int k = 0; k < 4; ++k) p[k] = v[k];
 }
 #else
+template <class T>
+GATEDRNN_DEVICE T* aligned(T* p) {
+  return p;
+}
+
 template <class... P, class... A>
 void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
             A... args) {

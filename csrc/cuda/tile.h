@@ -63,11 +63,11 @@ struct alignas(sizeof(S) * W) Pack {
 };
 template <int W, class S>
 GATEDRNN_DEVICE Pack<S, W>& pack_at(S* p) {
-  return *reinterpret_cast<Pack<S, W>*>(p);
+  return *aligned(reinterpret_cast<Pack<S, W>*>(p));
 }
 template <int W, class S>
 GATEDRNN_DEVICE const Pack<S, W>& pack_at(const S* p) {
-  return *reinterpret_cast<const Pack<S, W>*>(p);
+  return *aligned(reinterpret_cast<const Pack<S, W>*>(p));
 }
 constexpr int kPack = 4;
 template <class S>

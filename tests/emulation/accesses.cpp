@@ -13,6 +13,14 @@ std::string kind(const Access& access) {
 
 }  // namespace
 
+void Scheduler::misaligned(const void* address, size_t alignment, const void* code) {
+  if (!in_kernel_) return;
+  std::ostringstream text;
+  text << "touches " << address << ", which is no multiple of " << alignment << ", at "
+       << name({.code = code});
+  fail(text.str());
+}
+
 void Scheduler::access(const void* begin, size_t bytes, bool writes, bool is_atomic,
                        const void* code) {
   if (!watches_ || !in_kernel_ || lane().fiber->holds(begin)) return;
@@ -33,27 +41,27 @@ void Scheduler::access(const void* begin, size_t bytes, bool writes, bool is_ato
 
 }  // namespace gatedrnn::emulation
 
-#define GATEDRNN_ACCESS(name, bytes, writes)                                        \
-  extern "C" void __tsan_##name(const void* begin) {                                \
-    gatedrnn::emulation::access(begin, bytes, writes, __builtin_return_address(0)); \
+#define GATEDRNN_ACCESS(name, bytes, alignment, writes)                                        \
+  extern "C" void __tsan_##name(const void* begin) {                                           \
+    gatedrnn::emulation::access(begin, bytes, alignment, writes, __builtin_return_address(0)); \
   }
-#define GATEDRNN_ACCESSES(bytes)                       \
-  GATEDRNN_ACCESS(read##bytes, bytes, false)           \
-  GATEDRNN_ACCESS(write##bytes, bytes, true)           \
-  GATEDRNN_ACCESS(unaligned_read##bytes, bytes, false) \
-  GATEDRNN_ACCESS(unaligned_write##bytes, bytes, true)
-GATEDRNN_ACCESSES(1)
-GATEDRNN_ACCESSES(2)
-GATEDRNN_ACCESSES(4)
-GATEDRNN_ACCESSES(8)
-GATEDRNN_ACCESSES(16)
+#define GATEDRNN_ACCESSES(bytes, alignment)               \
+  GATEDRNN_ACCESS(read##bytes, bytes, alignment, false)   \
+  GATEDRNN_ACCESS(write##bytes, bytes, alignment, true)   \
+  GATEDRNN_ACCESS(unaligned_read##bytes, bytes, 1, false) \
+  GATEDRNN_ACCESS(unaligned_write##bytes, bytes, 1, true)
+GATEDRNN_ACCESSES(1, 1)
+GATEDRNN_ACCESSES(2, 2)
+GATEDRNN_ACCESSES(4, 4)
+GATEDRNN_ACCESSES(8, 8)
+GATEDRNN_ACCESSES(16, 8)  // of two numbers, it may be
 
 extern "C" {
 void __tsan_read_range(const void* begin, size_t bytes) {
-  gatedrnn::emulation::access(begin, bytes, false, __builtin_return_address(0));
+  gatedrnn::emulation::access(begin, bytes, 1, false, __builtin_return_address(0));
 }
 void __tsan_write_range(const void* begin, size_t bytes) {
-  gatedrnn::emulation::access(begin, bytes, true, __builtin_return_address(0));
+  gatedrnn::emulation::access(begin, bytes, 1, true, __builtin_return_address(0));
 }
 // Of the host's code.
 int __tsan_atomic32_fetch_add(int* address, int value, int) {

@@ -2,7 +2,7 @@
 // it in place of CUDA's own headers when GATEDRNN_EMULATION is defined.
 //
 // Not emulated: writes that other blocks see late (here every write is seen at once, and a race
-// with it is an error), alignment of vector accesses (the sanitized build checks it), speed.
+// with it is an error), speed.
 #pragma once
 
 #include <algorithm>
@@ -167,6 +167,14 @@ __forceinline__ void __nanosleep(unsigned,
                                  std::source_location where = std::source_location::current()) {
   gatedrnn::emulation::yield(true, where);
 }
+
+namespace gatedrnn::emulation {
+
+__forceinline__ void check_aligned(const void* address, size_t bytes) {
+  if (reinterpret_cast<uintptr_t>(address) % bytes != 0) misaligned(address, bytes);
+}
+
+}  // namespace gatedrnn::emulation
 
 template <class T>
 T __ldg(const T* address) {

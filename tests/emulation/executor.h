@@ -50,8 +50,12 @@ int load_acquire(const int* address, Where where);
 void store_release(int* address, int value, Where where);
 int add(int* address, int value, bool releases, Where where);
 
-// The kernel reads or writes memory, and continues at `code`. All accesses must be ordered.
-void access(const void* begin, size_t bytes, bool writes, const void* code);
+// The kernel reads or writes memory, of which it says that it lies at a multiple of `alignment`,
+// and continues at `code`. All accesses must be ordered.
+void access(const void* begin, size_t bytes, size_t alignment, bool writes, const void* code);
+
+// The kernel is about to touch what does not lie at a multiple of its size.
+[[noreturn]] void misaligned(const void* address, size_t bytes);
 
 // __syncthreads_or: all threads of the block, none of them ended, at one place in the source.
 int meet_block(int vote, Where where);

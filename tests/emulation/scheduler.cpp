@@ -172,9 +172,16 @@ void store_release(int* address, int value, Where where) {
 int add(int* address, int value, bool releases, Where where) {
   return scheduler->add(address, value, releases, {where, __builtin_return_address(0)});
 }
-void access(const void* begin, size_t bytes, bool writes, const void* code) {
+void access(const void* begin, size_t bytes, size_t alignment, bool writes, const void* code) {
   const bool is_place = begin >= &place && begin < &place + 1;  // threadIdx and so on
-  if (scheduler && !is_place) scheduler->access(begin, bytes, writes, false, code);
+  if (!scheduler || is_place) return;
+  if ((reinterpret_cast<uintptr_t>(begin) & (alignment - 1)) != 0)
+    scheduler->misaligned(begin, alignment, code);
+  scheduler->access(begin, bytes, writes, false, code);
+}
+void misaligned(const void* address, size_t bytes) {
+  scheduler->misaligned(address, bytes, __builtin_return_address(0));
+  std::abort();  // of the host's code, which has no such accesses
 }
 void yield(bool polls, Where where) {
   scheduler->yield(polls, {where, __builtin_return_address(0)});

@@ -82,6 +82,8 @@ class Scheduler {
 
   void yield(bool polls, const At& at);
   void access(const void* begin, size_t bytes, bool writes, bool is_atomic, const void* code);
+  // Returns if no kernel is to blame.
+  void misaligned(const void* address, size_t alignment, const void* code);
   int load_acquire(const int* address, const At& at);
   void store_release(int* address, int value, const At& at);
   int add(int* address, int value, bool releases, const At& at);

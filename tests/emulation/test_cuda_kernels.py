@@ -136,6 +136,15 @@ def test_layouts_match_reference(check_all, dtype, layout):
             check_all(dtype=dtype, shape=(2, 8, 17, 20), block=block, gate=gate, **layouts)
 
 
+@pytest.mark.parametrize(("height", "width"), [(17, 16), (16, 17)])
+@pytest.mark.parametrize("dtype", [F32, BF16])
+def test_packs_lie_at_multiples_of_their_size(check_all, dtype, height, width):
+    # Padded by three: rows as long as no multiple of a pack, or that none begins.
+    padded = dict.fromkeys(("x_layout", "g_layout", "grad_layout"), "padded")
+    for block in (8, 1):
+        check_all(dtype=dtype, shape=(2, 8, height, width), block=block, **padded)
+
+
 @pytest.mark.parametrize("processors", PROCESSORS)
 @pytest.mark.parametrize("block", [1, 2])
 @pytest.mark.parametrize("dim", range(4))

@@ -241,6 +241,17 @@ def test_meeting_that_the_compiler_writes_twice_is_one(seeded):
         assert torch.equal(seeded(seed, "written_twice", data)[:128], 10 * sign)
 
 
+@pytest.mark.parametrize(
+    ("name", "bytes"), [("vector_of_ints", 16), ("float4", 16), ("uint2", 8), ("int64", 8)]
+)
+def test_wrong_alignment_is_reported(seeded, name, bytes):
+    for at in range(1, bytes // 4):
+        message = rf"which is no multiple of {bytes}, at (runtime.h:\d+ < )?toy_kernels.cu:\d+"
+        with pytest.raises(RuntimeError, match=message):
+            seeded(0, name, ints(32), at)
+    assert torch.equal(seeded(0, name, ints(32), bytes // 4)[16:18], ints(8)[bytes // 4 :][:2])
+
+
 # ---- waiting -----------------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "cuda_emulation.h"
+#include "cuda/runtime.h"
 
 namespace toys {
 namespace {
@@ -238,6 +238,20 @@ __attribute__((optimize("unswitch-loops"))) __global__ void written_twice_kernel
   }
 }
 
+// A vector that lies right only at multiples of its size, `at` ints from the start.
+struct alignas(16) Four {
+  int values[4];
+};
+template <class V>
+__global__ void vector_kernel(int* data, int at) {
+  if (threadIdx.x == 0)
+    *reinterpret_cast<V*>(data + 16) = *gatedrnn::cuda::aligned(reinterpret_cast<V*>(data + at));
+}
+__global__ void number_kernel(int* data, int at) {
+  if (threadIdx.x == 0)
+    *reinterpret_cast<int64_t*>(data + 16) = *reinterpret_cast<int64_t*>(data + at);
+}
+
 // Shared memory at data[0], an index of ints; reads when data[1] is 0.
 __global__ void shared_access_kernel(int* data) {
   volatile int* room = reinterpret_cast<int*>(dynamic_shared_memory());
@@ -320,6 +334,10 @@ void run(std::string name, Tensor tensor, std::vector<int64_t> numbers) {
     launch(kernel, 1, 32, 4 * 32, nullptr, data, value);
   };
   const int first = static_cast<int>(number(0));
+  if (name == "vector_of_ints") return with_number(vector_kernel<Four>, first);
+  if (name == "float4") return with_number(vector_kernel<float4>, first);
+  if (name == "uint2") return with_number(vector_kernel<uint2>, first);
+  if (name == "int64") return with_number(number_kernel, first);
   if (name == "shared_access") {
     cudaFuncSetAttribute(shared_access_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                          static_cast<int>(number(0)));
