@@ -52,6 +52,10 @@ template <class T>
 GATEDRNN_DEVICE T load_shared_by_blocks(const T* p) {
   return *aligned(p);
 }
+template <class T>
+GATEDRNN_DEVICE void may_be_unset(const T& shared) {
+  gatedrnn::emulation::may_be_unset(&shared, sizeof(T));
+}
 inline int64_t sum_of(int64_t a, int64_t b) { return a + b; }
 inline bool asked_here(bool condition) { return condition; }
 inline void ask_for(const void*) {}
@@ -64,6 +68,8 @@ template <class T>
 GATEDRNN_DEVICE T* aligned(T* p) {
   return p;
 }
+template <class T>
+GATEDRNN_DEVICE void may_be_unset(const T&) {}
 
 template <class... P, class... A>
 void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,

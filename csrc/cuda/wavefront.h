@@ -80,6 +80,7 @@ class Tasks {
   GATEDRNN_DEVICE Tasks(int* ticket, int count, const Decode& decode)
       : count_(count), decode_(decode) {
     Ticket<T>(ticket).keep();
+    if (Ticket<T>::is_drawn_here()) may_be_unset(next_slot());  // but for its ticket
     look_ahead();
   }
   // Makes the next task that of all threads. What is in shared memory may be overwritten from here

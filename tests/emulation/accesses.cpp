@@ -7,11 +7,25 @@
 namespace gatedrnn::emulation {
 namespace {
 
+// Bytes of a number. What is longer is a pack, in which channels that are not there may be moved
+// along with others, and computed with; nobody uses what becomes of them.
+constexpr size_t kMostNumber = 8;
+
 std::string kind(const Access& access) {
   return std::string(access.is_atomic ? "atomic " : "") + (access.writes ? "write" : "read");
 }
 
 }  // namespace
+
+void Scheduler::may_be_unset(const void* begin, size_t bytes) {
+  SharedMemory& shared = warp_->block->shared;
+  shared.write(*shared.offset(begin), bytes);
+}
+
+std::string Scheduler::outside_shared(ptrdiff_t offset, const void* code) const {
+  return "touches byte " + std::to_string(offset) + " of " + std::to_string(grid_.shared_bytes) +
+         " of shared memory at " + name({.code = code});
+}
 
 void Scheduler::misaligned(const void* address, size_t alignment, const void* code) {
   if (!in_kernel_) return;
@@ -24,6 +38,17 @@ void Scheduler::misaligned(const void* address, size_t alignment, const void* co
 void Scheduler::access(const void* begin, size_t bytes, bool writes, bool is_atomic,
                        const void* code) {
   if (!watches_ || !in_kernel_ || lane().fiber->holds(begin)) return;
+  SharedMemory& shared = warp_->block->shared;
+  const std::optional<ptrdiff_t> offset = shared.offset(begin);
+  if (offset) {
+    if (!shared.holds(*offset, bytes)) fail(outside_shared(*offset, code));
+    if (writes)
+      shared.write(*offset, bytes);
+    else if (bytes <= kMostNumber && !shared.is_written(*offset, bytes))
+      fail("reads byte " + std::to_string(*offset) +
+           " of shared memory, or one right behind it, which nobody has written, at " +
+           name({.code = code}));
+  }
   const Access now{.code = code, .thread = thread(), .writes = writes, .is_atomic = is_atomic};
   const std::optional<Access> earlier = races_.access(begin, bytes, now);
   if (!earlier) return;
@@ -32,7 +57,7 @@ void Scheduler::access(const void* begin, size_t bytes, bool writes, bool is_ato
        << " after the " << kind(*earlier) << " at " << name({.code = earlier->code})
        << " by thread " << earlier->thread % threads() << " of block "
        << name(index(earlier->thread / threads())) << ", of ";
-  if (const auto offset = warp_->block->shared.offset(begin))
+  if (offset)
     text << "byte " << *offset << " of shared memory";
   else
     text << "global memory";

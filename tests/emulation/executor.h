@@ -54,6 +54,9 @@ int add(int* address, int value, bool releases, Where where);
 // and continues at `code`. All accesses must be ordered.
 void access(const void* begin, size_t bytes, size_t alignment, bool writes, const void* code);
 
+// Part of this shared memory will be moved along with the rest of it, whether it was set or not.
+void may_be_unset(const void* begin, size_t bytes);
+
 // The kernel is about to touch what does not lie at a multiple of its size.
 [[noreturn]] void misaligned(const void* address, size_t bytes);
 

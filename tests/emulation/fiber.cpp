@@ -86,9 +86,6 @@ constexpr size_t kFrameWords = 20, kEntryWord = 11;
 namespace gatedrnn::emulation {
 namespace {
 
-constexpr size_t kGuardBytes = 64 << 10;  // a whole page on every system
-constexpr size_t kStackBytes = 128 << 10;
-
 void* scheduler_stack_pointer;
 void (*entry_of_resumed)();
 
@@ -156,11 +153,6 @@ void Fiber::finish() {
 #endif
   gatedrnn_switch_stack(&stack_pointer_, scheduler_stack_pointer);
   std::abort();  // a finished fiber was resumed
-}
-
-bool Fiber::holds(const void* address) const {
-  const char* stack = memory_ + kGuardBytes;
-  return address >= stack && address < stack + kStackBytes;
 }
 
 bool Fiber::overflowed_at(const void* address) const {

@@ -19,10 +19,16 @@ class Fiber {
   void suspend();  // on the fiber: back into `resume`
   [[noreturn]] void finish();
 
-  bool holds(const void* address) const;          // whether it lies on the stack
+  bool holds(const void* address) const {  // whether it lies on the stack
+    const char* stack = memory_ + kGuardBytes;
+    return address >= stack && address < stack + kStackBytes;
+  }
   bool overflowed_at(const void* address) const;  // whether it lies in the guard below the stack
 
  private:
+  static constexpr size_t kGuardBytes = 64 << 10;  // a whole page on every system
+  static constexpr size_t kStackBytes = 128 << 10;
+
   char* memory_;  // a guard page, then the stack
   void (*entry_)() = nullptr;
   void* stack_pointer_ = nullptr;

@@ -18,7 +18,6 @@
 namespace gatedrnn::emulation {
 namespace {
 
-constexpr size_t kGuard = 1 << 20;  // wide, for strides are; only addresses, no memory
 const auto kPage = static_cast<size_t>(sysconf(_SC_PAGESIZE));
 constexpr size_t kHandlerStack = 64 << 10;
 constexpr size_t kAlign = 16;
@@ -36,7 +35,8 @@ void on_fault(int signal, siginfo_t* info, void*) {
 
 }  // namespace
 
-SharedMemory::SharedMemory(size_t bytes) : bytes_(bytes), pages_(round_up(bytes, kPage)) {
+SharedMemory::SharedMemory(size_t bytes)
+    : bytes_(bytes), pages_(round_up(bytes, kPage)), written_(bytes / 8 + sizeof(uint32_t)) {
   void* memory = mmap(nullptr, pages_ + 2 * kGuard, PROT_NONE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) throw std::bad_alloc();
@@ -61,19 +61,6 @@ const char* SharedMemory::overrun() const {
   if (!std::all_of(start, static_cast<const char*>(data_), filled)) return "before the start";
   if (!std::all_of(static_cast<const char*>(data_ + bytes_), end, filled)) return "past the end";
   return nullptr;
-}
-
-std::optional<ptrdiff_t> SharedMemory::offset(const void* address) const {
-  const char* at = static_cast<const char*>(address);
-  if (at >= data_ && at < data_ + bytes_) return at - data_;
-  return std::nullopt;
-}
-
-std::optional<ptrdiff_t> SharedMemory::offset_in_guards(const void* address) const {
-  const char* at = static_cast<const char*>(address);
-  const char *start = memory_ + kGuard, *end = start + pages_;
-  if ((at >= memory_ && at < start) || (at >= end && at < end + kGuard)) return at - data_;
-  return std::nullopt;
 }
 
 FaultHandler::FaultHandler(void (*handle)(const void*)) {

@@ -156,7 +156,7 @@ void Scheduler::fault(const void* address) {
   if (!in_kernel_) return;
   if (lane().fiber->overflowed_at(address)) fail("its stack is full");
   std::ostringstream text;
-  if (const auto offset = warp_->block->shared.offset_in_guards(address))
+  if (const auto offset = warp_->block->shared.offset(address))
     text << "touches byte " << *offset << " of " << grid_.shared_bytes << " of shared memory";
   else
     text << "touches memory that is not there, at " << address;

@@ -179,6 +179,7 @@ void access(const void* begin, size_t bytes, size_t alignment, bool writes, cons
     scheduler->misaligned(begin, alignment, code);
   scheduler->access(begin, bytes, writes, false, code);
 }
+void may_be_unset(const void* begin, size_t bytes) { scheduler->may_be_unset(begin, bytes); }
 void misaligned(const void* address, size_t bytes) {
   scheduler->misaligned(address, bytes, __builtin_return_address(0));
   std::abort();  // of the host's code, which has no such accesses

@@ -82,6 +82,7 @@ class Scheduler {
 
   void yield(bool polls, const At& at);
   void access(const void* begin, size_t bytes, bool writes, bool is_atomic, const void* code);
+  void may_be_unset(const void* begin, size_t bytes);
   // Returns if no kernel is to blame.
   void misaligned(const void* address, size_t alignment, const void* code);
   int load_acquire(const int* address, const At& at);
@@ -104,6 +105,7 @@ class Scheduler {
   static uint32_t thread(const Warp& warp, int lane);
   // What the thread is about to do breaks a rule.
   [[noreturn]] void fail_here(const std::string& what) { fail(what, " at "); }
+  std::string outside_shared(ptrdiff_t offset, const void* code) const;
   Size index(uint64_t block) const;
   void start_block();
   void end_block(Block* block);

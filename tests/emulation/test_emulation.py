@@ -201,6 +201,7 @@ def test_shuffles_and_votes_give_what_cuda_documents(seeded):
         ("two_meetings", r"at toy_k.*:\d+ < toy_k.*in that at toy_kernels.cu:\d+ < toy_k"),
         ("two_meetings_of_warp", r"another place than lane \d+ at toy_kernels.cu:\d+ < toy_k"),
         ("deep", "its stack is full"),
+        ("half_written", r"reads byte 0 of shared memory.*nobody has written, at toy_kernels.cu:"),
     ],
 )
 def test_broken_rule_is_reported(seeded, name, message):
@@ -275,6 +276,24 @@ def test_write_between_shared_memory_and_its_guards_is_reported(seeded):
         data = torch.tensor([index, 1, 0], dtype=torch.int32)
         with pytest.raises(RuntimeError, match=f"wrote {where} of its 60 bytes of shared memory"):
             seeded(0, "shared_access", data, 60, finds_races=False)
+
+
+@pytest.mark.parametrize("writes", [0, 1])
+@pytest.mark.parametrize("index", [15, -1, -5])
+def test_access_between_shared_memory_and_its_guards_has_a_place(seeded, index, writes):
+    data = torch.tensor([index, writes, 0], dtype=torch.int32)
+    message = rf"touches byte {4 * index} of 60 of shared memory at toy_kernels.cu:\d+"
+    with pytest.raises(RuntimeError, match=message):
+        seeded(0, "shared_access", data, 60)
+
+
+def test_reading_shared_memory_that_nobody_wrote_is_reported(seeded):
+    assert seeded(0, "unwritten", zeros(32), 16).sum() == 16
+    assert seeded(0, "unwritten_pack", zeros())[0] == 1
+    assert seeded(0, "unset", zeros())[0] == -1
+    for seed in SEEDS:
+        with pytest.raises(RuntimeError, match=r"reads byte 64 of shared memory.* nobody has writ"):
+            seeded(seed, "unwritten", zeros(32), 17)
 
 
 def test_pointer_to_nowhere_is_reported(seeded):

@@ -252,6 +252,37 @@ __global__ void number_kernel(int* data, int at) {
     *reinterpret_cast<int64_t*>(data + 16) = *reinterpret_cast<int64_t*>(data + at);
 }
 
+// Half of the shared memory is written, `read` of its ints are read.
+__global__ void unwritten_kernel(int* data, int read) {
+  int* room = reinterpret_cast<int*>(dynamic_shared_memory());
+  if (threadIdx.x < 16) room[threadIdx.x] = 1;
+  __syncthreads();
+  data[threadIdx.x] = static_cast<int>(threadIdx.x) < read ? max(room[threadIdx.x], 0) : 0;
+}
+
+// The same by packs, which may move along what is not there.
+__global__ void unwritten_pack_kernel(int* data) {
+  int* room = reinterpret_cast<int*>(dynamic_shared_memory());
+  if (threadIdx.x != 0) return;
+  room[0] = 1;
+  std::memcpy(data, room, sizeof(Four));
+}
+
+// And where that has been said.
+__global__ void unset_kernel(int* data) {
+  int* room = reinterpret_cast<int*>(dynamic_shared_memory());
+  if (threadIdx.x != 0) return;
+  gatedrnn::cuda::may_be_unset(room[1]);
+  data[0] = room[1];
+}
+
+// Half of an int of it.
+__global__ void half_written_kernel(int* data) {
+  if (threadIdx.x != 0) return;
+  *reinterpret_cast<short*>(dynamic_shared_memory()) = 1;
+  data[0] = *reinterpret_cast<int*>(dynamic_shared_memory());
+}
+
 // Shared memory at data[0], an index of ints; reads when data[1] is 0.
 __global__ void shared_access_kernel(int* data) {
   volatile int* room = reinterpret_cast<int*>(dynamic_shared_memory());
@@ -338,6 +369,10 @@ void run(std::string name, Tensor tensor, std::vector<int64_t> numbers) {
   if (name == "float4") return with_number(vector_kernel<float4>, first);
   if (name == "uint2") return with_number(vector_kernel<uint2>, first);
   if (name == "int64") return with_number(number_kernel, first);
+  if (name == "unwritten") return with_number(unwritten_kernel, first);
+  if (name == "unwritten_pack") return one_warp(unwritten_pack_kernel);
+  if (name == "unset") return one_warp(unset_kernel);
+  if (name == "half_written") return one_warp(half_written_kernel);
   if (name == "shared_access") {
     cudaFuncSetAttribute(shared_access_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                          static_cast<int>(number(0)));
