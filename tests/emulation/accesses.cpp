@@ -11,6 +11,8 @@ namespace {
 // along with others, and computed with; nobody uses what becomes of them.
 constexpr size_t kMostNumber = 8;
 
+constexpr uint64_t kMostAccesses = 1'000'000;  // in a turn
+
 std::string kind(const Access& access) {
   return std::string(access.is_atomic ? "atomic " : "") + (access.writes ? "write" : "read");
 }
@@ -37,7 +39,13 @@ void Scheduler::misaligned(const void* address, size_t alignment, const void* co
 
 void Scheduler::access(const void* begin, size_t bytes, bool writes, bool is_atomic,
                        const void* code) {
-  if (!watches_ || !in_kernel_ || lane().fiber->holds(begin)) return;
+  if (!in_kernel_) return;
+  // A loop that reads plainly what another is to write is left by no switch of its own.
+  if (++accesses_ > kMostAccesses) {
+    accesses_ = 0;
+    poll({.code = code}, 100 * kWarp);
+  }
+  if (!watches_ || lane().fiber->holds(begin)) return;
   SharedMemory& shared = warp_->block->shared;
   const std::optional<ptrdiff_t> offset = shared.offset(begin);
   if (offset) {

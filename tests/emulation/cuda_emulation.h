@@ -165,7 +165,7 @@ __forceinline__ void add_release(int* address, int value,
 
 __forceinline__ void __nanosleep(unsigned,
                                  std::source_location where = std::source_location::current()) {
-  gatedrnn::emulation::yield(true, where);
+  gatedrnn::emulation::poll(where);
 }
 
 namespace gatedrnn::emulation {

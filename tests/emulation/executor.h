@@ -41,11 +41,12 @@ void run(const Grid& grid);
 // What threads of a running grid call; `where` in the kernel's source, for messages.
 using Where = std::source_location;
 
-// Lets others run. A poll alone is no progress: when all only poll, they wait for ever.
-void yield(bool polls, Where where);
+// Lets others run, and is no progress: when all only poll, they wait for ever.
+void poll(Where where);
 
 // Atomic, and others run between them and what comes before or after. What a thread has done before
-// a release is done for who acquires the value, or what was added to it afterwards.
+// a release is done for who acquires the value, or what was added to it afterwards. To read again
+// what has been read since anybody made progress is a poll, and so is to add zero to it.
 int load_acquire(const int* address, Where where);
 void store_release(int* address, int value, Where where);
 int add(int* address, int value, bool releases, Where where);

@@ -11,7 +11,12 @@ void Scheduler::wait(uint32_t Warp::* mask) {
   const uint32_t self = 1u << lane_;
   warp_->ready &= ~self;
   warp_->*mask |= self;
+  progress();
+}
+
+void Scheduler::progress() {
   polls_ = 0;
+  if (!polled_.empty()) polled_.clear();
 }
 
 const Lane* Scheduler::lane_that_waits_for_this() const {
@@ -34,14 +39,25 @@ void Scheduler::end_thread() {
   lane().fiber->finish();
 }
 
-void Scheduler::yield(bool polls, const At& at) {
+void Scheduler::yield(const At& at) {
   lane().at = at;
-  polls_ = polls ? polls_ + 1 : 0;
   lane().fiber->suspend();
 }
 
+void Scheduler::poll(const At& at, uint32_t times) {
+  polls_ += times;
+  yield(at);
+}
+
+// Who reads many flags, one after the other, waits for none of them.
+void Scheduler::poll_flag(const int* address, const At& at) {
+  const bool is_first = polled_.emplace(thread(), address).second;
+  if (is_first) polls_ = 0;
+  poll(at, is_first ? 0 : 1);
+}
+
 int Scheduler::load_acquire(const int* address, const At& at) {
-  yield(true, at);
+  poll_flag(address, at);
   access(address, sizeof(int), false, true, at.code);
   races_.acquire(thread(), address);
   return *address;
@@ -50,15 +66,23 @@ int Scheduler::load_acquire(const int* address, const At& at) {
 // Others may come between what was written before and the flag, and between the flag and what is
 // written after it.
 void Scheduler::store_release(int* address, int value, const At& at) {
-  yield(false, at);
+  progress();
+  yield(at);
   access(address, sizeof(int), true, true, at.code);
   races_.release(thread(), address);
   *address = value;
-  yield(false, at);
+  progress();
+  yield(at);
 }
 
 int Scheduler::add(int* address, int value, bool releases, const At& at) {
-  yield(false, at);
+  if (value == 0) {
+    poll_flag(address, at);
+  } else {
+    progress();
+    yield(at);
+  }
+  access(address, sizeof(int), false, true, at.code);
   access(address, sizeof(int), true, true, at.code);
   if (releases) races_.release_too(thread(), address);
   const int before = *address;

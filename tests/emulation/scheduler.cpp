@@ -134,7 +134,7 @@ void Scheduler::run_turn(Warp* warp, uint32_t lanes) {
     lane_ = static_cast<int>((start + i * stride) & 31);
     if (!(turn >> lane_ & 1)) continue;
     place.thread.x = first + static_cast<unsigned>(lane_);
-    in_kernel_ = true;
+    in_kernel_ = true, accesses_ = 0;
     lane().fiber->resume();
     in_kernel_ = false;
     if (!error_.empty()) return;
@@ -184,9 +184,7 @@ void misaligned(const void* address, size_t bytes) {
   scheduler->misaligned(address, bytes, __builtin_return_address(0));
   std::abort();  // of the host's code, which has no such accesses
 }
-void yield(bool polls, Where where) {
-  scheduler->yield(polls, {where, __builtin_return_address(0)});
-}
+void poll(Where where) { scheduler->poll({where, __builtin_return_address(0)}); }
 int meet_block(int vote, Where where) {
   return scheduler->meet_block(vote, {where, __builtin_return_address(0)});
 }

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <memory>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "executor.h"
@@ -80,7 +82,7 @@ class Scheduler {
   Scheduler& operator=(const Scheduler&) = delete;
   void run();
 
-  void yield(bool polls, const At& at);
+  void poll(const At& at, uint32_t times = 1);
   void access(const void* begin, size_t bytes, bool writes, bool is_atomic, const void* code);
   void may_be_unset(const void* begin, size_t bytes);
   // Returns if no kernel is to blame.
@@ -112,7 +114,10 @@ class Scheduler {
   uint32_t random_lanes();
   void run_turn(Warp* warp, uint32_t lanes);
   void make_ready(Warp& warp, uint32_t lanes);
+  void progress();
   void wait(uint32_t Warp::* mask);
+  void yield(const At& at);
+  void poll_flag(const int* address, const At& at);
   const Lane* lane_that_waits_for_this() const;
   void end_thread();
   std::string deadlock() const;
@@ -123,7 +128,10 @@ class Scheduler {
   uint64_t blocks_, started_ = 0;
   std::vector<std::unique_ptr<Block>> resident_;
   std::vector<Warp*> ready_;
-  uint64_t polls_ = 0;  // since anything else happened
+  // Since anything else happened: how often a thread has polled, and what each has read.
+  uint64_t polls_ = 0;
+  std::set<std::pair<uint32_t, const void*>> polled_;
+  uint64_t accesses_ = 0;  // of the running thread, in this turn
   Races races_;
   const bool watches_ = setting("GATEDRNN_EMULATION_RACES", 1) != 0;
   std::string error_;

@@ -202,6 +202,7 @@ def test_shuffles_and_votes_give_what_cuda_documents(seeded):
         ("two_meetings_of_warp", r"another place than lane \d+ at toy_kernels.cu:\d+ < toy_k"),
         ("deep", "its stack is full"),
         ("half_written", r"reads byte 0 of shared memory.*nobody has written, at toy_kernels.cu:"),
+        ("wait_by_adding", r"every thread waits:\n  1 of block \(0, 0, 0\) poll at toy_k"),
     ],
 )
 def test_broken_rule_is_reported(seeded, name, message):
@@ -254,6 +255,22 @@ def test_wrong_alignment_is_reported(seeded, name, bytes):
 
 
 # ---- waiting -----------------------------------------------------------------------------------
+
+
+def test_wait_without_a_switch_is_reported(seeded):
+    for finds_races in (False, True):
+        with pytest.raises(RuntimeError, match=r"every thread waits:\n  1 of .* poll at toy_k"):
+            seeded(0, "wait_by_plain_reads", zeros(), finds_races=finds_races)
+
+
+def test_threads_that_wait_by_adding_zero_see_what_others_add(seeded):
+    for seed in SEEDS:
+        assert seeded(seed, "counted", zeros(), 2)[0] == 1
+
+
+def test_reading_many_flags_is_no_wait(seeded):
+    count = 200_000
+    assert seeded(0, "read_many_flags", ints(count + 1) % 2, count)[count] == count // 2
 
 
 # ---- memory that is not there ------------------------------------------------------------------

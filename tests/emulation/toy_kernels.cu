@@ -283,6 +283,30 @@ __global__ void half_written_kernel(int* data) {
   data[0] = *reinterpret_cast<int*>(dynamic_shared_memory());
 }
 
+// Waits for what nobody writes, by every way of reading it.
+enum class Wait { kAdd, kPlain };
+template <Wait W>
+__global__ void wait_kernel(int* data) {
+  if (threadIdx.x != 0) return;
+  if (W == Wait::kAdd)
+    while (atomicAdd(data, 0) == 0) __nanosleep(20);
+  else
+    while (*static_cast<volatile int*>(data) == 0) {
+    }
+}
+// The last block sees what the first has counted, without a race.
+__global__ void counted_kernel(int* data) {
+  if (threadIdx.x != 0) return;
+  if (blockIdx.x == 0)
+    atomicAdd(data, 1);
+  else
+    while (atomicAdd(data, 0) == 0) __nanosleep(20);
+}
+__global__ void read_many_flags_kernel(int* data, int count) {
+  if (threadIdx.x == 0)
+    for (int i = 0; i < count; ++i) data[count] += load_acquire(data + i);
+}
+
 // Shared memory at data[0], an index of ints; reads when data[1] is 0.
 __global__ void shared_access_kernel(int* data) {
   volatile int* room = reinterpret_cast<int*>(dynamic_shared_memory());
@@ -373,6 +397,10 @@ void run(std::string name, Tensor tensor, std::vector<int64_t> numbers) {
   if (name == "unwritten_pack") return one_warp(unwritten_pack_kernel);
   if (name == "unset") return one_warp(unset_kernel);
   if (name == "half_written") return one_warp(half_written_kernel);
+  if (name == "wait_by_adding") return one_warp(wait_kernel<Wait::kAdd>);
+  if (name == "wait_by_plain_reads") return one_warp(wait_kernel<Wait::kPlain>);
+  if (name == "counted") return one_warp(counted_kernel);
+  if (name == "read_many_flags") return with_number(read_many_flags_kernel, first);
   if (name == "shared_access") {
     cudaFuncSetAttribute(shared_access_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                          static_cast<int>(number(0)));
