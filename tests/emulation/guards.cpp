@@ -1,6 +1,7 @@
 #include "guards.h"
 
 #include <sys/mman.h>
+#include <ucontext.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -25,11 +26,21 @@ constexpr char kFill = '\xff';
 
 size_t round_up(size_t value, size_t unit) { return (value + unit - 1) / unit * unit; }
 
-void (*handle_fault)(const void*);
+FaultHandler::Handle handle_fault;
+
+// Behind the instruction that is to blame, or within it.
+const char* code_of(const void* context) {
+  const mcontext_t& machine = static_cast<const ucontext_t*>(context)->uc_mcontext;
+#if defined(__x86_64__)
+  return reinterpret_cast<const char*>(machine.gregs[REG_RIP]) + 1;
+#else
+  return reinterpret_cast<const char*>(machine.pc) + 1;
+#endif
+}
 
 // A stack of its own, for the fault may be that a fiber's is full.
-void on_fault(int signal, siginfo_t* info, void*) {
-  handle_fault(info->si_addr);
+void on_fault(int signal, siginfo_t* info, void* context) {
+  handle_fault(signal, info->si_addr, code_of(context));
   ::signal(signal, SIG_DFL);
 }
 
@@ -63,7 +74,7 @@ const char* SharedMemory::overrun() const {
   return nullptr;
 }
 
-FaultHandler::FaultHandler(void (*handle)(const void*)) {
+FaultHandler::FaultHandler(Handle handle) {
   static const auto memory = std::make_unique<char[]>(kHandlerStack);
   handle_fault = handle;
   stack_t stack = {};
@@ -73,13 +84,11 @@ FaultHandler::FaultHandler(void (*handle)(const void*)) {
   action.sa_sigaction = on_fault;
   // The handler is left by a switch of stacks, never by a return: the signal must not stay blocked.
   action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
-  sigaction(SIGSEGV, &action, &segv_);
-  sigaction(SIGBUS, &action, &bus_);
+  for (size_t i = 0; i < std::size(kSignals); ++i) sigaction(kSignals[i], &action, &before_[i]);
 }
 
 FaultHandler::~FaultHandler() {
-  sigaction(SIGSEGV, &segv_, nullptr);
-  sigaction(SIGBUS, &bus_, nullptr);
+  for (size_t i = 0; i < std::size(kSignals); ++i) sigaction(kSignals[i], &before_[i], nullptr);
   sigaltstack(&stack_, nullptr);
 }
 

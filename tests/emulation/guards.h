@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <iterator>
 #include <optional>
 #include <vector>
 
@@ -62,14 +63,17 @@ class SharedMemory {
   std::vector<uint8_t> written_;  // a bit for each byte
 };
 
-// While it lives, a fault calls `handle(address)`; if that returns, the fault is the process's end.
+// While it lives, a fault calls handle(signal, address, code), which would continue at `code`; if
+// that returns, the fault is the process's end.
 class FaultHandler {
  public:
-  explicit FaultHandler(void (*handle)(const void*));
+  using Handle = void (*)(int, const void*, const void*);
+  explicit FaultHandler(Handle handle);
   ~FaultHandler();
 
  private:
-  struct sigaction segv_, bus_;
+  static constexpr int kSignals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP};
+  struct sigaction before_[std::size(kSignals)];
   stack_t stack_;
 };
 

@@ -176,14 +176,15 @@ void Scheduler::fail(const std::string& what, const char* place_word) {
   lane().fiber->finish();
 }
 
-void Scheduler::fault(const void* address) {
+void Scheduler::fault(int signal, const void* address, const void* code) {
   if (!in_kernel_) return;
+  if (signal == SIGFPE) fail("divides by zero at " + name({.code = code}));
+  if (signal == SIGILL || signal == SIGTRAP)
+    fail("is stopped by a trap at " + name({.code = code}));
   if (lane().fiber->overflowed_at(address)) fail("its stack is full");
+  if (const auto offset = warp_->block->shared.offset(address)) fail(outside_shared(*offset, code));
   std::ostringstream text;
-  if (const auto offset = warp_->block->shared.offset(address))
-    text << "touches byte " << *offset << " of " << grid_.shared_bytes << " of shared memory";
-  else
-    text << "touches memory that is not there, at " << address;
+  text << "touches memory that is not there, at " << address << ", at " << name({.code = code});
   fail(text.str());
 }
 

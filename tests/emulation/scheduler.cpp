@@ -13,7 +13,9 @@
 namespace gatedrnn::emulation {
 namespace {
 
-Scheduler* scheduler;  // of the launch under way
+// Of the launch under way on this thread: kernels' sources hold code of the host as well, and other
+// threads run that meanwhile. The model is the one that costs an access nothing.
+__attribute__((tls_model("initial-exec"))) thread_local Scheduler* scheduler;
 
 // Stacks outlive a launch: making one costs more than most kernels.
 Fiber* fiber(size_t index) {
@@ -159,7 +161,9 @@ void run(const Grid& grid) {
   static std::mutex one_at_a_time;
   const std::lock_guard lock(one_at_a_time);
   Scheduler launch(grid);
-  const FaultHandler handler([](const void* address) { scheduler->fault(address); });
+  const FaultHandler handler([](int signal, const void* address, const void* code) {
+    if (scheduler) scheduler->fault(signal, address, code);
+  });
   launch.run();
 }
 

@@ -95,8 +95,8 @@ class Scheduler {
   char* shared_memory() { return warp_->block->shared.data(); }
   // Ends the launch: kernels have no exceptions.
   [[noreturn]] void fail(const std::string& what, const char* place = ", last met at ");
-  // An access that the processor refused; returns if no kernel is to blame.
-  void fault(const void* address);
+  // What the processor refused; returns if no kernel is to blame.
+  void fault(int signal, const void* address, const void* code);
 
  private:
   static void enter();

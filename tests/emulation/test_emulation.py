@@ -1,6 +1,8 @@
 """The emulation itself: it runs right kernels right, and reports or shows what wrong ones break."""
 
+import platform
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -203,6 +205,7 @@ def test_shuffles_and_votes_give_what_cuda_documents(seeded):
         ("deep", "its stack is full"),
         ("half_written", r"reads byte 0 of shared memory.*nobody has written, at toy_kernels.cu:"),
         ("wait_by_adding", r"every thread waits:\n  1 of block \(0, 0, 0\) poll at toy_k"),
+        ("trap", r"\(0, 0, 0\): is stopped by a trap at toy_kernels.cu:\d+"),
     ],
 )
 def test_broken_rule_is_reported(seeded, name, message):
@@ -254,6 +257,12 @@ def test_wrong_alignment_is_reported(seeded, name, bytes):
     assert torch.equal(seeded(0, name, ints(32), bytes // 4)[16:18], ints(8)[bytes // 4 :][:2])
 
 
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="others divide by zero")
+def test_division_by_zero_is_reported(seeded):
+    with pytest.raises(RuntimeError, match=r"divides by zero at toy_kernels.cu:\d+"):
+        seeded(0, "divide", zeros())
+
+
 # ---- waiting -----------------------------------------------------------------------------------
 
 
@@ -271,6 +280,14 @@ def test_threads_that_wait_by_adding_zero_see_what_others_add(seeded):
 def test_reading_many_flags_is_no_wait(seeded):
     count = 200_000
     assert seeded(0, "read_many_flags", ints(count + 1) % 2, count)[count] == count // 2
+
+
+def test_several_threads_launch():
+    with ThreadPoolExecutor(4) as pool:
+        calls = [
+            pool.submit(torch.ops.gatedrnn_toys.run, "reverse", ints(128), [1]) for _ in range(400)
+        ]
+    assert all(call.result() is None for call in calls)
 
 
 # ---- memory that is not there ------------------------------------------------------------------

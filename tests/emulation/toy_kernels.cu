@@ -307,6 +307,11 @@ __global__ void read_many_flags_kernel(int* data, int count) {
     for (int i = 0; i < count; ++i) data[count] += load_acquire(data + i);
 }
 
+__global__ void divide_kernel(int* data) { data[1] = 5 / data[0]; }
+__global__ void trap_kernel(int* data) {
+  if (data[0] == 0) __builtin_trap();
+}
+
 // Shared memory at data[0], an index of ints; reads when data[1] is 0.
 __global__ void shared_access_kernel(int* data) {
   volatile int* room = reinterpret_cast<int*>(dynamic_shared_memory());
@@ -401,6 +406,8 @@ void run(std::string name, Tensor tensor, std::vector<int64_t> numbers) {
   if (name == "wait_by_plain_reads") return one_warp(wait_kernel<Wait::kPlain>);
   if (name == "counted") return one_warp(counted_kernel);
   if (name == "read_many_flags") return with_number(read_many_flags_kernel, first);
+  if (name == "divide") return one_warp(divide_kernel);
+  if (name == "trap") return one_warp(trap_kernel);
   if (name == "shared_access") {
     cudaFuncSetAttribute(shared_access_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                          static_cast<int>(number(0)));
