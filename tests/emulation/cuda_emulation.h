@@ -85,6 +85,13 @@ __forceinline__ T shuffle(unsigned mask, T value, int source, Where where) {
   return value;
 }
 
+// A distance, of lanes, and the width of a piece. The device would take some bits of them.
+__forceinline__ void check_shuffle(const char* what, unsigned distance, int width) {
+  if (distance >= kWarp) refuse_shuffle(what, distance);
+  if (width <= 0 || width > kWarp || !std::has_single_bit(static_cast<unsigned>(width)))
+    refuse_shuffle("width", width);
+}
+
 }  // namespace gatedrnn::emulation
 
 __forceinline__ void __syncwarp(unsigned mask = 0xffffffff,
@@ -113,6 +120,7 @@ __forceinline__ int __all_sync(unsigned mask, int vote,
 template <class T>
 __forceinline__ T __shfl_sync(unsigned mask, T value, int source, int width = 32,
                               std::source_location where = std::source_location::current()) {
+  gatedrnn::emulation::check_shuffle("lane", 0, width);
   const int lane = gatedrnn::emulation::lane(), first = lane & -width;
   return gatedrnn::emulation::shuffle(mask, value, first + (source & (width - 1)), where);
 }
@@ -120,6 +128,7 @@ __forceinline__ T __shfl_sync(unsigned mask, T value, int source, int width = 32
 template <class T>
 __forceinline__ T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32,
                                  std::source_location where = std::source_location::current()) {
+  gatedrnn::emulation::check_shuffle("delta", delta, width);
   const int lane = gatedrnn::emulation::lane(), source = lane - static_cast<int>(delta);
   const bool inside = source >= (lane & -width);
   return gatedrnn::emulation::shuffle(mask, value, inside ? source : lane, where);
@@ -128,6 +137,7 @@ __forceinline__ T __shfl_up_sync(unsigned mask, T value, unsigned delta, int wid
 template <class T>
 __forceinline__ T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32,
                                    std::source_location where = std::source_location::current()) {
+  gatedrnn::emulation::check_shuffle("delta", delta, width);
   const int lane = gatedrnn::emulation::lane(), source = lane + static_cast<int>(delta);
   const bool inside = source <= (lane | (width - 1));
   return gatedrnn::emulation::shuffle(mask, value, inside ? source : lane, where);
@@ -136,6 +146,7 @@ __forceinline__ T __shfl_down_sync(unsigned mask, T value, unsigned delta, int w
 template <class T>
 __forceinline__ T __shfl_xor_sync(unsigned mask, T value, int flipped, int width = 32,
                                   std::source_location where = std::source_location::current()) {
+  gatedrnn::emulation::check_shuffle("mask", static_cast<unsigned>(flipped), width);
   const int lane = gatedrnn::emulation::lane(), source = lane ^ flipped;
   const bool inside = source <= (lane | (width - 1));
   return gatedrnn::emulation::shuffle(mask, value, inside ? source : lane, where);

@@ -58,6 +58,9 @@ void access(const void* begin, size_t bytes, size_t alignment, bool writes, cons
 // Part of this shared memory will be moved along with the rest of it, whether it was set or not.
 void may_be_unset(const void* begin, size_t bytes);
 
+// The kernel's shuffle has a number that means nothing.
+[[noreturn]] void refuse_shuffle(const char* number, int64_t value);
+
 // The kernel is about to touch what does not lie at a multiple of its size.
 [[noreturn]] void misaligned(const void* address, size_t bytes);
 

@@ -168,6 +168,11 @@ uint64_t Scheduler::meet_warp(uint32_t mask, Exchange what, uint64_t value, int 
   return self.received;
 }
 
+void Scheduler::refuse_shuffle(const char* number, int64_t value, const void* code) {
+  lane().at = {.code = code};
+  fail_here("shuffles with a " + std::string(number) + " of " + std::to_string(value));
+}
+
 void Scheduler::fail(const std::string& what, const char* place_word) {
   std::ostringstream text;
   text << "emulated kernel: thread " << place.thread.x << " of block " << name(place.block);

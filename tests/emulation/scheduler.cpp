@@ -184,6 +184,9 @@ void access(const void* begin, size_t bytes, size_t alignment, bool writes, cons
   scheduler->access(begin, bytes, writes, false, code);
 }
 void may_be_unset(const void* begin, size_t bytes) { scheduler->may_be_unset(begin, bytes); }
+void refuse_shuffle(const char* number, int64_t value) {
+  scheduler->refuse_shuffle(number, value, __builtin_return_address(0));
+}
 void misaligned(const void* address, size_t bytes) {
   scheduler->misaligned(address, bytes, __builtin_return_address(0));
   std::abort();  // of the host's code, which has no such accesses

@@ -257,6 +257,23 @@ def test_wrong_alignment_is_reported(seeded, name, bytes):
     assert torch.equal(seeded(0, name, ints(32), bytes // 4)[16:18], ints(8)[bytes // 4 :][:2])
 
 
+@pytest.mark.parametrize(
+    ("kind", "number", "message"),
+    [
+        (0, 33, "delta of 33"),
+        (0, -1, "delta of 4294967295"),
+        (1, 32, "delta of 32"),
+        (2, 64, "mask of 64"),
+        (3, 3, "width of 3"),
+        (3, 0, "width of 0"),
+        (3, 64, "width of 64"),
+    ],
+)
+def test_shuffle_by_a_number_that_means_nothing_is_reported(seeded, kind, number, message):
+    with pytest.raises(RuntimeError, match=rf"at toy_kernels.cu:\d+: shuffles with a {message}"):
+        seeded(0, "shuffle_far", zeros(32), kind, number)
+
+
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="others divide by zero")
 def test_division_by_zero_is_reported(seeded):
     with pytest.raises(RuntimeError, match=r"divides by zero at toy_kernels.cu:\d+"):

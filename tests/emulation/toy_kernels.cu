@@ -312,6 +312,15 @@ __global__ void trap_kernel(int* data) {
   if (data[0] == 0) __builtin_trap();
 }
 
+__global__ void shuffle_far_kernel(int* data, int kind, int number) {
+  const unsigned all = 0xffffffff;
+  const int lane = static_cast<int>(threadIdx.x);
+  data[lane] = kind == 0   ? __shfl_up_sync(all, lane, static_cast<unsigned>(number))
+               : kind == 1 ? __shfl_down_sync(all, lane, static_cast<unsigned>(number))
+               : kind == 2 ? __shfl_xor_sync(all, lane, number)
+                           : __shfl_sync(all, lane, 1, number);
+}
+
 // Shared memory at data[0], an index of ints; reads when data[1] is 0.
 __global__ void shared_access_kernel(int* data) {
   volatile int* room = reinterpret_cast<int*>(dynamic_shared_memory());
@@ -408,6 +417,8 @@ void run(std::string name, Tensor tensor, std::vector<int64_t> numbers) {
   if (name == "read_many_flags") return with_number(read_many_flags_kernel, first);
   if (name == "divide") return one_warp(divide_kernel);
   if (name == "trap") return one_warp(trap_kernel);
+  if (name == "shuffle_far")
+    return launch(shuffle_far_kernel, 1, 32, 0, nullptr, data, first, static_cast<int>(number(1)));
   if (name == "shared_access") {
     cudaFuncSetAttribute(shared_access_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                          static_cast<int>(number(0)));
