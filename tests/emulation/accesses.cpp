@@ -7,11 +7,10 @@
 namespace gatedrnn::emulation {
 namespace {
 
+constexpr uint64_t kMostAccesses = 1'000'000;  // in a turn
 // Bytes of a number. What is longer is a pack, in which channels that are not there may be moved
 // along with others, and computed with; nobody uses what becomes of them.
 constexpr size_t kMostNumber = 8;
-
-constexpr uint64_t kMostAccesses = 1'000'000;  // in a turn
 
 std::string kind(const Access& access) {
   return std::string(access.is_atomic ? "atomic " : "") + (access.writes ? "write" : "read");

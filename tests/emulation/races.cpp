@@ -3,14 +3,23 @@
 #include <algorithm>
 
 namespace gatedrnn::emulation {
-namespace {
 
-void learn(std::vector<uint32_t>& clock, const std::vector<uint32_t>& more) {
-  if (clock.size() < more.size()) clock.resize(more.size());
-  for (size_t i = 0; i < more.size(); ++i) clock[i] = std::max(clock[i], more[i]);
+uint32_t& Races::Clock::at(size_t thread) {
+  if (moments.empty()) first = thread;
+  if (thread < first) {
+    moments.insert(moments.begin(), first - thread, 0);
+    first = thread;
+  }
+  if (thread - first >= moments.size()) moments.resize(thread - first + 1);
+  return moments[thread - first];
 }
 
-}  // namespace
+void Races::Clock::learn(const Clock& more) {
+  if (more.moments.empty()) return;
+  at(more.first), at(more.first + more.moments.size() - 1);  // makes room
+  uint32_t* const own = &at(more.first);
+  for (size_t i = 0; i < more.moments.size(); ++i) own[i] = std::max(own[i], more.moments[i]);
+}
 
 void Races::start(size_t count, const void* shared, size_t shared_bytes) {
   static const Known nothing = std::make_shared<Clock>();
@@ -21,25 +30,31 @@ void Races::start(size_t count, const void* shared, size_t shared_bytes) {
       std::fill_n(found->second.get(), kPage, Word{});
 }
 
+void Races::end(size_t first, size_t count, const void* shared, size_t shared_bytes) {
+  for (size_t i = first; i < first + count; ++i) threads_[i].known.reset();
+  // The next block's shared memory may lie there.
+  const auto begin = static_cast<const char*>(shared);
+  std::erase_if(released_, [&](const auto& flag) {
+    return flag.first >= begin && flag.first < begin + shared_bytes;
+  });
+}
+
 Races::Known Races::until_now(uint32_t thread) const {
   auto clock = std::make_shared<Clock>(*threads_[thread].known);
-  if (clock->size() <= thread) clock->resize(thread + 1);
-  (*clock)[thread] = threads_[thread].moment;
+  clock->at(thread) = threads_[thread].moment;
   return clock;
 }
 
 void Races::meet(const std::vector<uint32_t>& threads) {
-  const uint32_t last = *std::max_element(threads.begin(), threads.end());
   const Known* learnt = &threads_[threads.front()].known;
   auto all = std::make_shared<Clock>(**learnt);
-  if (all->size() <= last) all->resize(last + 1);
   for (uint32_t i : threads) {
     if (threads_[i].known != *learnt) {  // as after their last meeting it mostly is
       learnt = &threads_[i].known;
-      learn(*all, **learnt);
+      all->learn(**learnt);
     }
   }
-  for (uint32_t i : threads) (*all)[i] = threads_[i].moment++;
+  for (uint32_t i : threads) all->at(i) = threads_[i].moment++;
   for (uint32_t i : threads) threads_[i].known = all;
 }
 
@@ -47,7 +62,7 @@ void Races::acquire(uint32_t thread, const void* flag) {
   const auto found = released_.find(flag);
   if (found == released_.end()) return;
   auto clock = std::make_shared<Clock>(*threads_[thread].known);
-  learn(*clock, *found->second);
+  clock->learn(*found->second);
   threads_[thread].known = clock;
 }
 
@@ -59,7 +74,7 @@ void Races::release(uint32_t thread, const void* flag) {
 void Races::release_too(uint32_t thread, const void* counter) {
   Known& released = released_[counter];
   auto clock = std::make_shared<Clock>(*until_now(thread));
-  if (released) learn(*clock, *released);
+  if (released) clock->learn(*released);
   released = clock;
   ++threads_[thread].moment;
 }
@@ -86,8 +101,7 @@ const Access* Races::access(Word& word, const Access& now, const Clock& known) {
       break;  // only empty ones follow
     }
     const bool is_before =
-        earlier.thread == now.thread ||
-        (earlier.thread < known.size() && earlier.moment <= known[earlier.thread]);
+        earlier.thread == now.thread || earlier.moment <= known.of(earlier.thread);
     if (!is_before && earlier.bytes & now.bytes && (earlier.writes || now.writes) &&
         !(earlier.is_atomic && now.is_atomic))
       return &earlier;

@@ -27,6 +27,8 @@ class Races {
  public:
   // The next `count` threads; nobody has touched their shared memory.
   void start(size_t count, const void* shared, size_t shared_bytes);
+  // They have ended, the first of them `first`: what they knew is of use to nobody.
+  void end(size_t first, size_t count, const void* shared, size_t shared_bytes);
 
   // What one of them did before, all know after.
   void meet(const std::vector<uint32_t>& threads);
@@ -39,7 +41,16 @@ class Races {
   std::optional<Access> access(const void* begin, size_t bytes, Access now);
 
  private:
-  using Clock = std::vector<uint32_t>;  // the last moment known of each thread
+  // The last moment known of each thread; of none before `first`, which mostly is the block's own.
+  struct Clock {
+    size_t first = 0;
+    std::vector<uint32_t> moments;
+    uint32_t of(size_t thread) const {
+      return thread - first < moments.size() ? moments[thread - first] : 0;
+    }
+    uint32_t& at(size_t thread);
+    void learn(const Clock& more);
+  };
   using Known = std::shared_ptr<const Clock>;
   struct Thread {
     uint32_t moment = 1;

@@ -86,6 +86,7 @@ void Scheduler::end_block(Block* block) {
   if (const char* where = block->shared.overrun())
     error_ = "emulated kernel: block " + name(block->index) + " wrote " + where + " of its " +
              std::to_string(grid_.shared_bytes) + " bytes of shared memory";
+  races_.end(block->first_thread, threads(), block->shared.data(), grid_.shared_bytes);
   for (auto& slot : resident_)
     if (slot.get() == block) slot.reset();
 }

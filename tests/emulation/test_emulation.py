@@ -2,6 +2,7 @@
 
 import platform
 import re
+import resource
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -297,6 +298,21 @@ def test_threads_that_wait_by_adding_zero_see_what_others_add(seeded):
 def test_reading_many_flags_is_no_wait(seeded):
     count = 200_000
     assert seeded(0, "read_many_flags", ints(count + 1) % 2, count)[count] == count // 2
+
+
+def test_flag_in_shared_memory_ends_with_its_block(seeded, monkeypatch):
+    monkeypatch.setenv("GATEDRNN_EMULATION_RESIDENT_BLOCKS", "1")
+    for seed in SEEDS:
+        with pytest.raises(RuntimeError, match=RACE.pattern):
+            seeded(seed, "flag_of_ended_block", zeros(), 2)
+
+
+def test_ended_blocks_leave_nothing_behind(seeded, monkeypatch):
+    monkeypatch.setenv("GATEDRNN_EMULATION_RESIDENT_BLOCKS", "2")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seeded(0, "meetings", zeros(128), 3000)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 100_000  # KB
 
 
 def test_several_threads_launch():

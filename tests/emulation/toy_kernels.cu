@@ -321,6 +321,25 @@ __global__ void shuffle_far_kernel(int* data, int kind, int number) {
                            : __shfl_sync(all, lane, 1, number);
 }
 
+// Blocks one after the other have a flag at one place, and the later one's promises nothing.
+__global__ void flag_of_ended_block_kernel(int* data) {
+  int* flag = reinterpret_cast<int*>(dynamic_shared_memory());
+  if (threadIdx.x != 0) return;
+  if (blockIdx.x == 0) {
+    data[0] = 5;
+    store_release(flag, 1);
+  } else {
+    *flag = 0;
+    load_acquire(flag);
+    data[1] = data[0];
+  }
+}
+
+__global__ void meetings_kernel(int* data) {
+  for (int i = 0; i < 4; ++i) __syncthreads();
+  if (blockIdx.x == 0) data[threadIdx.x] = 1;
+}
+
 // Shared memory at data[0], an index of ints; reads when data[1] is 0.
 __global__ void shared_access_kernel(int* data) {
   volatile int* room = reinterpret_cast<int*>(dynamic_shared_memory());
@@ -419,6 +438,8 @@ void run(std::string name, Tensor tensor, std::vector<int64_t> numbers) {
   if (name == "trap") return one_warp(trap_kernel);
   if (name == "shuffle_far")
     return launch(shuffle_far_kernel, 1, 32, 0, nullptr, data, first, static_cast<int>(number(1)));
+  if (name == "flag_of_ended_block") return one_warp(flag_of_ended_block_kernel);
+  if (name == "meetings") return one_block(meetings_kernel);
   if (name == "shared_access") {
     cudaFuncSetAttribute(shared_access_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                          static_cast<int>(number(0)));
