@@ -1,6 +1,6 @@
 """The package's ops, run by the CUDA kernels on the CPU."""
 
-import inspect
+import os
 import sys
 
 import pytest
@@ -28,14 +28,9 @@ def emulated(emulated_ops, monkeypatch):
     monkeypatch.setattr(torch.ops, "gatedrnn", emulated_ops)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def sanitized_kernel_tests(request):
-    """Kernel tests under the sanitizers, beside all others here: they and their build take long."""
-    # Every test's fixturenames has this one, being automatic: those of the run started here too.
-    wanted = (inspect.signature(item.function).parameters for item in request.session.items)
-    if not any("sanitized_kernel_tests" in names for names in wanted):
-        yield None
-        return
+@pytest.fixture(scope="session")
+def sanitized_kernel_tests():
+    """A run of kernel tests under the sanitizers."""
     process = start(
         *("-m", "pytest", "-q", "--capture=sys", "--durations=5"),
         *("-k", "sizes_around or small_shared or (layouts and transposed)"),
@@ -46,3 +41,12 @@ def sanitized_kernel_tests(request):
     if process is not None:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def early_start(request):
+    """Starts that run beside all others here, for it and its build take long."""
+    wanted = any("sanitized_kernel_tests" in item.fixturenames for item in request.session.items)
+    # Of pytest-xdist's workers, each of which would, only the one that waits for it starts it.
+    if wanted and "PYTEST_XDIST_WORKER" not in os.environ:
+        request.getfixturevalue("sanitized_kernel_tests")

@@ -1,6 +1,6 @@
 """Builds CUDA sources as C++ against the emulation, and loads them as torch ops.
 
-With GATEDRNN_EMULATION_SANITIZE set they are built under sanitizers (of addresses, and of the
+With GATEDRNN_EMULATION_SANITIZE=1 they are built under sanitizers (of addresses, and of the
 alignment that vector accesses need on a GPU), with whose run time the process must have started.
 """
 
@@ -9,7 +9,9 @@ import hashlib
 import os
 import shlex
 import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -18,9 +20,11 @@ from torch.utils import cpp_extension
 ROOT = Path(__file__).resolve().parents[2]
 HERE = ROOT / "tests/emulation"
 BUILD = ROOT / "build/emulation"
-SANITIZE = "address,alignment" if "GATEDRNN_EMULATION_SANITIZE" in os.environ else ""
-CXX = os.environ.get("CXX", "g++")
-JOBS = int(os.environ.get("MAX_JOBS", "2"))
+SANITIZED = os.environ.get("GATEDRNN_EMULATION_SANITIZE", "") not in ("", "0")
+SANITIZE = "address,alignment" if SANITIZED else ""
+CXX = shlex.split(os.environ.get("CXX") or "g++")  # the compiler, or what starts it before it
+JOBS = int(os.environ.get("MAX_JOBS") or 0) or 2
+KEPT = 14 * 24 * 3600  # seconds that a file in BUILD is kept after its last use
 
 FLAGS = [
     *("-x", "c++", "-std=c++20", "-g1", "-fPIC", "-fvisibility=hidden"),
@@ -49,13 +53,17 @@ def load(name: str, sources: list[Path]) -> None:
 
 def build(name: str, sources: list[Path]) -> Path:
     BUILD.mkdir(parents=True, exist_ok=True)
+    for path in BUILD.iterdir():
+        with suppress(FileNotFoundError):  # others clear up beside us
+            if path.stat().st_mtime < time.time() - KEPT:
+                path.unlink()
     with ThreadPoolExecutor(JOBS) as pool:
         objects = list(pool.map(compiled, [*sources, *EXECUTOR]))
     library = BUILD / f"{name}-{digest(*(path.name for path in objects))}.so"
-    if not library.exists():
-        link = [CXX, "-shared", *objects, *(f"-L{path}" for path in cpp_extension.library_paths())]
+    if not is_there(library):
+        link = [*CXX, "-shared", *objects, *(f"-L{path}" for path in cpp_extension.library_paths())]
         link += ["-ltorch_cpu", *([f"-fsanitize={SANITIZE}"] if SANITIZE else []), "-o"]
-        finish(link, library)
+        written(link, library).rename(library)
     return library
 
 
@@ -64,27 +72,40 @@ def compiled(source: Path) -> Path:
     flags = [*FLAGS, *(KERNEL_FLAGS if source.suffix == ".cu" else EXECUTOR_FLAGS)]
     made_from = digest(source.read_text(), headers(), compiler(), torch.__version__, *flags)
     target = BUILD / f"{source.stem}-{made_from}.o"
-    if not target.exists():
-        finish([CXX, *flags, "-c", source, "-o"], target)
+    if not is_there(target):
+        part = written([*CXX, *flags, "-c", source, "-o"], target)
+        now = digest(source.read_text(), headers(), compiler(), torch.__version__, *flags)
+        if now != made_from:
+            part.unlink()
+            raise RuntimeError(f"{source} or a header has changed while it was compiled")
+        part.rename(target)
     return target
 
 
-def finish(command: list, target: Path) -> None:
-    """Runs `command target`; only a whole file gets the name, for others may build beside us."""
+def is_there(path: Path) -> bool:
+    """Whether a file was built before; that it is used now is noted."""
+    try:
+        os.utime(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def written(command: list, target: Path) -> Path:
+    """What `command` writes, to be renamed once it is right, for others may build beside us."""
     part = target.with_suffix(f".{os.getpid()}{target.suffix}")
     command = [str(word) for word in (*command, part)]
     plain = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     done = subprocess.run(command, capture_output=True, text=True, env=plain)
     if done.returncode != 0:
         raise RuntimeError(f"{shlex.join(command)}\n{done.stderr}")
-    part.rename(target)
+    return part
 
 
 def digest(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-@functools.cache
 def headers() -> str:
     files = [*(ROOT / "csrc").rglob("*"), *HERE.glob("*")]
     included = (path for path in sorted(files) if path.suffix in (".h", ".inc", ".cuh"))
@@ -93,4 +114,4 @@ def headers() -> str:
 
 @functools.cache
 def compiler() -> str:
-    return subprocess.run([CXX, "--version"], capture_output=True, text=True, check=True).stdout
+    return subprocess.run([*CXX, "--version"], capture_output=True, text=True, check=True).stdout

@@ -9,7 +9,7 @@ from emulation_build import CXX, HERE, ROOT
 
 
 def library(name: str) -> str:
-    command = [CXX, f"-print-file-name=lib{name}.so"]
+    command = [*CXX, f"-print-file-name=lib{name}.so"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
