@@ -16,6 +16,7 @@
 #include "device_properties.h"
 #include "executor.h"
 #include "half_types.h"
+#include "translation.h"
 
 // ---- the language ------------------------------------------------------------------------------
 
@@ -44,11 +45,19 @@ inline char* dynamic_shared_memory() { return gatedrnn::emulation::shared_memory
 template <class... P, class... A>
 void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t,
             A... args) {
-  gatedrnn::emulation::check_shared_bytes(reinterpret_cast<const void*>(kernel), shared_bytes);
-  const std::tuple<P...> parameters(args...);
+  const auto code = reinterpret_cast<const void*>(kernel);
+  gatedrnn::emulation::check_shared_bytes(code, shared_bytes);
+  std::tuple<P...> parameters(args...);
+  const auto translated = gatedrnn::emulation::translated(code, {sizeof(P)...});
   gatedrnn::emulation::run(
       {{grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, shared_bytes, [&] {
-         std::apply(kernel, parameters);
+         if (!translated) return std::apply(kernel, parameters);
+         std::apply(
+             [&](P&... parameter) {
+               char* const addresses[] = {reinterpret_cast<char*>(&parameter)...};
+               translated(addresses);
+             },
+             parameters);
        }});
 }
 

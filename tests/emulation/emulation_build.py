@@ -42,6 +42,9 @@ if SANITIZE:
 # Every access of a kernel calls into accesses.cpp, where the address sanitizer has no use for that.
 KERNEL_FLAGS = ["-O1", *([] if SANITIZE else ["-fsanitize=thread"])]
 EXECUTOR_FLAGS = ["-O2"]
+# Translated kernels (translated_build.py) are long: to optimise them takes more time than it saves.
+# Arithmetic is a GPU's, and addresses are numbers.
+TRANSLATED_FLAGS = ["-O0", "-g0", "-w", "-fwrapv", "-ffp-contract=off"]
 
 EXECUTOR = sorted(HERE.glob("*.cpp"))
 
@@ -52,30 +55,43 @@ def load(name: str, sources: list[Path]) -> None:
 
 
 def build(name: str, sources: list[Path]) -> Path:
+    return link(name, in_parallel(compiled, [*sources, *EXECUTOR]))
+
+
+def in_parallel(make, sources: list[Path]) -> list[Path]:
     BUILD.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(JOBS) as pool:
+        return list(pool.map(make, sources))
+
+
+def link(name: str, objects: list[Path]) -> Path:
+    """The library of these objects. What nobody has used for long is removed."""
     for path in BUILD.iterdir():
         with suppress(FileNotFoundError):  # others clear up beside us
             if path.stat().st_mtime < time.time() - KEPT:
                 path.unlink()
-    with ThreadPoolExecutor(JOBS) as pool:
-        objects = list(pool.map(compiled, [*sources, *EXECUTOR]))
     library = BUILD / f"{name}-{digest(*(path.name for path in objects))}.so"
     if not is_there(library):
-        link = [*CXX, "-shared", *objects, *(f"-L{path}" for path in cpp_extension.library_paths())]
-        link += ["-ltorch_cpu", *([f"-fsanitize={SANITIZE}"] if SANITIZE else []), "-o"]
-        written(link, library).rename(library)
+        command = [*CXX, "-shared", *objects]
+        command += [*(f"-L{path}" for path in cpp_extension.library_paths()), "-ltorch_cpu"]
+        command += [*([f"-fsanitize={SANITIZE}"] if SANITIZE else []), "-o"]
+        written(command, library).rename(library)
     return library
 
 
 def compiled(source: Path) -> Path:
     """The object of a source, whose name tells all that it was made from."""
-    flags = [*FLAGS, *(KERNEL_FLAGS if source.suffix == ".cu" else EXECUTOR_FLAGS)]
-    made_from = digest(source.read_text(), headers(), compiler(), torch.__version__, *flags)
+    more = {".cu": KERNEL_FLAGS, ".cpp": EXECUTOR_FLAGS, ".cc": TRANSLATED_FLAGS}[source.suffix]
+    flags, folders = [*FLAGS, *more], [HERE, *([] if more is TRANSLATED_FLAGS else [ROOT / "csrc"])]
+
+    def made_of() -> str:
+        return digest(source.read_text(), headers(*folders), compiler(), torch.__version__, *flags)
+
+    made_from = made_of()
     target = BUILD / f"{source.stem}-{made_from}.o"
     if not is_there(target):
         part = written([*CXX, *flags, "-c", source, "-o"], target)
-        now = digest(source.read_text(), headers(), compiler(), torch.__version__, *flags)
-        if now != made_from:
+        if made_of() != made_from:
             part.unlink()
             raise RuntimeError(f"{source} or a header has changed while it was compiled")
         part.rename(target)
@@ -106,9 +122,9 @@ def digest(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-def headers() -> str:
-    files = [*(ROOT / "csrc").rglob("*"), *HERE.glob("*")]
-    included = (path for path in sorted(files) if path.suffix in (".h", ".inc", ".cuh"))
+def headers(*folders: Path) -> str:
+    files = sorted(path for folder in folders for path in folder.rglob("*"))
+    included = (path for path in files if path.suffix in (".h", ".inc", ".cuh"))
     return "\0".join(path.read_text() for path in included)
 
 

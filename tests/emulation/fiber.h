@@ -26,8 +26,8 @@ class Fiber {
   bool overflowed_at(const void* address) const;  // whether it lies in the guard below the stack
 
  private:
-  static constexpr size_t kGuardBytes = 64 << 10;  // a whole page on every system
-  static constexpr size_t kStackBytes = 128 << 10;
+  static constexpr size_t kGuardBytes = 64 << 10;   // a whole page on every system
+  static constexpr size_t kStackBytes = 512 << 10;  // of which the system gives what is used
 
   char* memory_;  // a guard page, then the stack
   void (*entry_)() = nullptr;

@@ -23,7 +23,7 @@ def built(monkeypatch, tmp_path):
 
 def test_header_that_changes_during_a_build_is_not_taken_for_the_old_one(built, monkeypatch):
     before_and_after = iter(["before", "after"])
-    monkeypatch.setattr(emulation_build, "headers", lambda: next(before_and_after))
+    monkeypatch.setattr(emulation_build, "headers", lambda *folders: next(before_and_after))
     with pytest.raises(RuntimeError, match="has changed while it was compiled"):
         built("int a;")
     assert not list(emulation_build.BUILD.glob("*.o"))
