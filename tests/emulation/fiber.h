@@ -26,8 +26,12 @@ class Fiber {
   bool overflowed_at(const void* address) const;  // whether it lies in the guard below the stack
 
  private:
-  static constexpr size_t kGuardBytes = 64 << 10;   // a whole page on every system
-  static constexpr size_t kStackBytes = 512 << 10;  // of which the system gives what is used
+  static constexpr size_t kGuardBytes = 64 << 10;  // a whole page on every system
+#if defined(__SANITIZE_ADDRESS__)  // which writes a byte for each eight, for every thread
+  static constexpr size_t kStackBytes = 128 << 10;
+#else  // for the long frames of translated kernels; the system gives what is used
+  static constexpr size_t kStackBytes = 2 << 20;
+#endif
 
   char* memory_;  // a guard page, then the stack
   void (*entry_)() = nullptr;
