@@ -1,6 +1,7 @@
 """The package's ops, run by the CUDA kernels on the CPU."""
 
 import os
+import subprocess
 import sys
 
 import pytest
@@ -43,10 +44,30 @@ def sanitized_kernel_tests():
         process.communicate()
 
 
+@pytest.fixture(scope="session")
+def translation():
+    """A process that translates what nvcc makes of the kernels; why there is none, in words."""
+    from translated_build import __file__, build_cuda
+
+    try:
+        nvcc = build_cuda.find_toolkit().nvcc
+    except build_cuda.CannotBuild as error:
+        yield f"no CUDA toolkit: {error}"
+        return
+    architecture = os.environ.get("GATEDRNN_PTX_ARCHITECTURE", "sm_90")
+    pipes = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, __file__, nvcc, architecture], **pipes)
+    yield process
+    process.kill()
+    process.communicate()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def early_start(request):
-    """Starts that run beside all others here, for it and its build take long."""
-    wanted = any("sanitized_kernel_tests" in item.fixturenames for item in request.session.items)
+    """Starts what takes minutes, to go on beside the tests that do without it."""
+    wanted = {name for item in request.session.items for name in item.fixturenames}
     # Of pytest-xdist's workers, each of which would, only the one that waits for it starts it.
-    if wanted and "PYTEST_XDIST_WORKER" not in os.environ:
-        request.getfixturevalue("sanitized_kernel_tests")
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        for name in ("sanitized_kernel_tests", "translation"):
+            if name in wanted:
+                request.getfixturevalue(name)

@@ -5,8 +5,6 @@ drops the statement that follows a loop without braces under an `if constexpr` t
 in a lambda that is a template.
 """
 
-import os
-
 import pytest
 import test_cuda_norms
 import torch
@@ -16,22 +14,21 @@ from scan_cases import GATES
 from test_cuda_kernels import GATE_NORMS, MERGES, NONLINEARITIES, PROCESSORS, a_case
 from test_norms import KINDS
 from test_scan import check
-from translated_build import build_cuda, load
+from translated_build import load
 
 from gatedrnn import DIRECTIONS
 from gatedrnn import norms as package_norms
 
-ARCHITECTURE = os.environ.get("GATEDRNN_PTX_ARCHITECTURE", "sm_90")
 KNOWN_BLOCKS, OTHER_BLOCKS = (1, 2, 4, 8, 16), (3, 20)
 
 
 @pytest.fixture(scope="session")
-def translated_ops():
-    try:
-        toolkit = build_cuda.find_toolkit()
-    except build_cuda.CannotBuild as error:
-        pytest.skip(f"no CUDA toolkit: {error}")
-    load(toolkit.nvcc, ARCHITECTURE)
+def translated_ops(translation):
+    if isinstance(translation, str):
+        pytest.skip(translation)
+    _, errors = translation.communicate()
+    assert translation.returncode == 0, errors
+    load(*translation.args[-2:])
     return torch.ops.gatedrnn_translated
 
 

@@ -1,8 +1,12 @@
-"""Builds the emulated kernels so that what nvcc made of them runs: their PTX, translated to C++."""
+"""Builds the emulated kernels so that what nvcc made of them runs: their PTX, translated to C++.
+
+As a program, with nvcc and an architecture: makes the objects of the translations alone.
+"""
 
 import importlib.util
 import os
 import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -31,12 +35,17 @@ KERNELS = sorted((ROOT / "csrc/cuda").glob("*.cu"))
 def load(nvcc: str, architecture: str) -> None:
     """torch.ops.gatedrnn_translated: the ops of torch.ops.gatedrnn_emulation, of which each kernel
     that is launched is what `nvcc` makes of it for the architecture."""
-    ptx = in_parallel(partial(compiled_to_ptx, nvcc, architecture), KERNELS)
-    translated = in_parallel(translated_object, ptx)
+    ptx, translated = translations(nvcc, architecture)
     host = in_parallel(compiled, [*KERNELS, *EXECUTOR, ops()])
     symbols = [name for path in ptx for name in kernels(path.read_text())]
     objects = [*in_parallel(partial(globalized, symbols), host[: len(KERNELS)]), *translated]
     torch.ops.load_library(str(link("translated", [*objects, *host[len(KERNELS) :]])))
+
+
+def translations(nvcc: str, architecture: str) -> tuple[list[Path], list[Path]]:
+    """The kernels' PTX, and the objects of what it was translated to."""
+    ptx = in_parallel(partial(compiled_to_ptx, nvcc, architecture), KERNELS)
+    return ptx, in_parallel(translated_object, ptx)
 
 
 def compiled_to_ptx(nvcc: str, architecture: str, source: Path) -> Path:
@@ -74,3 +83,7 @@ def with_text(path: Path, text: str) -> Path:
         part.write_text(text)
         part.rename(path)
     return path
+
+
+if __name__ == "__main__":
+    translations(*sys.argv[1:])
