@@ -296,7 +296,9 @@ int64_t top_singular(const SingularArgs& a, void* memory, cudaStream_t stream) {
   }
   Workspace workspace(memory);
   const int64_t tiles = ceil_div(a.k, kTile), counts = a.blocks * kSquarings;
-  Large f{a, static_cast<int>(tiles)};
+  Large f{};
+  f.a = a;
+  f.tiles = static_cast<int>(tiles);
   f.inverse = workspace.take<double>(a.blocks);
   f.powers = workspace.take<double>(a.blocks * 2 * a.k * a.k);
   f.vectors = workspace.take<double>(a.blocks * 2 * a.k);

@@ -56,10 +56,9 @@ def translation():
         return
     architecture = os.environ.get("GATEDRNN_PTX_ARCHITECTURE", "sm_90")
     pipes = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    process = subprocess.Popen([sys.executable, __file__, nvcc, architecture], **pipes)
-    yield process
-    process.kill()
-    process.communicate()
+    with subprocess.Popen([sys.executable, __file__, nvcc, architecture], **pipes) as process:
+        yield process
+        process.kill()
 
 
 @pytest.fixture(scope="session", autouse=True)
