@@ -10,7 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from glob import glob
+from glob import escape, glob
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +30,9 @@ FAMILIES = {
 }
 OLDEST = 70  # acquire and release of global memory
 NVCC = (12, 0)  # the oldest with C++20
+# NVIDIA's Python packages that a build needs, and the first CUDA of which they hold nvcc itself.
+PACKAGES = "cuda-toolkit[nvcc,cudart,cccl]"
+PACKAGED = 13
 FLAGS = ["-std=c++20", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-Icsrc"]
 FLAGS += ["-DGATEDRNN_WITH_CUDA=1"]
 
@@ -52,17 +55,33 @@ def _output(*command: str) -> str:
 
 
 def find_toolkit() -> Toolkit:
-    """The CUDA toolkit at CUDA_HOME, CUDA_PATH, on PATH or at /usr/local/cuda, the first there is.
+    """The first CUDA toolkit that serves, of those at CUDA_HOME, CUDA_PATH, on PATH, at
+    /usr/local/cuda and among the Python packages of the environment.
 
     Raises:
         CannotBuild: there is none, or none that serves.
     """
+    if sys.platform != "linux":
+        raise CannotBuild("CUDA is built on Linux only")
     homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
-    candidates = [shutil.which(os.path.join(home, "bin", "nvcc")) for home in homes]
-    candidates += [shutil.which("nvcc"), shutil.which("/usr/local/cuda/bin/nvcc")]
-    nvcc = next(filter(None, candidates), None)
-    if nvcc is None:
-        raise CannotBuild("nvcc is not at CUDA_HOME or CUDA_PATH, on PATH or at /usr/local/cuda")
+    candidates = [os.path.join(home, "bin", "nvcc") for home in homes]
+    candidates += ["nvcc", "/usr/local/cuda/bin/nvcc"]
+    for path in sys.path:
+        candidates += glob(os.path.join(escape(path), "nvidia", "cu*", "bin", "nvcc"))
+    lacks = []
+    for nvcc in dict.fromkeys(filter(None, map(shutil.which, candidates))):
+        try:
+            return _toolkit(nvcc)
+        except CannotBuild as error:
+            lacks.append(str(error))
+    raise CannotBuild(
+        "; ".join(lacks)
+        or "nvcc is not at CUDA_HOME or CUDA_PATH, on PATH, at /usr/local/cuda or among the "
+        "Python packages"
+    )
+
+
+def _toolkit(nvcc: str) -> Toolkit:
     try:
         version = re.search(r"release (\d+)\.(\d+)", _output(nvcc, "--version"))
         known = re.findall(r"compute_(\d+)", _output(nvcc, "--list-gpu-arch"))
@@ -74,12 +93,50 @@ def find_toolkit() -> Toolkit:
         raise CannotBuild(f"{nvcc} does not answer as nvcc does")
     if tuple(map(int, version.groups())) < NVCC:
         raise CannotBuild(f"{nvcc} is older than {NVCC[0]}.{NVCC[1]}, which C++20 needs")
-    folders = ("lib64", "lib", "targets/*/lib")
-    libraries = [glob(os.path.join(top[1].strip(), f, "libcudart_static.a")) for f in folders]
+    folders = [escape(top[1].strip()) + f for f in ("/lib64", "/lib", "/targets/*/lib")]
+    libraries = [glob(os.path.join(folder, "libcudart_static.a")) for folder in folders]
     runtime = next((os.path.realpath(found[0]) for found in libraries if found), None)
     if runtime is None:
         raise CannotBuild(f"the toolkit of {nvcc} has no libcudart_static.a")
-    return Toolkit(nvcc, ".".join(version.groups()), tuple(known), runtime)
+    # Headers that are not there, or a C++ compiler that this nvcc does not take.
+    trial = subprocess.run(
+        [nvcc, FLAGS[0], "-E", "-x", "cu", "-"],
+        input="#include <cuda_bf16.h>\n",
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    if trial.returncode:
+        found = re.search(r".*\berror\b.*", trial.stderr)
+        raise CannotBuild(f"{nvcc} does not compile: {found[0] if found else trial.stderr.strip()}")
+    return Toolkit(nvcc, ".".join(version.groups()), tuple(sorted(known, key=int)), runtime)
+
+
+def request() -> str:
+    """GATEDRNN_CUDA: "1" asks for CUDA, "0" refuses it, "" leaves it to what is there."""
+    value = os.environ.get("GATEDRNN_CUDA", "")
+    if value not in ("", "0", "1"):
+        sys.exit(f"gatedrnn: GATEDRNN_CUDA must be 0 or 1, got {value!r}")
+    return value
+
+
+def packages_with_nvcc(torch_cuda: str | None) -> list[str]:
+    """What to install for an nvcc beside a PyTorch of this CUDA version (None: without CUDA);
+    empty where no Python package holds one."""
+    version = torch_cuda or f"{PACKAGED}.0"
+    there = sys.platform == "linux" and int(version.split(".")[0]) >= PACKAGED
+    return [f"{PACKAGES}=={version}.*"] if there else []
+
+
+def requirements(torch_cuda: str | None) -> list[str]:
+    """The Python packages to fetch before a build that is asked for CUDA and finds no nvcc."""
+    if request() != "1":
+        return []
+    try:
+        find_toolkit()
+    except CannotBuild:
+        return packages_with_nvcc(torch_cuda)
+    return []
 
 
 def choose_toolkit(torch, instrumented: bool) -> Toolkit | None:
@@ -87,37 +144,36 @@ def choose_toolkit(torch, instrumented: bool) -> Toolkit | None:
 
     GATEDRNN_CUDA=1 asks for it and =0 refuses it; otherwise it is built where PyTorch has CUDA.
     """
-    asked = os.environ.get("GATEDRNN_CUDA", "")
-    if asked not in ("", "0", "1"):
-        sys.exit(f"gatedrnn: GATEDRNN_CUDA must be 0 or 1, got {asked!r}")
-    if asked == "0":
+    wanted, cuda = request(), torch.version.cuda
+    if wanted == "0":
         return _cpu_only("GATEDRNN_CUDA is 0")
-    if not asked and torch.version.cuda is None:
+    if not wanted and cuda is None:
         return _cpu_only("this PyTorch has no CUDA")
-    if not asked and instrumented:
+    if not wanted and instrumented:
         return _cpu_only("the sanitizers see C++ only")
     try:
-        if sys.platform != "linux":
-            raise CannotBuild("CUDA is built on Linux only")
         toolkit = find_toolkit()
     except CannotBuild as error:
-        if asked:
-            sys.exit(f"gatedrnn: GATEDRNN_CUDA is 1, but {error}")
-        return _cpu_only(f"{error}, although this PyTorch has CUDA {torch.version.cuda}", loud=True)
-    if torch.version.cuda and torch.version.cuda.split(".")[0] != toolkit.version.split(".")[0]:
+        remedy = [f"pip install '{name}' brings an nvcc" for name in packages_with_nvcc(cuda)]
+        if wanted:
+            sys.exit("; ".join([f"gatedrnn: GATEDRNN_CUDA is 1, but {error}", *remedy]))
+        return _cpu_only(
+            f"{error}, although this PyTorch has CUDA {cuda}",
+            "; ".join(["CUDA tensors will run the slow reference loop", *remedy]),
+        )
+    if cuda and cuda.split(".")[0] != toolkit.version.split(".")[0]:
         print(
-            f"gatedrnn: nvcc is {toolkit.version}, PyTorch's CUDA {torch.version.cuda}: that is "
+            f"gatedrnn: nvcc is {toolkit.version}, PyTorch's CUDA {cuda}: that is "
             "fine here, for the library holds its own CUDA runtime; the driver must know both"
         )
     return toolkit
 
 
-def _cpu_only(why: str, loud: bool = False) -> None:
-    line = f"gatedrnn: building for the CPU only: {why}"
-    if loud:
-        rule = "*" * len(line)
-        line = f"{rule}\n{line}\ngatedrnn: CUDA tensors will run the slow reference loop\n{rule}"
-    print(line, flush=True)
+def _cpu_only(why: str, *more: str) -> None:
+    """Says it, and with `more` lines so that it is seen."""
+    lines = [f"gatedrnn: building for the CPU only: {why}", *(f"gatedrnn: {line}" for line in more)]
+    rule = ["*" * max(map(len, lines))] if more else []
+    print("\n".join(rule + lines + rule), flush=True)
 
 
 def choose_architectures(toolkit: Toolkit, torch) -> list[str]:

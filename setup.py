@@ -159,14 +159,24 @@ def build_command() -> type:
     return BuildNative
 
 
+def build_requirements() -> list[str]:
+    """What an isolated build fetches beside pyproject.toml's packages, where there is none: a PyTorch
+    to build against, never a second one, and an nvcc if CUDA is asked for."""
+    if find_torch() is None:
+        return [TORCH_REQUIREMENT, *build_cuda.requirements(None)]
+    if build_cuda.request() != "1":
+        return []
+    import torch
+
+    return build_cuda.requirements(torch.version.cuda)
+
+
 compiles = not {"egg_info", "dist_info", "sdist"} & set(sys.argv)
-isolated_without_torch = not compiles and find_torch() is None
 
 setup(
     ext_modules=[native_library()],
     cmdclass={"build_ext": build_command()} if compiles else {},
-    # A build requirement only where there is no PyTorch to build against: never a second one.
-    setup_requires=[TORCH_REQUIREMENT] if isolated_without_torch else [],
+    setup_requires=[] if compiles else build_requirements(),
     # An instrumented library stays apart from an ordinary one.
     options={"build": {"build_base": "build/sanitize-objects"}} if SANITIZE else {},
 )

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import fatbin
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 SPEC = importlib.util.spec_from_file_location("build_cuda", ROOT / "build_cuda.py")
@@ -65,12 +66,135 @@ def test_cuda_is_built_where_it_can_be_or_as_asked(
     assert says in said if says else said == ""
 
 
-def test_cuda_asked_for_without_nvcc_is_an_error(environment, monkeypatch, tmp_path):
-    monkeypatch.setattr(shutil, "which", lambda name: None)
+# What answers as nvcc does, as far as the build asks; {trial} is how it compiles.
+NVCC = """#!/bin/sh
+case "$*" in
+  *--version*) echo "Cuda compilation tools, release {release}, V{release}.1" ;;
+  *--list-gpu-arch*) printf 'compute_90\ncompute_120\ncompute_100\n' ;;
+  *--dryrun*) echo "#$ TOP={top}" ;;
+  *) {trial} ;;
+esac
+"""
+
+
+def toolkit_in(top, release="13.0", trial="cat >/dev/null", runtime=True):
+    """A folder that looks like a CUDA toolkit; its nvcc."""
+    nvcc, library = top / "bin" / "nvcc", top / "lib" / "libcudart_static.a"
+    for file in (nvcc, library):
+        file.parent.mkdir(parents=True)
+    nvcc.write_text(NVCC.format(release=release, top=top, trial=trial))
+    nvcc.chmod(0o755)
+    if runtime:
+        library.touch()
+    return str(nvcc)
+
+
+@pytest.fixture
+def no_nvcc(environment, monkeypatch):
+    """As on a machine that has no CUDA toolkit."""
+    which = shutil.which
+    hidden = ("nvcc", "/usr/local/cuda/bin/nvcc")
+    monkeypatch.setattr(shutil, "which", lambda name: None if name in hidden else which(name))
     monkeypatch.setattr(sys, "platform", "linux")
-    environment(GATEDRNN_CUDA="1")
-    with pytest.raises(SystemExit, match="GATEDRNN_CUDA is 1, but nvcc is not at CUDA_HOME"):
-        build_cuda.choose_toolkit(torch_with("13.0"), False)
+    monkeypatch.setattr(sys, "path", [])
+    return environment
+
+
+def copy_sources(to):
+    """What the package is built from."""
+    for folder in ("csrc", "gatedrnn"):
+        ignore = shutil.ignore_patterns("_C.*.so", "__pycache__")
+        shutil.copytree(ROOT / folder, to / folder, ignore=ignore)
+    for name in ("setup.py", "build_cuda.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, to)
+
+
+PACKAGES_13_0 = ["cuda-toolkit[nvcc,cudart,cccl]==13.0.*"]
+
+
+@pytest.mark.parametrize(
+    ("cuda", "remedy"),
+    [
+        (None, "; pip install 'cuda-toolkit[nvcc,cudart,cccl]==13.0.*' brings an nvcc"),
+        ("13.2", "; pip install 'cuda-toolkit[nvcc,cudart,cccl]==13.2.*' brings an nvcc"),
+        ("12.8", ""),
+    ],
+)
+def test_without_nvcc_the_error_says_what_brings_one(cuda, remedy, no_nvcc, capsys):
+    lacks = "nvcc is not at CUDA_HOME or CUDA_PATH, on PATH, at /usr/local/cuda or among the Python"
+    no_nvcc(GATEDRNN_CUDA="1")
+    expected = f"gatedrnn: GATEDRNN_CUDA is 1, but {lacks} packages{remedy}"
+    with pytest.raises(SystemExit, match=f"^{re.escape(expected)}$"):
+        build_cuda.choose_toolkit(torch_with(cuda), False)
+    if cuda:
+        no_nvcc(GATEDRNN_CUDA="")
+        assert build_cuda.choose_toolkit(torch_with(cuda), False) is None
+        said = capsys.readouterr().out
+        assert f"{lacks} packages, although this PyTorch has CUDA {cuda}\n" in said
+        assert f"CUDA tensors will run the slow reference loop{remedy}\n" in said
+
+
+@pytest.mark.parametrize(
+    ("asked", "cuda", "packages"),
+    [
+        ("1", "13.0", PACKAGES_13_0),
+        ("1", None, PACKAGES_13_0),
+        ("1", "12.8", []),
+        ("", "13.0", []),
+        ("0", "13.0", []),
+    ],
+)
+def test_nvcc_is_fetched_only_if_asked_for_and_missing(asked, cuda, packages, no_nvcc, tmp_path):
+    no_nvcc(GATEDRNN_CUDA=asked)
+    assert build_cuda.requirements(cuda) == packages
+    toolkit_in(tmp_path)
+    no_nvcc(CUDA_HOME=str(tmp_path))
+    assert build_cuda.requirements(cuda) == []
+
+
+@pytest.mark.parametrize("asked", ["1", ""])
+def test_isolated_build_asks_pip_for_the_packages(asked, environment, tmp_path):
+    copy_sources(tmp_path)
+    environment(GATEDRNN_CUDA=asked)
+    code = """
+import shutil
+which = shutil.which
+shutil.which = lambda name: None if name.endswith("nvcc") else which(name)
+from setuptools import build_meta
+print(build_meta.get_requires_for_build_editable())
+"""
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    packages = build_cuda.packages_with_nvcc(torch.version.cuda) if asked else []
+    assert result.stdout.splitlines()[-1] == str(packages)
+
+
+def test_first_toolkit_that_serves_is_taken(no_nvcc, monkeypatch, tmp_path):
+    faults = {
+        "old": ({"release": "11.8"}, "is older than 12.0, which C++20 needs"),
+        "bare": ({"runtime": False}, "has no libcudart_static.a"),
+        "unfit": (
+            {"trial": "echo 'host_config.h: error: unsupported GNU version' >&2; exit 1"},
+            "does not compile: host_config.h: error: unsupported GNU version",
+        ),
+    }
+    for name, (options, _) in faults.items():
+        packages = tmp_path / "of [python]" / name
+        toolkit_in(packages / "nvidia" / "cu13", **options)
+        sys.path.append(str(packages))
+    with pytest.raises(build_cuda.CannotBuild) as error:
+        build_cuda.find_toolkit()
+    for said, (_, why) in zip(str(error.value).split("; "), faults.values(), strict=True):
+        assert said.endswith(why)
+
+    sys.path.append(str(tmp_path))
+    nvcc = toolkit_in(tmp_path / "nvidia" / "cu13")
+    found = build_cuda.find_toolkit()
+    assert found[:3] == (nvcc, "13.0", ("90", "100", "120"))
+    assert found.runtime == str(tmp_path / "nvidia" / "cu13" / "lib" / "libcudart_static.a")
+    at_home = toolkit_in(tmp_path / "home", release="12.4")
+    no_nvcc(CUDA_HOME=str(tmp_path / "home"))
+    assert build_cuda.find_toolkit().nvcc == at_home
 
 
 def test_other_values_of_the_variable_are_refused(environment):
@@ -103,11 +227,11 @@ def test_lists_that_nvcc_does_not_know_are_refused(asked, environment):
 
 
 def test_architectures_without_a_list_are_those_of_the_gpus(environment):
-    torch = torch_with("13.0", (9, 0), (8, 0), (9, 0), (12, 1))
+    beside = torch_with("13.0", (9, 0), (8, 0), (9, 0), (12, 1))
     expected = ["sm_80", "sm_90", "compute_120"]  # 12.1, which this nvcc does not know, runs PTX
-    assert build_cuda.choose_architectures(TOOLKIT, torch) == expected
+    assert build_cuda.choose_architectures(TOOLKIT, beside) == expected
     environment(TORCH_CUDA_ARCH_LIST="native")
-    assert build_cuda.choose_architectures(TOOLKIT, torch) == expected
+    assert build_cuda.choose_architectures(TOOLKIT, beside) == expected
 
 
 def test_architectures_without_a_gpu_are_all_that_nvcc_knows(environment):
@@ -154,8 +278,8 @@ def test_objects_are_compiled_again_only_when_they_must(toolkit, tmp_path, monke
 
 @pytest.mark.parametrize("source", sorted((ROOT / "csrc").rglob("cuda/*")), ids=lambda p: p.name)
 def test_what_if_constexpr_decides_stands_in_braces_or_on_one_line(source):
-    # In a generic lambda nvcc 13.0 drops, without a word, the statement behind a bare loop that
-    # such an `if` discards; g++, and so the emulation, keeps it.
+    # In a generic lambda nvcc (seen: 13.0 and 13.5) drops, without a word, the statement behind a
+    # bare loop that such an `if` discards; g++, and so the emulation, keeps it.
     text = source.read_text()
     for start in re.finditer(r"if constexpr \(", text):
         end, depth = start.end(), 1
@@ -172,11 +296,7 @@ def test_what_if_constexpr_decides_stands_in_braces_or_on_one_line(source):
 def wheel(toolkit, tmp_path_factory):
     """What the build printed, and the folder of an unpacked wheel for sm_90."""
     sources, unpacked = tmp_path_factory.mktemp("sources"), tmp_path_factory.mktemp("unpacked")
-    for folder in ("csrc", "gatedrnn"):
-        ignore = shutil.ignore_patterns("_C.*.so", "__pycache__")
-        shutil.copytree(ROOT / folder, sources / folder, ignore=ignore)
-    for name in ("setup.py", "build_cuda.py", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, sources)
+    copy_sources(sources)
     result = subprocess.run(
         [
             *(sys.executable, "-c"),

@@ -1,8 +1,8 @@
 """What nvcc has made of the kernels, translated and emulated, against the float64 reference.
 
-Two compilers need not make the same of a source, and a GPU runs what nvcc makes. Its release 13.0
-drops the statement that follows a loop without braces under an `if constexpr` that does not hold,
-in a lambda that is a template.
+Two compilers need not make the same of a source, and a GPU runs what nvcc makes. Releases
+13.0 and 13.5 drop the statement that follows a loop without braces under an `if constexpr` that
+does not hold, in a lambda that is a template.
 """
 
 import pytest
