@@ -160,8 +160,8 @@ def build_command() -> type:
 
 
 def build_requirements() -> list[str]:
-    """What an isolated build fetches beside pyproject.toml's packages, where there is none: a PyTorch
-    to build against, never a second one, and an nvcc if CUDA is asked for."""
+    """What an isolated build fetches beside pyproject.toml's packages, where there is none: a
+    PyTorch to build against, never a second one, and an nvcc if CUDA is asked for."""
     if find_torch() is None:
         return [TORCH_REQUIREMENT, *build_cuda.requirements(None)]
     if build_cuda.request() != "1":
