@@ -31,7 +31,7 @@ FAMILIES = {
 OLDEST = 70  # acquire and release of global memory
 NVCC = (12, 0)  # the oldest with C++20
 # NVIDIA's Python packages that a build needs, and the first CUDA of which they hold nvcc itself.
-PACKAGES = "cuda-toolkit[nvcc,cudart,cccl]"
+PACKAGES = "cuda-toolkit[nvcc,nvvm,crt,cudart,cccl]"
 PACKAGED = 13
 FLAGS = ["-std=c++20", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-Icsrc"]
 FLAGS += ["-DGATEDRNN_WITH_CUDA=1"]
@@ -98,18 +98,19 @@ def _toolkit(nvcc: str) -> Toolkit:
     runtime = next((os.path.realpath(found[0]) for found in libraries if found), None)
     if runtime is None:
         raise CannotBuild(f"the toolkit of {nvcc} has no libcudart_static.a")
-    # Headers that are not there, or a C++ compiler that this nvcc does not take.
+    known = sorted(known, key=int)
+    # Parts that are missing or of another release, or a C++ compiler that this nvcc does not take.
     trial = subprocess.run(
-        [nvcc, FLAGS[0], "-E", "-x", "cu", "-"],
-        input="#include <cuda_bf16.h>\n",
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        [nvcc, FLAGS[0], "-cubin", f"-arch=sm_{known[-1]}", "-o", os.devnull, "-x", "cu", "-"],
+        input="#include <cuda_bf16.h>\n__global__ void kernel() {}\n",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
     )
     if trial.returncode:
-        found = re.search(r".*\berror\b.*", trial.stderr)
-        raise CannotBuild(f"{nvcc} does not compile: {found[0] if found else trial.stderr.strip()}")
-    return Toolkit(nvcc, ".".join(version.groups()), tuple(sorted(known, key=int)), runtime)
+        found = re.search(r".*\b(error|fatal)\b.*", trial.stdout)
+        raise CannotBuild(f"{nvcc} does not compile: {found[0] if found else trial.stdout.strip()}")
+    return Toolkit(nvcc, ".".join(version.groups()), tuple(known), runtime)
 
 
 def request() -> str:

@@ -37,7 +37,7 @@ def cuda_build() -> str:
         return (
             "not built: this PyTorch has none (GATEDRNN_CUDA=1 at installation builds it even so)"
         )
-    return "not built: install again with nvcc on PATH or at CUDA_HOME, and GATEDRNN_CUDA=1"
+    return "not built: install again with GATEDRNN_CUDA=1, which says what is lacking"
 
 
 def facts() -> dict[str, str]:

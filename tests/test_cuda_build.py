@@ -109,14 +109,14 @@ def copy_sources(to):
         shutil.copy(ROOT / name, to)
 
 
-PACKAGES_13_0 = ["cuda-toolkit[nvcc,cudart,cccl]==13.0.*"]
+PACKAGES = "cuda-toolkit[nvcc,nvvm,crt,cudart,cccl]"
 
 
 @pytest.mark.parametrize(
     ("cuda", "remedy"),
     [
-        (None, "; pip install 'cuda-toolkit[nvcc,cudart,cccl]==13.0.*' brings an nvcc"),
-        ("13.2", "; pip install 'cuda-toolkit[nvcc,cudart,cccl]==13.2.*' brings an nvcc"),
+        (None, f"; pip install '{PACKAGES}==13.0.*' brings an nvcc"),
+        ("13.2", f"; pip install '{PACKAGES}==13.2.*' brings an nvcc"),
         ("12.8", ""),
     ],
 )
@@ -137,8 +137,8 @@ def test_without_nvcc_the_error_says_what_brings_one(cuda, remedy, no_nvcc, caps
 @pytest.mark.parametrize(
     ("asked", "cuda", "packages"),
     [
-        ("1", "13.0", PACKAGES_13_0),
-        ("1", None, PACKAGES_13_0),
+        ("1", "13.0", [f"{PACKAGES}==13.0.*"]),
+        ("1", None, [f"{PACKAGES}==13.0.*"]),
         ("1", "12.8", []),
         ("", "13.0", []),
         ("0", "13.0", []),
