@@ -223,7 +223,7 @@ def _autocast(x, g, weight, bias):
 def _warn_once(device: str) -> None:
     remedy = "; `python -m gatedrnn` says how to get them" if device == "cuda" else ""
     warnings.warn(
-        f"gatedrnn has no kernels for {device!r} tensors here: this runs the reference loop, slowly"
+        f"gatedrnn has no kernels for {device!r} tensors: this runs the reference loop, slowly"
         + remedy,
         stacklevel=3,
     )
