@@ -158,6 +158,24 @@ void backward(const BackwardArgs& a, [[maybe_unused]] const Tensor& x) {
 #endif
 }
 
+void clamp(const ClampArgs& a, [[maybe_unused]] const Tensor& weight) {
+#if GATEDRNN_WITH_CUDA
+  if (on_gpu(weight)) return run_on_gpu(cuda::clamp_spectral, a, weight);
+#endif
+#ifndef GATEDRNN_EMULATION
+  clamp_spectral(a);
+#endif
+}
+
+void clamp_backward(const ClampBackwardArgs& a, [[maybe_unused]] const Tensor& weight) {
+#if GATEDRNN_WITH_CUDA
+  if (on_gpu(weight)) return run_on_gpu(cuda::clamp_spectral_backward, a, weight);
+#endif
+#ifndef GATEDRNN_EMULATION
+  clamp_spectral_backward(a);
+#endif
+}
+
 // One tensor alone decides which kernels run: none may lie elsewhere.
 void check_device(const char* name, const Tensor& t, const Tensor& x) {
   STD_TORCH_CHECK(t.device() == x.device(), name, " must be on x's device");
@@ -315,62 +333,65 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> scan_backward(
   return {dx, dg, dweight, dbias};
 }
 
-// weight (D, C, K), each block divided by its spectral norm where that is above one.
-Tensor clamp_spectral_op(Tensor weight) {
+void check_clamped(const Tensor& weight) {
   STD_TORCH_CHECK(weight.dim() == 3 && weight.is_contiguous() && weight.size(2) >= 1 &&
                       weight.size(1) % weight.size(2) == 0,
                   "weight must be contiguous, (D, C, C / groups)");
-  const bool is_double = weight.scalar_type() == ScalarType::Double;
-  STD_TORCH_CHECK(is_double || weight.scalar_type() == ScalarType::Float,
+  const ScalarType dtype = weight.scalar_type();
+  STD_TORCH_CHECK(dtype == ScalarType::Double || dtype == ScalarType::Float,
                   "weight must be float32 or float64");
-  const int64_t k = weight.size(2), blocks = weight.numel() / (k * k);
-  Tensor clamped = empty({weight.size(0), weight.size(1), k}, weight.scalar_type(), weight,
-                         MemoryFormat::Contiguous);
-  const void* from = data_of("weight", weight);
-  void* to = clamped.mutable_data_ptr();
-  if (blocks == 0) return clamped;
-#if GATEDRNN_WITH_CUDA
-  if (on_gpu(weight)) {
-    const SingularArgs a{blocks, k, is_double, from, to, nullptr, nullptr, nullptr};
-    run_on_gpu(cuda::top_singular, a, weight);
-    return clamped;
-  }
-#endif
-#ifndef GATEDRNN_EMULATION
-  if (is_double)
-    clamp_spectral(static_cast<const double*>(from), static_cast<double*>(to), blocks, k);
-  else
-    clamp_spectral(static_cast<const float*>(from), static_cast<float*>(to), blocks, k);
-#endif
-  return clamped;
 }
 
-#if GATEDRNN_WITH_CUDA
-// sigma (B), u (B, K), v (B, K) of blocks (B, K, K), float64.
-std::tuple<Tensor, Tensor, Tensor> top_singular_op(Tensor blocks) {
-  STD_TORCH_CHECK(blocks.dim() == 3 && blocks.is_contiguous() && blocks.size(1) >= 1 &&
-                      blocks.size(1) == blocks.size(2) &&
-                      blocks.scalar_type() == ScalarType::Double,
-                  "blocks must be contiguous, (B, K, K), float64");
-  const int64_t count = blocks.size(0), k = blocks.size(1);
-  const auto result = [&](std::vector<int64_t> size) {
-    return empty(size, ScalarType::Double, blocks, MemoryFormat::Contiguous);
-  };
-  Tensor sigma = result({count}), u = result({count, k}), v = result({count, k});
-  if (count == 0) return {sigma, u, v};
-  const auto data = [](Tensor& t) { return static_cast<double*>(t.mutable_data_ptr()); };
-  const SingularArgs a{count,   k,           true,    data_of("blocks", blocks),
-                       nullptr, data(sigma), data(u), data(v)};
-  run_on_gpu(cuda::top_singular, a, blocks);
-  return {sigma, u, v};
+// weight (D, C, K), each of its B = D C / K blocks divided by its spectral norm where that is above
+// one; and what is kept of each for the backward pass, (B, 1 + 2 K), empty unless `keep`.
+std::tuple<Tensor, Tensor> clamp_spectral_op(Tensor weight, bool keep) {
+  check_clamped(weight);
+  ClampArgs a{};
+  a.k = weight.size(2);
+  a.blocks = weight.numel() / (a.k * a.k);
+  a.is_double = weight.scalar_type() == ScalarType::Double;
+  Tensor clamped = torch::stable::empty_like(weight);
+  Tensor kept = empty({keep ? a.blocks : 0, 1 + 2 * a.k}, ScalarType::Double, weight,
+                      MemoryFormat::Contiguous);
+  if (a.blocks == 0) return {clamped, kept};
+  a.weight = data_of("weight", weight);
+  a.clamped = clamped.mutable_data_ptr();
+  if (keep) a.kept = static_cast<double*>(kept.mutable_data_ptr());
+  clamp(a, weight);
+  return {clamped, kept};
 }
-#endif
+
+// dL/dweight from dL/d clamped.
+Tensor clamp_spectral_backward_op(Tensor grad, Tensor weight, Tensor kept) {
+  check_clamped(weight);
+  bool fits = grad.dim() == 3 && grad.is_contiguous() && grad.scalar_type() == weight.scalar_type();
+  for (int i = 0; fits && i < 3; ++i) fits = grad.size(i) == weight.size(i);
+  STD_TORCH_CHECK(fits, "grad must be contiguous, of weight's shape and dtype");
+  ClampBackwardArgs a{};
+  a.k = weight.size(2);
+  a.blocks = weight.numel() / (a.k * a.k);
+  a.is_double = weight.scalar_type() == ScalarType::Double;
+  STD_TORCH_CHECK(kept.is_contiguous() && kept.numel() == a.blocks * (1 + 2 * a.k) &&
+                      kept.scalar_type() == ScalarType::Double,
+                  "kept must be what the clamp of weight keeps");
+  check_device("grad", grad, weight);
+  check_device("kept", kept, weight);
+  Tensor dweight = torch::stable::empty_like(weight);
+  if (a.blocks == 0) return dweight;
+  a.grad = data_of("grad", grad);
+  a.weight = data_of("weight", weight);
+  a.kept = static_cast<const double*>(data_of("kept", kept));
+  a.dweight = dweight.mutable_data_ptr();
+  clamp_backward(a, weight);
+  return dweight;
+}
 
 template <class Library>
 void implement(Library& m) {
   m.impl("scan", TORCH_BOX(&scan));
   m.impl("scan_backward", TORCH_BOX(&scan_backward));
   m.impl("clamp_spectral", TORCH_BOX(&clamp_spectral_op));
+  m.impl("clamp_spectral_backward", TORCH_BOX(&clamp_spectral_backward_op));
 }
 
 }  // namespace
@@ -383,8 +404,8 @@ GATEDRNN_DEFINE(GATEDRNN_LIBRARY, m) {
       "scan_backward(Tensor grad, Tensor x, Tensor? g, Tensor weight, Tensor? bias, Tensor mask, "
       "int[] directions, str merge, str nonlinearity, str gate_norm, bool needs_g, "
       "bool needs_weight, bool needs_bias) -> (Tensor, Tensor, Tensor, Tensor)");
-  m.def("clamp_spectral(Tensor weight) -> Tensor");
-  m.def("top_singular(Tensor blocks) -> (Tensor, Tensor, Tensor)");  // CUDA only
+  m.def("clamp_spectral(Tensor weight, bool keep) -> (Tensor, Tensor)");
+  m.def("clamp_spectral_backward(Tensor grad, Tensor weight, Tensor kept) -> Tensor");
 }
 
 #if !defined(GATEDRNN_EMULATION)
@@ -398,7 +419,6 @@ STABLE_TORCH_LIBRARY_IMPL(GATEDRNN_LIBRARY, CPU, m) {
 STABLE_TORCH_LIBRARY_IMPL(GATEDRNN_LIBRARY, CUDA, m) {
 #endif
   implement(m);
-  m.impl("top_singular", TORCH_BOX(&top_singular_op));
 }
 #endif
 

@@ -65,31 +65,38 @@ struct CpuKernels {
 };
 const CpuKernels& cpu_kernels();
 
-// clamped = weight / max(1, its spectral norm) for each of `blocks` dense k x k matrices. See
-// cpu/norms.cpp, also for how often the Gram matrix is squared, and what change is none.
-constexpr int kSquarings = 26;
-constexpr double kStill = 1e-12;
-void clamp_spectral(const float* weight, float* clamped, int64_t blocks, int64_t k);
-void clamp_spectral(const double* weight, double* clamped, int64_t blocks, int64_t k);
-
 const char* cpu_capability();
 
-// The largest singular value of each of `blocks` dense k x k matrices: either the clamped matrices
-// or, where `clamped` is null, sigma with w v = sigma u and w^T u = sigma v.
-struct SingularArgs {
+// The spectral clamp: clamped = weight / max(1, sigma) for each of `blocks` dense k x k matrices in
+// float64 or float32, sigma being the largest singular value, with w v = sigma u and w^T u = sigma
+// v. What is kept of a matrix for the derivative: sigma, u and v, one behind the other. See
+// cpu/norms.cpp, also for how often the Gram matrix is squared, and what change is none.
+struct ClampArgs {
   int64_t blocks, k;
   bool is_double;
   const void* weight;
   void* clamped;
-  double *sigma, *u, *v;  // (blocks), (blocks, k) twice
+  double* kept;  // (blocks, 1 + 2 k), or null
 };
+struct ClampBackwardArgs {
+  int64_t blocks, k;
+  bool is_double;
+  const void *grad, *weight;  // dL/d clamped
+  const double* kept;
+  void* dweight;
+};
+constexpr int kSquarings = 26;
+constexpr double kStill = 1e-12;
+void clamp_spectral(const ClampArgs&);
+void clamp_spectral_backward(const ClampBackwardArgs&);
 
 // CUDA kernels, on the current device. With a null workspace nothing runs and the bytes of device
 // memory that the call needs are returned; `stream` is a cudaStream_t.
 namespace cuda {
 int64_t forward(const ScanArgs&, void* workspace, void* stream);
 int64_t backward(const BackwardArgs&, void* workspace, void* stream);
-int64_t top_singular(const SingularArgs&, void* workspace, void* stream);
+int64_t clamp_spectral(const ClampArgs&, void* workspace, void* stream);
+int64_t clamp_spectral_backward(const ClampBackwardArgs&, void* workspace, void* stream);
 }  // namespace cuda
 
 }  // namespace gatedrnn

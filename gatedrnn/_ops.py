@@ -84,14 +84,16 @@ def _scan_backward_fake(
 
 
 @torch.library.register_fake("gatedrnn::clamp_spectral")
-def _clamp_spectral_fake(weight):
+def _clamp_spectral_fake(weight, keep):
+    k = weight.shape[2]
+    count = weight.numel() // (k * k) if keep else 0
+    return torch.empty_like(weight), weight.new_empty((count, 1 + 2 * k), dtype=torch.float64)
+
+
+@torch.library.register_fake("gatedrnn::clamp_spectral_backward")
+def _clamp_spectral_backward_fake(grad, weight, kept):
+    _check_devices(weight, grad, kept)
     return torch.empty_like(weight)
-
-
-@torch.library.register_fake("gatedrnn::top_singular")
-def _top_singular_fake(blocks):
-    sizes = blocks.shape[:1], blocks.shape[:2], blocks.shape[:2]
-    return tuple(blocks.new_empty(size) for size in sizes)
 
 
 # ---- the registered ops' autograd, for torch.compile and torch.export ----------------------------
@@ -124,25 +126,25 @@ torch.library.register_autograd(
 )
 
 
-def _top_singular_setup(ctx, inputs, output):
-    ctx.save_for_backward(*output[1:])
+def _clamp_setup(ctx, inputs, output):
+    ctx.save_for_backward(inputs[0], output[1])
 
 
-def _top_singular_backward(ctx, sigma_grad, *_):
-    u, v = ctx.saved_tensors
-    return sigma_grad[:, None, None] * u[:, :, None] * v[:, None, :]
+def _clamp_backward(ctx, grad, _):
+    backward = torch.ops.gatedrnn.clamp_spectral_backward
+    return backward(grad.contiguous(), *ctx.saved_tensors), None
 
 
 torch.library.register_autograd(
-    "gatedrnn::top_singular", _top_singular_backward, setup_context=_top_singular_setup
+    "gatedrnn::clamp_spectral", _clamp_backward, setup_context=_clamp_setup
 )
 
 
-@torch.library.register_vmap("gatedrnn::top_singular")
-def _top_singular_vmap(info, in_dims, blocks):
-    folded = blocks.movedim(in_dims[0], 0).flatten(0, 1).contiguous()
-    results = torch.ops.gatedrnn.top_singular(folded)
-    return tuple(t.unflatten(0, (info.batch_size, -1)) for t in results), (0, 0, 0)
+@torch.library.register_vmap("gatedrnn::clamp_spectral")
+def _clamp_vmap(info, in_dims, weight, keep):
+    folded = weight.movedim(in_dims[0], 0).flatten(0, 1).contiguous()
+    results = torch.ops.gatedrnn.clamp_spectral(folded, keep)
+    return tuple(t.unflatten(0, (info.batch_size, -1)) for t in results), (0, 0)
 
 
 # ---- the differentiable scan ---------------------------------------------------------------------
@@ -308,12 +310,17 @@ def scan(x, g, weight, bias, options: Options) -> Tensor:
 
 def is_plain(*tensors: Tensor | None) -> bool:
     """Whether no derivative can be asked for: no gradients, tangents, transforms or tracing."""
-    if torch.compiler.is_compiling():
-        return False
-    if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
-        return False
-    return not torch.is_grad_enabled() or not any(
-        t is not None and t.requires_grad for t in tensors
+    return not is_transformed() and not (
+        torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    )
+
+
+def is_transformed() -> bool:
+    """Whether tangents or a transform may be under way, or a graph is traced."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
     )
 
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ._derivatives import unit_clamp
-from ._ops import DEVICES, is_plain
+from ._ops import DEVICES, is_plain, is_transformed
 
 NORMS = ("spectral", "frobenius", None)
-SMALL = 32  # on the CPU, blocks up to this size need no LAPACK where no derivative is wanted
+SMALL = 32  # on the CPU, larger blocks are left to LAPACK
 
 
 def clamp_norm(weight: Tensor, norm: str | None) -> Tensor:
@@ -39,9 +39,18 @@ def clamp_norm(weight: Tensor, norm: str | None) -> Tensor:
         return weight
     if k == 1:
         return unit_clamp(weight)
-    without_lapack = _has_kernel(weight) or (weight.device.type == "cpu" and k <= SMALL)
-    if norm == "spectral" and without_lapack and is_plain(weight):
-        return torch.ops.gatedrnn.clamp_spectral(weight.contiguous())
+    small = weight.device.type == "cpu" and k <= SMALL
+    if norm == "spectral" and (small or _has_kernel(weight)):
+        keep = torch.is_grad_enabled() and weight.requires_grad
+        if torch.compiler.is_compiling() or is_plain(weight):
+            return torch.ops.gatedrnn.clamp_spectral(weight.contiguous(), keep)[0]
+        if not is_transformed():
+            return _SpectralClamp.apply(weight.contiguous())
+    return _by_operations(weight, norm)
+
+
+def _by_operations(weight: Tensor, norm: str) -> Tensor:
+    k = weight.shape[-1]
     blocks = weight.reshape(-1, k, k).double()
     if norm == "frobenius":
         # In units of the largest element, whose square could overflow. The clamp inside keeps every
@@ -54,6 +63,24 @@ def clamp_norm(weight: Tensor, norm: str | None) -> Tensor:
     return (blocks * scale[:, None, None]).to(weight.dtype).reshape(weight.shape)
 
 
+class _SpectralClamp(torch.autograd.Function):
+    """The clamp and its derivative by the native ops, and its higher derivatives by operations."""
+
+    @staticmethod
+    def forward(ctx, weight):
+        clamped, kept = torch.ops.gatedrnn.clamp_spectral(weight, True)
+        ctx.save_for_backward(weight, kept)
+        return clamped
+
+    @staticmethod
+    def backward(ctx, grad):
+        weight, kept = ctx.saved_tensors
+        if is_plain(grad, weight):
+            return torch.ops.gatedrnn.clamp_spectral_backward(grad.contiguous(), weight, kept)
+        _, vjp = torch.func.vjp(lambda w: _by_operations(w, "spectral"), weight)
+        return vjp(grad)[0]
+
+
 def spectral_norm(blocks: Tensor) -> Tensor:
     """The largest singular value of each block, or some number below one where it is below one.
 
@@ -64,19 +91,21 @@ def spectral_norm(blocks: Tensor) -> Tensor:
         (B,), NaN for a block that is not finite. Where the norm is at most one its derivatives are
         zero: there the clamp is the identity, and the norm's own derivatives need not be finite.
     """
-    with torch.no_grad():
-        harmless = torch.zeros_like(blocks)
-        harmless[:, 0, 0] = 0.5  # its largest singular value is simple
-        finite = torch.isfinite(blocks).all(2).all(1)
-    blocks = torch.where(finite[:, None, None], blocks, harmless)
+    finite = torch.isfinite(blocks.detach()).all(2).all(1)
+    blocks = torch.where(finite[:, None, None], blocks, _harmless(blocks))
     # Dynamo refuses a Function that has a jvp; and without derivatives no vectors are wanted.
     if torch.compiler.is_compiling() or is_plain(blocks):
         sigma = _largest(blocks)
     else:
-        with torch.no_grad():
-            large = _largest(blocks) > 1
-        sigma = _TopSingular.apply(torch.where(large[:, None, None], blocks, harmless))[0]
+        sigma = _TopSingular.apply(blocks)[0]
     return torch.where(finite, sigma, float("nan"))
+
+
+def _harmless(blocks: Tensor) -> Tensor:
+    """A block each whose largest singular value is simple, and below one."""
+    harmless = torch.zeros_like(blocks, requires_grad=False)
+    harmless[:, 0, 0] = 0.5
+    return harmless
 
 
 def _has_kernel(t: Tensor) -> bool:
@@ -84,14 +113,22 @@ def _has_kernel(t: Tensor) -> bool:
 
 
 def _largest(blocks: Tensor) -> Tensor:
-    # LAPACK's counterparts on a GPU wait for the device; the op does not.
-    if _has_kernel(blocks):
-        return torch.ops.gatedrnn.top_singular(blocks.contiguous())[0]
-    return torch.linalg.svdvals(blocks)[:, 0]
+    return _top_singular(blocks)[0] if _has_kernel(blocks) else torch.linalg.svdvals(blocks)[:, 0]
+
+
+def _top_singular(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """sigma (B,), u and v (B, K) of blocks (B, K, K), as in `_TopSingular`."""
+    if _has_kernel(blocks):  # LAPACK's counterparts on a GPU wait for the device; the op does not
+        kept = torch.ops.gatedrnn.clamp_spectral(blocks.contiguous(), True)[1]
+        u, v = kept[:, 1:].chunk(2, 1)
+        return kept[:, 0], u, v
+    u, sigma, vh = torch.linalg.svd(blocks)
+    return sigma[:, 0], u[:, :, 0], vh[:, 0]
 
 
 class _TopSingular(torch.autograd.Function):
-    """sigma, u and v with w v = sigma u and w^T u = sigma v, for the largest sigma of each block.
+    """sigma, u and v with w v = sigma u and w^T u = sigma v, for the largest sigma of each block,
+    or those of a harmless block where it is at most one.
 
     `torch.linalg.svd` would do, but its second derivatives divide by the gaps between all singular
     values; here only the gap below the largest counts. z = [u; v] is an eigenvector of
@@ -102,10 +139,14 @@ class _TopSingular(torch.autograd.Function):
 
     @staticmethod
     def forward(w):
-        if _has_kernel(w):
-            return torch.ops.gatedrnn.top_singular(w.contiguous())
-        u, sigma, vh = torch.linalg.svd(w)
-        return sigma[:, 0].clone(), u[:, :, 0].clone(), vh[:, 0].clone()
+        sigma, u, v = _top_singular(w)
+        large, first = sigma > 1, torch.zeros_like(u)
+        first[:, 0] = 1
+        return (
+            torch.where(large, sigma, 0.5),
+            torch.where(large[:, None], u, first),
+            torch.where(large[:, None], v, first),
+        )
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -115,7 +156,7 @@ class _TopSingular(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, sigma_grad, u_grad, v_grad):
-        w, sigma, u, v = ctx.saved_tensors
+        w, sigma, u, v = _of_saved(*ctx.saved_tensors)
         if sigma_grad is None:
             sigma_grad = torch.zeros_like(sigma)
         if u_grad is None and v_grad is None:  # a first derivative
@@ -127,11 +168,15 @@ class _TopSingular(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx, w_t):
-        w, sigma, u, v = ctx.saved_tensors
+        w, sigma, u, v = _of_saved(*ctx.saved_tensors)
         along_u = (w_t @ v[:, :, None])[:, :, 0]  # dJ z = [dw v; dw^T u]
         along_v = (w_t.mT @ u[:, :, None])[:, :, 0]
         u_t, v_t = _pseudo_solve(w, sigma, u, v, along_u, along_v)
         return (u * along_u).sum(1), u_t, v_t
+
+
+def _of_saved(w: Tensor, sigma: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+    return torch.where((sigma > 1)[:, None, None], w, _harmless(w)), sigma, u, v
 
 
 def _outer(a: Tensor, b: Tensor) -> Tensor:

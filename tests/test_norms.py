@@ -163,6 +163,47 @@ def test_clamp_has_its_true_derivatives(name, norm):
     assert gradgradcheck(function, weight, check_fwd_over_rev=True, check_rev_over_rev=True)
 
 
+def assert_derivative_is_that_of_operations(k, dtype):
+    """The native op's first derivative, of blocks above the norm, below it, of one and at zero."""
+    generator = torch.Generator().manual_seed(k)
+    weight = blocks(k, "normal", generator).to(dtype)
+    unit = norms(weight).to(dtype).repeat_interleave(k).view(2, 2 * k, 1)
+    scale = torch.tensor([30, 0.9, 1.1, 0], dtype=dtype).repeat_interleave(k).view(2, 2 * k, 1)
+    weight, cotangent = weight / unit * scale, torch.randn(weight.shape, generator=generator)
+    _, vjp = torch.func.vjp(lambda w: package._by_operations(w, "spectral"), weight)
+    _, kept = torch.ops.gatedrnn.clamp_spectral(weight, True)
+    ours = torch.ops.gatedrnn.clamp_spectral_backward(cotangent.to(dtype), weight, kept)
+    tolerance = 1e-6 if dtype == F32 else 1e-12
+    expected = vjp(cotangent.to(dtype))[0]
+    torch.testing.assert_close(ours, expected, rtol=tolerance, atol=tolerance)
+    assert not torch.equal(ours, cotangent.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize("k", [2, 3, 8, 32])
+def test_first_derivative_is_that_of_the_operations(k, dtype):
+    assert_derivative_is_that_of_operations(k, dtype)
+
+
+def test_a_step_asks_for_the_native_derivative_and_a_second_one_for_operations(monkeypatch):
+    asked = []
+    by_operations = package._by_operations
+    monkeypatch.setattr(
+        package, "_by_operations", lambda *given: asked.append(1) or by_operations(*given)
+    )
+    weight = (torch.eye(3) * 2).expand(2, 3, 3).clone().requires_grad_()
+    for create_graph in (False, True):
+        value = package.clamp_norm(weight, "spectral").square().sum()
+        torch.autograd.grad(value, weight, create_graph=create_graph)
+        assert len(asked) == create_graph
+
+
+def test_clamp_is_the_same_with_and_without_gradients():
+    weight = blocks(8, "normal", torch.Generator().manual_seed(0)).float()
+    with_gradients = package.clamp_norm(weight.clone().requires_grad_(), "spectral")
+    assert torch.equal(package.clamp_norm(weight, "spectral"), with_gradients)
+
+
 @pytest.mark.parametrize("scale", [0.1, 0.5, 0.999])
 @pytest.mark.parametrize("norm", ["spectral", None])
 def test_scaled_identity_has_finite_derivatives_of_three_orders(norm, scale):

@@ -80,3 +80,37 @@ def test_ops_read_and_write_a_mask_of_one_layout():
         torch.ops.gatedrnn.scan_backward(mask=strided, **arguments), expected, strict=True
     ):
         assert torch.equal(ours, theirs)
+
+
+KEPT = torch.zeros(4, 7, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(weight=W[0]), r"weight must be contiguous, \(D, C, C / groups\)"),
+        (dict(weight=W.mT), r"weight must be contiguous, \(D, C, C / groups\)"),
+        (dict(weight=torch.zeros(2, 6, 4)), r"weight must be contiguous, \(D, C, C / groups\)"),
+        (dict(weight=W.half()), "weight must be float32 or float64"),
+    ],
+)
+def test_clamp_op_refuses_what_it_cannot_read(change, message):
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.gatedrnn.clamp_spectral(**(dict(weight=W, keep=True) | change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(weight=W[0]), r"weight must be contiguous, \(D, C, C / groups\)"),
+        (dict(weight=W.half(), grad=W.half()), "weight must be float32 or float64"),
+        (dict(grad=W[:1]), "grad must be contiguous, of weight's shape and dtype"),
+        (dict(grad=W.view(2, 3, 6)), "grad must be contiguous, of weight's shape and dtype"),
+        (dict(grad=W.double()), "grad must be contiguous, of weight's shape and dtype"),
+        (dict(kept=KEPT[:3]), "kept must be what the clamp of weight keeps"),
+        (dict(kept=KEPT.float()), "kept must be what the clamp of weight keeps"),
+    ],
+)
+def test_derivative_of_the_clamp_refuses_what_it_cannot_read(change, message):
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.gatedrnn.clamp_spectral_backward(**(dict(grad=W, weight=W, kept=KEPT) | change))

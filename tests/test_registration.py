@@ -69,6 +69,18 @@ def test_backward_op_passes_opcheck(layout, merge, needs):
     )
 
 
+@pytest.mark.parametrize("dtype", [F64, F32])
+def test_ops_of_the_clamp_pass_opcheck(dtype):
+    weight = torch.randn(2, 6, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
+    for keep, grad in ((True, True), (True, False), (False, False)):
+        given = weight.clone().requires_grad_(grad)
+        torch.library.opcheck(torch.ops.gatedrnn.clamp_spectral.default, (given, keep))
+    _, kept = torch.ops.gatedrnn.clamp_spectral(weight, True)
+    torch.library.opcheck(
+        torch.ops.gatedrnn.clamp_spectral_backward.default, (weight + 1, weight, kept)
+    )
+
+
 def geometry(tensors):
     return [(t.shape, t.stride(), t.dtype) for t in tensors]
 

@@ -1,14 +1,15 @@
-// The spectral clamp of small blocks, for calls that want no derivative.
+// The spectral clamp of small blocks, and its first derivative.
 //
 // The Gram matrix G = w^T w is squared at most kSquarings times, which leaves nothing but the
-// eigenspaces next to the largest one, whatever the gap between them. The Rayleigh quotient of any
-// vector in there is at most the largest eigenvalue and short of it by less than
+// eigenspaces next to the largest one, whatever the gap between them. For any vector v in there
+// |w v|^2 / |v|^2 is at most the largest eigenvalue and short of it by less than
 // 1 / (e 2^(kSquarings + 1)): sigma by less than 2e-9. It is never too large, so that a block
 // within the norm is left alone. Mostly the power stands still after some ten squarings. An
 // eigenvalue's share c in it becomes c^2, so that a change below kStill leaves shares next to 0,
 // which no longer count, and next to 1, whose eigenvalues are as good as the largest.
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <vector>
 
 #include "scan.h"
@@ -40,21 +41,33 @@ double normalise(double* a, int64_t k) {
   return largest;
 }
 
+// Returns the length that it had.
+double to_unit_length(double* v, int64_t k) {
+  const double length = std::sqrt(std::inner_product(v, v + k, v, 0.0));
+  for (int64_t i = 0; i < k; ++i) v[i] /= length;
+  return length;
+}
+
+// sigma, and u and v with w v = sigma u and w^T u = sigma v. `scratch` holds three matrices.
 template <class T>
-double largest_singular_value(const T* w, int64_t k, double* gram, double* power, double* next) {
+double largest_singular_value(const T* w, int64_t k, double* scratch, double* u, double* v) {
+  double *scaled = scratch, *power = scratch + k * k, *next = power + k * k;
+  std::fill(u, u + k, 0.0);
+  std::fill(v, v + k, 0.0);
+  u[0] = v[0] = 1;
   double scale = 0;  // of the block, so that no square can overflow
   for (int64_t i = 0; i < k * k; ++i) {
     if (!std::isfinite(w[i])) return std::nan("");
     scale = std::max(scale, std::abs(static_cast<double>(w[i])));
   }
   if (scale == 0) return 0;
+  for (int64_t i = 0; i < k * k; ++i) scaled[i] = w[i] / scale;
   for (int64_t i = 0; i < k; ++i)
     for (int64_t j = 0; j < k; ++j) {
       double sum = 0;
-      for (int64_t r = 0; r < k; ++r) sum += (w[r * k + i] / scale) * (w[r * k + j] / scale);
-      gram[i * k + j] = sum;
+      for (int64_t r = 0; r < k; ++r) sum += scaled[r * k + i] * scaled[r * k + j];
+      power[i * k + j] = sum;
     }
-  std::copy(gram, gram + k * k, power);
   normalise(power, k);
   double change = 1;
   for (int n = 0; n < kSquarings && change > kStill; ++n) {
@@ -68,42 +81,65 @@ double largest_singular_value(const T* w, int64_t k, double* gram, double* power
   int64_t column = 0;
   for (int64_t i = 1; i < k; ++i)
     if (power[i * k + i] > power[column * k + column]) column = i;
-  const double* v = power + column * k;
-  double above = 0, below = 0;
-  for (int64_t i = 0; i < k; ++i) {
-    double image = 0;
-    for (int64_t j = 0; j < k; ++j) image += gram[i * k + j] * v[j];
-    above += v[i] * image;
-    below += v[i] * v[i];
-  }
-  return std::sqrt(above / below) * scale;
+  std::copy(power + column * k, power + (column + 1) * k, v);
+  to_unit_length(v, k);
+  for (int64_t i = 0; i < k; ++i) u[i] = std::inner_product(v, v + k, scaled + i * k, 0.0);
+  return to_unit_length(u, k) * scale;
 }
 
 template <class T>
-void clamp_blocks(const T* weight, T* clamped, int64_t blocks, int64_t k) {
+void clamp_blocks(const ClampArgs& a) {
+  const int64_t k = a.k, kept = 1 + 2 * k;
   const auto clamp = [&](int64_t begin, int64_t end) {
-    std::vector<double> scratch(3 * k * k);
+    std::vector<double> scratch(3 * k * k + kept);
     for (int64_t i = begin; i < end; ++i) {
-      const T* from = weight + i * k * k;
-      const double sigma = largest_singular_value(from, k, scratch.data(), scratch.data() + k * k,
-                                                  scratch.data() + 2 * k * k);
-      const double factor = 1 / (sigma > 1 || std::isnan(sigma) ? sigma : 1);
-      for (int64_t j = 0; j < k * k; ++j) clamped[i * k * k + j] = static_cast<T>(from[j] * factor);
+      const T* from = static_cast<const T*>(a.weight) + i * k * k;
+      T* to = static_cast<T*>(a.clamped) + i * k * k;
+      double* const found = a.kept ? a.kept + i * kept : scratch.data() + 3 * k * k;
+      double *u = found + 1, *v = u + k;
+      const double sigma = largest_singular_value(from, k, scratch.data(), u, v);
+      *found = sigma;
+      const double factor = sigma <= 1 ? 1 : 1 / sigma;
+      for (int64_t j = 0; j < k * k; ++j) to[j] = static_cast<T>(from[j] * factor);
     }
   };
-  if (blocks * k * k * k * kSquarings < kWorthSharing)
-    clamp(0, blocks);
+  if (a.blocks * k * k * k * kSquarings < kWorthSharing)
+    clamp(0, a.blocks);
   else
-    parallel_for(blocks, clamp);
+    parallel_for(a.blocks, clamp);
+}
+
+// Of w / sigma, where d sigma = u^T dw v.
+template <class T>
+void backward_blocks(const ClampBackwardArgs& a) {
+  const int64_t k = a.k;
+  for (int64_t i = 0; i < a.blocks; ++i) {
+    const T* w = static_cast<const T*>(a.weight) + i * k * k;
+    const T* grad = static_cast<const T*>(a.grad) + i * k * k;
+    T* to = static_cast<T*>(a.dweight) + i * k * k;
+    const double *kept = a.kept + i * (1 + 2 * k), *u = kept + 1, *v = u + k;
+    const double sigma = *kept;
+    if (sigma <= 1) {
+      std::copy(grad, grad + k * k, to);
+      continue;
+    }
+    double along = 0;
+    for (int64_t j = 0; j < k * k; ++j) along += static_cast<double>(grad[j]) * w[j];
+    for (int64_t row = 0; row < k; ++row)
+      for (int64_t j = 0; j < k; ++j) {
+        const int64_t at = row * k + j;
+        to[at] = static_cast<T>((grad[at] - along / sigma * u[row] * v[j]) / sigma);
+      }
+  }
 }
 
 }  // namespace
 
-void clamp_spectral(const float* weight, float* clamped, int64_t blocks, int64_t k) {
-  clamp_blocks(weight, clamped, blocks, k);
+void clamp_spectral(const ClampArgs& a) {
+  a.is_double ? clamp_blocks<double>(a) : clamp_blocks<float>(a);
 }
-void clamp_spectral(const double* weight, double* clamped, int64_t blocks, int64_t k) {
-  clamp_blocks(weight, clamped, blocks, k);
+void clamp_spectral_backward(const ClampBackwardArgs& a) {
+  a.is_double ? backward_blocks<double>(a) : backward_blocks<float>(a);
 }
 
 }  // namespace gatedrnn

@@ -1,5 +1,5 @@
-// The largest singular value of each block of a weight, as cpu/norms.cpp finds it: without LAPACK,
-// whose calls would wait for the device.
+// The spectral clamp of each block of a weight, and its first derivative, as in cpu/norms.cpp:
+// without LAPACK, whose calls would wait for the device.
 //
 // A small matrix is one block's from beginning to end, in shared memory. Of larger ones each
 // squaring is a kernel of its own, with a block for each tile of the product: GPUs other than those
@@ -78,12 +78,11 @@ GATEDRNN_DEVICE Scaled<T> scaled(const T* w, int64_t size, double* slots) {
   return {w, largest < HUGE_VAL ? inverse_power(largest) : 0};
 }
 
-// What a power of the Gram matrix tells of w: sigma, u and v, or w clamped. `u` and `v` are memory
-// for k values each.
+// What a power of the Gram matrix tells of w: w clamped and, unless null, what is kept. `u`
+// and `v` are memory for k values each.
 template <class T, class Element>
-GATEDRNN_DEVICE void finish(const SingularArgs& a, int64_t number, const double* power,
-                            double inverse, const Element& element, double* slots, double* u,
-                            double* v) {
+GATEDRNN_DEVICE void finish(const ClampArgs& a, int64_t number, const double* power, double inverse,
+                            const Element& element, double* slots, double* u, double* v) {
   const int k = static_cast<int>(a.k), warps = blockDim.x / kWarp;
   const auto diagonal = [&](int64_t i) { return power[i * k + i]; };
   const auto for_each = [&](int64_t count, const auto& body) {
@@ -116,19 +115,18 @@ GATEDRNN_DEVICE void finish(const SingularArgs& a, int64_t number, const double*
   const double length = sqrt(sum_of_all(squares, slots));
   const double sigma = inverse > 0 ? length / inverse : nan("");
 
-  if (a.clamped) {
-    const double factor = sigma <= 1 ? 1 : 1 / sigma;
-    const int64_t begin = number * k * k;
-    for_each(int64_t{k} * k, [&](int64_t i) {
-      const T w = static_cast<const T*>(a.weight)[begin + i];
-      static_cast<T*>(a.clamped)[begin + i] = static_cast<T>(static_cast<double>(w) * factor);
-    });
-    return;
-  }
-  if (threadIdx.x == 0) a.sigma[number] = sigma;
+  const double factor = sigma <= 1 ? 1 : 1 / sigma;
+  const int64_t begin = number * k * k;
+  for_each(int64_t{k} * k, [&](int64_t i) {
+    const T w = static_cast<const T*>(a.weight)[begin + i];
+    static_cast<T*>(a.clamped)[begin + i] = static_cast<T>(static_cast<double>(w) * factor);
+  });
+  if (a.kept == nullptr) return;
+  double* const kept = a.kept + number * (1 + 2 * k);
+  if (threadIdx.x == 0) kept[0] = sigma;
   for_each(k, [&](int64_t i) {
-    a.u[number * k + i] = length > 0 ? u[i] / length : i == 0;
-    a.v[number * k + i] = v[i];
+    kept[1 + i] = length > 0 ? u[i] / length : i == 0;
+    kept[1 + k + i] = v[i];
   });
 }
 
@@ -136,8 +134,14 @@ GATEDRNN_DEVICE void finish(const SingularArgs& a, int64_t number, const double*
 
 size_t alone_bytes(int64_t k) { return (kSlots + 3 * k * k + 2 * k) * sizeof(double); }
 
+// A thread for each element, as far as there are so many.
+dim3 threads_for(int64_t k) {
+  const int64_t warps = ceil_div(k * k, kWarp);
+  return dim3(static_cast<unsigned>((warps < kSlots ? warps : kSlots) * kWarp));
+}
+
 template <class T>
-__global__ void __launch_bounds__(kMostThreads) alone_kernel(const SingularArgs a) {
+__global__ void __launch_bounds__(kMostThreads) alone_kernel(const ClampArgs a) {
   const int k = static_cast<int>(a.k), size = k * k;
   double* const slots = reinterpret_cast<double*>(dynamic_shared_memory());
   double *const w = slots + kSlots, *const u = w + size, *const v = u + k;
@@ -182,7 +186,7 @@ __global__ void __launch_bounds__(kMostThreads) alone_kernel(const SingularArgs 
 // Of a matrix: the power of its Gram matrix before and after a squaring, in turns, u and v; and of
 // each power the trace, and the number of tiles that are another than those of the power before.
 struct Large {
-  SingularArgs a;
+  ClampArgs a;
   int tiles;  // along a row
   double *inverse, *powers, *vectors, *traces;
   int* changed;
@@ -284,13 +288,11 @@ __global__ void __launch_bounds__(kTileThreads) finish_kernel(const Large f) {
 }
 
 template <class T>
-int64_t top_singular(const SingularArgs& a, void* memory, cudaStream_t stream) {
+int64_t clamp_spectral(const ClampArgs& a, void* memory, cudaStream_t stream) {
   if (a.k <= kAlone) {
     if (memory == nullptr) return 1;  // never none: null asks for the number
-    const int64_t warps = ceil_div(a.k * a.k, kWarp);
-    const int threads = static_cast<int>(warps < kSlots ? warps : kSlots) * kWarp;
-    launch(alone_kernel<T>, dim3(static_cast<unsigned>(a.blocks)), dim3(threads), alone_bytes(a.k),
-           stream, a);
+    launch(alone_kernel<T>, dim3(static_cast<unsigned>(a.blocks)), threads_for(a.k),
+           alone_bytes(a.k), stream, a);
     check_launch("alone_kernel");
     return 1;
   }
@@ -322,12 +324,50 @@ int64_t top_singular(const SingularArgs& a, void* memory, cudaStream_t stream) {
   return workspace.bytes();
 }
 
+// ---- the derivative ----------------------------------------------------------------------------
+
+// Of w / sigma, where d sigma = u^T dw v; a block for each matrix.
+template <class T>
+__global__ void __launch_bounds__(kMostThreads) clamp_backward_kernel(const ClampBackwardArgs a) {
+  const int64_t k = a.k, size = k * k, begin = blockIdx.x * size;
+  const T* const w = static_cast<const T*>(a.weight) + begin;
+  const T* const grad = static_cast<const T*>(a.grad) + begin;
+  T* const result = static_cast<T*>(a.dweight) + begin;
+  const double* const kept = a.kept + blockIdx.x * (1 + 2 * k);
+  const double *const u = kept + 1, *const v = u + k;
+  const double sigma = kept[0];
+  double along = 0;
+  for (int64_t i = threadIdx.x; i < size; i += blockDim.x)
+    along += static_cast<double>(grad[i]) * static_cast<double>(w[i]);
+  along = sum_of_all(along, reinterpret_cast<double*>(dynamic_shared_memory()));
+  for (int64_t i = threadIdx.x; i < size; i += blockDim.x) {
+    const double of_clamped = static_cast<double>(grad[i]);
+    result[i] = sigma <= 1
+                    ? grad[i]
+                    : static_cast<T>((of_clamped - along / sigma * u[i / k] * v[i % k]) / sigma);
+  }
+}
+
+template <class T>
+int64_t clamp_spectral_backward(const ClampBackwardArgs& a, void* memory, cudaStream_t stream) {
+  if (memory == nullptr) return 1;  // never none: null asks for the number
+  launch(clamp_backward_kernel<T>, dim3(static_cast<unsigned>(a.blocks)), threads_for(a.k),
+         kSlots * sizeof(double), stream, a);
+  check_launch("clamp_backward_kernel");
+  return 1;
+}
+
 }  // namespace
 
-int64_t top_singular(const SingularArgs& a, void* workspace, void* stream) {
+int64_t clamp_spectral(const ClampArgs& a, void* workspace, void* stream) {
   const auto queue = static_cast<cudaStream_t>(stream);
-  return a.is_double ? top_singular<double>(a, workspace, queue)
-                     : top_singular<float>(a, workspace, queue);
+  return a.is_double ? clamp_spectral<double>(a, workspace, queue)
+                     : clamp_spectral<float>(a, workspace, queue);
+}
+int64_t clamp_spectral_backward(const ClampBackwardArgs& a, void* workspace, void* stream) {
+  const auto queue = static_cast<cudaStream_t>(stream);
+  return a.is_double ? clamp_spectral_backward<double>(a, workspace, queue)
+                     : clamp_spectral_backward<float>(a, workspace, queue);
 }
 
 }  // namespace gatedrnn::cuda

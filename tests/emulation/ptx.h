@@ -43,18 +43,20 @@ T shifted_right(T value, uint32_t bits) {
   return bits < 8 * sizeof(T) ? value >> bits : value < 0 ? T(-1) : 0;
 }
 
-inline uint32_t lowest_bits(uint32_t count) {
-  return static_cast<uint32_t>((uint64_t{1} << std::min(count & 255, 32u)) - 1);
+template <class T>
+T lowest_bits(uint32_t count) {
+  return static_cast<T>(~shifted_left(~T(0), count & 255));
 }
 // `count` bits from `begin` on.
 template <class T>
 T bits_of(T value, uint32_t begin, uint32_t count) {
-  static_assert(std::is_same_v<T, uint32_t>);
-  return shifted_right(value, begin & 255) & lowest_bits(count);
+  static_assert(std::is_unsigned_v<T>);
+  return shifted_right(value, begin & 255) & lowest_bits<T>(count);
 }
 // `into`, whose bits there are the lowest of `bits`.
-inline uint32_t bits_inserted(uint32_t bits, uint32_t into, uint32_t begin, uint32_t count) {
-  const uint32_t mask = lowest_bits(count);
+template <class T>
+T bits_inserted(T bits, T into, uint32_t begin, uint32_t count) {
+  const T mask = lowest_bits<T>(count);
   return (into & ~shifted_left(mask, begin & 255)) | shifted_left(bits & mask, begin & 255);
 }
 
@@ -102,9 +104,10 @@ inline double rough_reciprocal(double value) {
   return std::bit_cast<double>(std::bit_cast<uint64_t>(1 / read) & kUpper);
 }
 
-[[gnu::noinline]] inline float fma_rounded_down(float a, float b, float c) {
+template <class T>
+[[gnu::noinline]] T fma_rounded_down(T a, T b, T c) {
   std::fesetround(FE_DOWNWARD);
-  volatile float result = std::fma(a, b, c);
+  volatile T result = std::fma(a, b, c);
   std::fesetround(FE_TONEAREST);
   return result;
 }

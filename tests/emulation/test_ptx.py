@@ -91,6 +91,8 @@ def test_spectral_norms(translated, kind, dtype, monkeypatch):
     test_cuda_norms.test_norm_is_held_within_one(kind, dtype)
     if dtype == F64:
         test_cuda_norms.test_singular_vectors_belong_to_the_largest_value(kind)
+    if kind == "normal":
+        test_cuda_norms.assert_derivative_is_that_of_operations(8, dtype)
 
 
 def test_what_is_not_known_is_an_error_of_that_line():
