@@ -3,7 +3,8 @@
 Two routes lead to the same kernels. Under `torch.compile` and `torch.export` the registered ops are
 called, with `register_autograd`: Dynamo refuses an `autograd.Function` that defines `jvp`.
 Otherwise `autograd.Function` is used, for a registered op carries no tangents: forward-mode AD
-through it would be zero without a word.
+through it would be zero without a word. Where a compiled function takes such derivatives itself,
+the graph is left for it.
 
 All of them differentiate by the same two facts (csrc/README.md): the adjoint of a scan and its
 tangent are scans again. `_derivatives` writes them with the scan itself, so that derivatives of
@@ -33,7 +34,7 @@ from . import _C  # loading it registers torch.ops.gatedrnn
 # Devices with kernels; on others the reference loop runs.
 DEVICES = ("cpu", "meta", *(("cuda",) if _C.build_info()["cuda_architectures"] else ()))
 
-_JVP = torch._C._functorch.TransformType.Jvp
+_GRAD, _JVP = torch._C._functorch.TransformType.Grad, torch._C._functorch.TransformType.Jvp
 
 
 # ---- fake kernels ------------------------------------------------------------------------------
@@ -294,6 +295,8 @@ def scan(x, g, weight, bias, options: Options) -> Tensor:
     bias = None if bias is None else bias.contiguous()
     tensors = (x, g, weight, bias)
     if torch.compiler.is_compiling():
+        if is_differentiated():
+            return _scan_eagerly(*tensors, options)
         keep_mask = torch.is_grad_enabled() and any(
             t is not None and t.requires_grad for t in tensors
         )
@@ -322,6 +325,19 @@ def is_transformed() -> bool:
         or torch._C._functorch.peek_interpreter_stack() is not None
         or forward_ad._current_level >= 0
     )
+
+
+@torch.compiler.assume_constant_result
+def is_differentiated() -> bool:
+    """Whether torch.func takes a gradient or a tangent, or a dual level is open; for a graph that
+    is traced."""
+    stack = torch._C._functorch.get_interpreter_stack() or []
+    return forward_ad._current_level >= 0 or any(level.key() in (_GRAD, _JVP) for level in stack)
+
+
+@torch.compiler.disable(reason="gatedrnn: derivatives of torch.func are not traced through a scan")
+def _scan_eagerly(*arguments) -> Tensor:
+    return scan(*arguments)
 
 
 def _reference(x, g, weight, bias, options: Options) -> Tensor:

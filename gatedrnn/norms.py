@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._derivatives import unit_clamp
-from ._ops import DEVICES, is_plain, is_transformed
+from ._ops import DEVICES, is_differentiated, is_plain, is_transformed
 
 NORMS = ("spectral", "frobenius", None)
 SMALL = 32  # on the CPU, larger blocks are left to LAPACK
@@ -41,8 +41,9 @@ def clamp_norm(weight: Tensor, norm: str | None) -> Tensor:
         return unit_clamp(weight)
     small = weight.device.type == "cpu" and k <= SMALL
     if norm == "spectral" and (small or _has_kernel(weight)):
-        keep = torch.is_grad_enabled() and weight.requires_grad
-        if torch.compiler.is_compiling() or is_plain(weight):
+        compiling = torch.compiler.is_compiling()
+        if is_plain(weight) or (compiling and not is_differentiated()):
+            keep = torch.is_grad_enabled() and weight.requires_grad
             return torch.ops.gatedrnn.clamp_spectral(weight.contiguous(), keep)[0]
         if not is_transformed():
             return _SpectralClamp.apply(weight.contiguous())
@@ -113,7 +114,10 @@ def _has_kernel(t: Tensor) -> bool:
 
 
 def _largest(blocks: Tensor) -> Tensor:
-    return _top_singular(blocks)[0] if _has_kernel(blocks) else torch.linalg.svdvals(blocks)[:, 0]
+    # In a graph that is traced a derivative may be taken of it, which the op's first result lacks.
+    if _has_kernel(blocks) and not torch.compiler.is_compiling():
+        return _top_singular(blocks)[0]
+    return torch.linalg.svdvals(blocks)[:, 0]
 
 
 def _top_singular(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from comparison import BF16, F16, F32, F64, LAYOUTS, assert_close, laid_out, run
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 
 from gatedrnn import DIRECTIONS, SpatialGatedRNN, fold_weight_norm
 from gatedrnn.functional import spatial_gated_rnn
@@ -197,6 +198,45 @@ def test_compile_with_double_backward_is_refused():
     (grad,) = torch.autograd.grad(y.pow(2).sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="does not currently support double backward"):
         grad.sum().backward()
+
+
+def of_dual_numbers(function, x, t):
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(function(forward_ad.make_dual(x, t))).tangent
+
+
+TRANSFORMS = {
+    "grad": lambda f, x, t: torch.func.grad(lambda x: f(x).square().sum())(x),
+    "vjp": lambda f, x, t: (lambda y, pull: pull(y.cos())[0])(*torch.func.vjp(f, x)),
+    "jvp": lambda f, x, t: torch.func.jvp(f, (x,), (t,))[1],
+    "dual": of_dual_numbers,
+    "hessian times vector": lambda f, x, t: torch.func.jvp(
+        torch.func.grad(lambda x: f(x).square().sum()), (x,), (t,)
+    )[1],
+    "vmap": lambda f, x, t: torch.func.vmap(f)(torch.stack([x, t])),
+}
+
+
+@pytest.mark.parametrize("of", ["x", "weight"])
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_transforms_inside_of_a_compiled_function_are_not_lost(transform, of):
+    layer = SpatialGatedRNN(4, groups=2).double()
+    generator = torch.Generator().manual_seed(0)
+    raw, other = (torch.randn(4, 4, 2, generator=generator, dtype=F64) for _ in range(2))
+    x, t = (torch.randn(SHAPE, generator=generator, dtype=F64) for _ in range(2))
+
+    def function(value):
+        given = {"raw_weight": value} if of == "weight" else {"raw_weight": raw}
+        return torch.func.functional_call(layer, given, (x if of == "weight" else value,))
+
+    def transformed(a, b):
+        return TRANSFORMS[transform](function, a, b)
+
+    given = (raw, other) if of == "weight" else (x, t)
+    torch._dynamo.reset()
+    result = torch.compile(transformed, backend="aot_eager")(*given)
+    torch.testing.assert_close(result, transformed(*given))
+    assert result.abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("strict", [False, True])
