@@ -129,37 +129,51 @@ def bench_sizes(sizes, dtype, peer_names, limit, pace):
 
 
 def bench_layer(shape, pace):
-    """What the public layer adds to the bare op, and its clamp's share; float32, no gradients."""
+    """What the public layer adds to the bare op, its clamp's share, and what it adds to a training
+    step of the function; float32."""
     inputs = shapes.make_inputs(shape)
     layer = gatedrnn.SpatialGatedRNN(shape.c, groups=shape.groups)
+    weight, bias = layer.weight.detach().clone(), torch.zeros(4, shape.c)
+    x, g = (t.detach().requires_grad_() for t in (inputs.x, inputs.g))
+    parameters = list(layer.parameters())
+    leaves = [t.clone().requires_grad_() for t in (weight, bias)]
+    options = ([0, 1, 2, 3], "max", "identity", "clamp", False)
+
+    def function(x, g, weight, bias):
+        return spatial_gated_rnn(x, g, weight, bias, gate_norm="clamp")
+
+    def train_layer():
+        return torch.autograd.grad(layer(x, g), [x, g, *parameters], inputs.grad)
+
+    def train_functional():
+        return torch.autograd.grad(function(x, g, *leaves), [x, g, *leaves], inputs.grad)
+
     with torch.no_grad():
-        weight, bias = layer.weight.clone(), torch.zeros(4, shape.c)
         calls = {
             "layer": lambda: layer(inputs.x, inputs.g),
             "clamp": lambda: layer.weight,
-            "functional": lambda: spatial_gated_rnn(
-                inputs.x, inputs.g, weight, bias, gate_norm="clamp"
-            ),
+            "functional": lambda: function(inputs.x, inputs.g, weight, bias),
+            "op": lambda: torch.ops.gatedrnn.scan(inputs.x, inputs.g, weight, bias, *options),
         }
-        # None before the extension is built: then the functional call is the barest there is.
-        op = getattr(torch.ops.gatedrnn, "scan", None)
-        if op is not None:
-            options = ([0, 1, 2, 3], "max", "identity", "clamp", False)
-            calls["op"] = lambda: op(inputs.x, inputs.g, weight, bias, *options)
         times = timing.measure(calls, **pace)
-    bare = times.get("op", times["functional"]).median
+    times |= timing.measure(
+        {"train layer": train_layer, "train functional": train_functional}, **pace
+    )
+    bare = times["op"].median
     result = {
         "shape": shape.name,
         "times": {name: each.as_dict() for name, each in times.items()},
         "layer_adds": times["layer"].median - bare,
         "functional_adds": times["functional"].median - bare,
         "clamp_share": times["clamp"].median / times["layer"].median,
+        "layer_adds_in_training": times["train layer"].median - times["train functional"].median,
     }
-    print(f"\nlayer at {shape}, no gradients, over the {'op' if op else 'functional call'}:")
+    print(f"\nlayer at {shape}:")
     print("  " + ", ".join(f"{n} {each.median * 1e6:.1f} us" for n, each in times.items()))
     print(
-        f"  layer adds {result['layer_adds'] * 1e6:.1f} us,"
-        f" its clamp is {result['clamp_share']:.1%} of its time",
+        f"  layer adds {result['layer_adds'] * 1e6:.1f} us to the op,"
+        f" its clamp is {result['clamp_share']:.1%} of its time; in training the layer adds"
+        f" {result['layer_adds_in_training'] * 1e6:.1f} us to the function",
         flush=True,
     )
     return result
