@@ -34,6 +34,8 @@ from . import _C  # loading it registers torch.ops.gatedrnn
 # Devices with kernels; on others the reference loop runs.
 DEVICES = ("cpu", "meta", *(("cuda",) if _C.build_info()["cuda_architectures"] else ()))
 
+# Seen in 2.11, and not in 2.13: behind a break of the graph what torch.func.vjp returns gives zero.
+_GRAPH_CAN_BREAK = torch.__version__ >= (2, 13)
 _GRAD, _JVP = torch._C._functorch.TransformType.Grad, torch._C._functorch.TransformType.Jvp
 
 
@@ -296,7 +298,7 @@ def scan(x, g, weight, bias, options: Options) -> Tensor:
     tensors = (x, g, weight, bias)
     if torch.compiler.is_compiling():
         if is_differentiated():
-            return _scan_eagerly(*tensors, options)
+            return (_scan_eagerly if _GRAPH_CAN_BREAK else _reference)(*tensors, options)
         keep_mask = torch.is_grad_enabled() and any(
             t is not None and t.requires_grad for t in tensors
         )
