@@ -35,7 +35,7 @@ from . import _C  # loading it registers torch.ops.gatedrnn
 DEVICES = ("cpu", "meta", *(("cuda",) if _C.build_info()["cuda_architectures"] else ()))
 
 # Seen in 2.11, and not in 2.13: behind a break of the graph what torch.func.vjp returns gives zero.
-_GRAPH_CAN_BREAK = torch.__version__ >= (2, 13)
+_GRAPH_CAN_BREAK = torch.__version__ >= "2.13"  # as versions, not as text
 _GRAD, _JVP = torch._C._functorch.TransformType.Grad, torch._C._functorch.TransformType.Jvp
 
 
