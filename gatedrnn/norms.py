@@ -51,6 +51,7 @@ def clamp_norm(weight: Tensor, norm: str | None) -> Tensor:
 
 
 def _by_operations(weight: Tensor, norm: str) -> Tensor:
+    """The clamp by PyTorch's operations: of either norm, with derivatives of every order and mode."""
     k = weight.shape[-1]
     blocks = weight.reshape(-1, k, k).double()
     if norm == "frobenius":
