@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from glob import escape, glob
 from pathlib import Path
 from typing import NamedTuple
@@ -50,7 +51,14 @@ class CannotBuild(Exception):
 
 def _output(*command: str) -> str:
     return subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        timeout=120,  # an nvcc answers in a second
+        check=True,
     ).stdout
 
 
@@ -66,7 +74,7 @@ def find_toolkit() -> Toolkit:
     homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
     candidates = [os.path.join(home, "bin", "nvcc") for home in homes]
     candidates += ["nvcc", "/usr/local/cuda/bin/nvcc"]
-    for path in sys.path:
+    for path in (path for path in sys.path if isinstance(path, str) and "\0" not in path):
         candidates += glob(os.path.join(escape(path), "nvidia", "cu*", "bin", "nvcc"))
     lacks = []
     for nvcc in dict.fromkeys(filter(None, map(shutil.which, candidates))):
@@ -84,33 +92,41 @@ def find_toolkit() -> Toolkit:
 def _toolkit(nvcc: str) -> Toolkit:
     try:
         version = re.search(r"release (\d+)\.(\d+)", _output(nvcc, "--version"))
+        if version and tuple(map(int, version.groups())) < NVCC:
+            raise CannotBuild(f"{nvcc} is older than {NVCC[0]}.{NVCC[1]}, which C++20 needs")
         known = re.findall(r"compute_(\d+)", _output(nvcc, "--list-gpu-arch"))
         # What is found on PATH may be a script or a link: only nvcc itself knows where it lies.
         top = re.search(r"TOP=(.+)", _output(nvcc, "--dryrun", "-x", "cu", os.devnull))
-    except (OSError, subprocess.CalledProcessError) as error:
+    except (OSError, subprocess.SubprocessError) as error:
         raise CannotBuild(f"{nvcc} does not run: {error}") from None
     if version is None or top is None or not known:
         raise CannotBuild(f"{nvcc} does not answer as nvcc does")
-    if tuple(map(int, version.groups())) < NVCC:
-        raise CannotBuild(f"{nvcc} is older than {NVCC[0]}.{NVCC[1]}, which C++20 needs")
     folders = [escape(top[1].strip()) + f for f in ("/lib64", "/lib", "/targets/*/lib")]
     libraries = [glob(os.path.join(folder, "libcudart_static.a")) for folder in folders]
     runtime = next((os.path.realpath(found[0]) for found in libraries if found), None)
     if runtime is None:
         raise CannotBuild(f"the toolkit of {nvcc} has no libcudart_static.a")
     known = sorted(known, key=int)
-    # Parts that are missing or of another release, or a C++ compiler that this nvcc does not take.
-    trial = subprocess.run(
-        [nvcc, FLAGS[0], "-cubin", f"-arch=sm_{known[-1]}", "-o", os.devnull, "-x", "cu", "-"],
-        input="#include <cuda_bf16.h>\n__global__ void kernel() {}\n",
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    if trial.returncode:
-        found = re.search(r".*\b(error|fatal)\b.*", trial.stdout)
-        raise CannotBuild(f"{nvcc} does not compile: {found[0] if found else trial.stdout.strip()}")
+    _try_to_compile(nvcc, f"sm_{known[-1]}")
     return Toolkit(nvcc, ".".join(version.groups()), tuple(known), runtime)
+
+
+def _try_to_compile(nvcc: str, architecture: str) -> None:
+    """Parts may be missing or of another release, or the C++ compiler one that nvcc refuses."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "trial.cu")
+        source.write_text("#include <cuda_bf16.h>\n__global__ void kernel() {}\n")
+        target = str(source.with_suffix(".o"))
+        try:
+            _output(nvcc, FLAGS[0], f"-arch={architecture}", "-c", str(source), "-o", target)
+        except subprocess.CalledProcessError as error:
+            found = re.search(r".*\b(error|fatal)\b.*", error.output)
+            why = found[0] if found else error.output.strip()
+        except (OSError, subprocess.SubprocessError) as error:
+            why = str(error)
+        else:
+            return
+    raise CannotBuild(f"{nvcc} does not compile: {why}")
 
 
 def request() -> str:

@@ -110,6 +110,8 @@ def _registered_setup(ctx, inputs, output):
 
 def _registered_backward(ctx, grad, _):
     x, g, weight, bias, mask = ctx.saved_tensors
+    if ctx.options.merge == "max" and mask.dim() == 1:  # not kept: a gradient was not foreseen
+        mask = torch.ops.gatedrnn.scan(x, g, weight, bias, *op_arguments(ctx.options), True)[1]
     _, needs_g, needs_weight, needs_bias = ctx.needs_input_grad[:4]
     needs = needs_g, needs_weight, needs_bias
     dx, dg, dweight, dbias = torch.ops.gatedrnn.scan_backward(
@@ -134,13 +136,26 @@ def _clamp_setup(ctx, inputs, output):
 
 
 def _clamp_backward(ctx, grad, _):
-    backward = torch.ops.gatedrnn.clamp_spectral_backward
-    return backward(grad.contiguous(), *ctx.saved_tensors), None
+    weight, kept = ctx.saved_tensors
+    if kept.shape[0] == 0:  # nothing was kept: a gradient was not foreseen
+        kept = torch.ops.gatedrnn.clamp_spectral(weight, True)[1]
+    return torch.ops.gatedrnn.clamp_spectral_backward(grad.contiguous(), weight, kept), None
 
 
 torch.library.register_autograd(
     "gatedrnn::clamp_spectral", _clamp_backward, setup_context=_clamp_setup
 )
+
+
+def _refuse_second_derivative(ctx, *grads):
+    raise RuntimeError(
+        "gatedrnn: a compiled or exported scan, and the bare op, have no second derivative; "
+        "SpatialGatedRNN and gatedrnn.functional have, where they are not compiled"
+    )
+
+
+for _name in ("scan_backward", "clamp_spectral_backward"):
+    torch.library.register_autograd(f"gatedrnn::{_name}", _refuse_second_derivative)
 
 
 @torch.library.register_vmap("gatedrnn::clamp_spectral")
@@ -305,10 +320,7 @@ def scan(x, g, weight, bias, options: Options) -> Tensor:
         return torch.ops.gatedrnn.scan(*tensors, *op_arguments(options), keep_mask)[0]
     if is_plain(*tensors):
         return torch.ops.gatedrnn.scan(*tensors, *op_arguments(options), False)[0]
-    stack = torch._C._functorch.get_interpreter_stack() or []
-    if sum(level.key() == _JVP for level in stack) > 1:
-        # PyTorch runs a Function's `jvp` with forward-mode AD switched off, so that the tangent of
-        # a tangent would be zero without a word. The loop of plain operations has it.
+    if has_nested_tangents():
         return _reference(*tensors, options)
     return _Scan.apply(*tensors, options, options.merge == "max")[0]
 
@@ -329,12 +341,23 @@ def is_transformed() -> bool:
     )
 
 
-@torch.compiler.assume_constant_result
-def is_differentiated() -> bool:
-    """Whether torch.func takes a gradient or a tangent, or a dual level is open; for a graph that
-    is traced."""
+def has_nested_tangents() -> bool:
+    """Whether the tangent of a tangent is taken. PyTorch runs a Function's `jvp` with forward-mode
+    AD switched off, so that it would be zero without a word; plain operations have it."""
     stack = torch._C._functorch.get_interpreter_stack() or []
-    return forward_ad._current_level >= 0 or any(level.key() in (_GRAD, _JVP) for level in stack)
+    return sum(level.key() == _JVP for level in stack) > 1
+
+
+def is_differentiated() -> bool:
+    """Whether, in a function that is traced, torch.func takes a gradient or a tangent or a dual
+    level is open. The latter is read where Dynamo sees it, and compiles anew when it changes."""
+    return forward_ad._current_level >= 0 or _func_differentiates()
+
+
+@torch.compiler.assume_constant_result
+def _func_differentiates() -> bool:
+    stack = torch._C._functorch.get_interpreter_stack() or []
+    return any(level.key() in (_GRAD, _JVP) for level in stack)
 
 
 @torch.compiler.disable(reason="gatedrnn: derivatives of torch.func are not traced through a scan")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._derivatives import unit_clamp
-from ._ops import DEVICES, is_differentiated, is_plain, is_transformed
+from ._ops import DEVICES, has_nested_tangents, is_differentiated, is_plain, is_transformed
 
 NORMS = ("spectral", "frobenius", None)
 SMALL = 32  # on the CPU, larger blocks are left to LAPACK
@@ -51,7 +51,7 @@ def clamp_norm(weight: Tensor, norm: str | None) -> Tensor:
 
 
 def _by_operations(weight: Tensor, norm: str) -> Tensor:
-    """The clamp by PyTorch's operations: of either norm, with derivatives of every order and mode."""
+    """The clamp by PyTorch's operations, of either norm, with derivatives in every mode."""
     k = weight.shape[-1]
     blocks = weight.reshape(-1, k, k).double()
     if norm == "frobenius":
@@ -79,8 +79,16 @@ class _SpectralClamp(torch.autograd.Function):
         weight, kept = ctx.saved_tensors
         if is_plain(grad, weight):
             return torch.ops.gatedrnn.clamp_spectral_backward(grad.contiguous(), weight, kept)
-        _, vjp = torch.func.vjp(lambda w: _by_operations(w, "spectral"), weight)
-        return vjp(grad)[0]
+        k = weight.shape[-1]
+        blocks, grads = (t.reshape(-1, k, k).double() for t in (weight, grad))
+        blocks, finite = _finite(blocks)
+        sigma, u, v = _TopSingular.apply(blocks)
+        sigma = sigma[:, None, None]
+        along = (grads * blocks).sum((1, 2), keepdim=True)
+        above = (grads - along / sigma * _outer(u, v)) / sigma
+        result = torch.where(sigma > 1, above, grads)
+        result = torch.where(finite[:, None, None], result, float("nan"))
+        return result.to(weight.dtype).reshape(weight.shape)
 
 
 def spectral_norm(blocks: Tensor) -> Tensor:
@@ -93,14 +101,26 @@ def spectral_norm(blocks: Tensor) -> Tensor:
         (B,), NaN for a block that is not finite. Where the norm is at most one its derivatives are
         zero: there the clamp is the identity, and the norm's own derivatives need not be finite.
     """
-    finite = torch.isfinite(blocks.detach()).all(2).all(1)
-    blocks = torch.where(finite[:, None, None], blocks, _harmless(blocks))
-    # Dynamo refuses a Function that has a jvp; and without derivatives no vectors are wanted.
-    if torch.compiler.is_compiling() or is_plain(blocks):
-        sigma = _largest(blocks)
+    blocks, finite = _finite(blocks)
+    if is_plain(blocks):  # no vectors are wanted
+        sigma = _top_singular(blocks)[0] if _has_kernel(blocks) else _largest(blocks)
+    elif torch.compiler.is_compiling() or has_nested_tangents():
+        # Dynamo refuses a Function that has a jvp, and a tangent in it has no tangent of its own.
+        large = (_largest(blocks.detach()) > 1)[:, None, None]
+        sigma = _largest(torch.where(large, blocks, _harmless(blocks)))
     else:
         sigma = _TopSingular.apply(blocks)[0]
     return torch.where(finite, sigma, float("nan"))
+
+
+def _largest(blocks: Tensor) -> Tensor:
+    return torch.linalg.svdvals(blocks)[:, 0]
+
+
+def _finite(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """The blocks, harmless ones for those that are not finite; which are finite, (B,)."""
+    finite = torch.isfinite(blocks.detach()).all(2).all(1)
+    return torch.where(finite[:, None, None], blocks, _harmless(blocks)), finite
 
 
 def _harmless(blocks: Tensor) -> Tensor:
@@ -112,13 +132,6 @@ def _harmless(blocks: Tensor) -> Tensor:
 
 def _has_kernel(t: Tensor) -> bool:
     return t.device.type == "cuda" and "cuda" in DEVICES
-
-
-def _largest(blocks: Tensor) -> Tensor:
-    # In a graph that is traced a derivative may be taken of it, which the op's first result lacks.
-    if _has_kernel(blocks) and not torch.compiler.is_compiling():
-        return _top_singular(blocks)[0]
-    return torch.linalg.svdvals(blocks)[:, 0]
 
 
 def _top_singular(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -200,7 +213,9 @@ def _pseudo_solve(w, sigma, u, v, top, bottom):
     matrix = sigma[:, None, None] * (eye + _outer(z, z)) - j
     # Of a repeated largest value the matrix is singular: the first derivative, which asks nothing
     # of it, must not answer NaN.
-    asked = (right != 0).any(1)[:, None, None]
-    matrix = torch.where(asked, matrix, eye)
+    asked = (right != 0).any(1)
+    with torch.no_grad():
+        regular = torch.linalg.inv_ex(matrix)[1] == 0
+    matrix = torch.where((asked | regular)[:, None, None], matrix, eye)
     solution = torch.linalg.solve_ex(matrix, right[:, :, None])[0][:, :, 0]
     return solution[:, :k], solution[:, k:]

@@ -69,7 +69,7 @@ def test_cuda_is_built_where_it_can_be_or_as_asked(
 # What answers as nvcc does, as far as the build asks; {trial} is how it compiles.
 NVCC = """#!/bin/sh
 case "$*" in
-  *--version*) echo "Cuda compilation tools, release {release}, V{release}.1" ;;
+  *--version*) printf "Cuda compilation tools, release {release}, V{release}.1\\n" ;;
   *--list-gpu-arch*) printf 'compute_90\ncompute_120\ncompute_100\n' ;;
   *--dryrun*) echo "#$ TOP={top}" ;;
   *) {trial} ;;
@@ -77,7 +77,7 @@ esac
 """
 
 
-def toolkit_in(top, release="13.0", trial="cat >/dev/null", runtime=True):
+def toolkit_in(top, release="13.0", trial=":", runtime=True):
     """A folder that looks like a CUDA toolkit; its nvcc."""
     nvcc, library = top / "bin" / "nvcc", top / "lib" / "libcudart_static.a"
     for file in (nvcc, library):
@@ -172,6 +172,7 @@ print(build_meta.get_requires_for_build_editable())
 def test_first_toolkit_that_serves_is_taken(no_nvcc, monkeypatch, tmp_path):
     faults = {
         "old": ({"release": "11.8"}, "is older than 12.0, which C++20 needs"),
+        "odd": ({"release": "\\377"}, "does not answer as nvcc does"),
         "bare": ({"runtime": False}, "has no libcudart_static.a"),
         "unfit": (
             {"trial": "echo 'host_config.h: error: unsupported GNU version' >&2; exit 1"},
@@ -187,7 +188,7 @@ def test_first_toolkit_that_serves_is_taken(no_nvcc, monkeypatch, tmp_path):
     for said, (_, why) in zip(str(error.value).split("; "), faults.values(), strict=True):
         assert said.endswith(why)
 
-    sys.path.append(str(tmp_path))
+    sys.path += [None, b"/", "a\0b", str(tmp_path)]
     nvcc = toolkit_in(tmp_path / "nvidia" / "cu13")
     found = build_cuda.find_toolkit()
     assert found[:3] == (nvcc, "13.0", ("90", "100", "120"))

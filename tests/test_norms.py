@@ -187,10 +187,8 @@ def test_first_derivative_is_that_of_the_operations(k, dtype):
 
 def test_a_step_asks_for_the_native_derivative_and_a_second_one_for_operations(monkeypatch):
     asked = []
-    by_operations = package._by_operations
-    monkeypatch.setattr(
-        package, "_by_operations", lambda *given: asked.append(1) or by_operations(*given)
-    )
+    finite = package._finite
+    monkeypatch.setattr(package, "_finite", lambda blocks: asked.append(1) or finite(blocks))
     weight = (torch.eye(3) * 2).expand(2, 3, 3).clone().requires_grad_()
     for create_graph in (False, True):
         value = package.clamp_norm(weight, "spectral").square().sum()
@@ -202,6 +200,45 @@ def test_clamp_is_the_same_with_and_without_gradients():
     weight = blocks(8, "normal", torch.Generator().manual_seed(0)).float()
     with_gradients = package.clamp_norm(weight.clone().requires_grad_(), "spectral")
     assert torch.equal(package.clamp_norm(weight, "spectral"), with_gradients)
+
+
+def by_svd(w):
+    """The clamp of one block above the norm."""
+    return w / torch.linalg.svdvals(w)[..., :1, None]
+
+
+def test_products_with_the_hessian_and_tangents_of_tangents_are_those_of_an_svd():
+    generator = torch.Generator().manual_seed(0)
+    weight, v, t = (torch.randn(1, 3, 3, generator=generator, dtype=F64) for _ in range(3))
+    weight = weight * 2
+    assert norms(weight) > 1.5
+
+    def value(clamp):
+        return lambda w: clamp(w).pow(3).sum()
+
+    def ours(w):
+        return package.clamp_norm(w, "spectral")
+
+    def twice(clamp):
+        return torch.func.jvp(lambda w: torch.func.jvp(clamp, (w,), (v,))[1], (weight,), (t,))[1]
+
+    _, expected = torch.autograd.functional.vhp(value(by_svd), weight, v)
+    for product in (torch.autograd.functional.hvp, torch.autograd.functional.vhp):
+        torch.testing.assert_close(product(value(ours), weight, v)[1], expected)
+    torch.testing.assert_close(twice(ours), twice(by_svd))
+
+
+def test_second_derivatives_are_there_under_hooks_on_saved_tensors():
+    weight = (torch.eye(3, dtype=F64) * 2).repeat(1, 2, 1).requires_grad_()
+
+    def derivative():
+        value = package.clamp_norm(weight, "spectral").pow(3).sum()
+        (grad,) = torch.autograd.grad(value, weight, create_graph=True)
+        return grad
+
+    with torch.autograd.graph.save_on_cpu():
+        hooked = derivative()
+    torch.testing.assert_close(hooked, derivative())
 
 
 @pytest.mark.parametrize("scale", [0.1, 0.5, 0.999])

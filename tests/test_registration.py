@@ -239,6 +239,59 @@ def test_transforms_inside_of_a_compiled_function_are_not_lost(transform, of):
     assert result.abs().max() > 1e-3
 
 
+def test_compiled_function_sees_dual_numbers_that_come_later():
+    x, t = torch.randn(SHAPE, dtype=F64), torch.randn(SHAPE, dtype=F64)
+    weight = torch.randn(4, 4, 2, dtype=F64, generator=torch.Generator().manual_seed(0))
+
+    def function(x):
+        return spatial_gated_rnn(x, None, weight, None)
+
+    torch._dynamo.reset()
+    module = torch.compile(function, backend="aot_eager")
+    module(x)
+    torch.testing.assert_close(of_dual_numbers(module, x, t), of_dual_numbers(function, x, t))
+
+
+@pytest.mark.parametrize("merge", ["max", "sum"])
+def test_gradients_that_were_not_foreseen_are_right(merge):
+    # Inside of vmap nothing seems to require a gradient; and a graph may be exported without.
+    layer = SpatialGatedRNN(4, groups=2, merge=merge).double()
+    with torch.no_grad():
+        layer.raw_weight.mul_(2)
+    x = torch.randn(2, *SHAPE, dtype=F64, generator=torch.Generator().manual_seed(0))
+
+    def ensemble(raw):
+        def one(raw, x):
+            return torch.func.functional_call(layer, {"raw_weight": raw}, (x,))
+
+        return torch.func.vmap(one)(raw, x).square().sum()
+
+    raw = torch.stack([layer.raw_weight, layer.raw_weight * 0.3]).detach().requires_grad_()
+    torch._dynamo.reset()
+    (grad,) = torch.autograd.grad(torch.compile(ensemble, backend="aot_eager")(raw), raw)
+    torch.testing.assert_close(grad, torch.autograd.grad(ensemble(raw), raw)[0])
+
+    with torch.no_grad():
+        exported = torch.export.export(layer, (x[0],)).module()
+    for module in (exported, layer):
+        module(x[0]).square().sum().backward()
+    torch.testing.assert_close(exported.raw_weight.grad, layer.raw_weight.grad)
+
+
+def test_second_derivatives_of_the_bare_ops_are_refused():
+    weight = (torch.eye(2) * 2).repeat(2, 2, 1).requires_grad_()
+    clamped, _ = torch.ops.gatedrnn.clamp_spectral(weight, True)
+    (grad,) = torch.autograd.grad(clamped.square().sum(), weight, create_graph=True)
+    with pytest.raises(RuntimeError, match="the bare op, have no second derivative"):
+        grad.sum().backward()
+    x = torch.randn(SHAPE, requires_grad=True)
+    options = ([0], "sum", "tanh", "clamp", True)
+    y, _ = torch.ops.gatedrnn.scan(x, None, torch.zeros(1, 4, 4), None, *options)
+    (grad,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="the bare op, have no second derivative"):
+        grad.sum().backward()
+
+
 @pytest.mark.parametrize("strict", [False, True])
 def test_exported_layer_gives_the_same_map(strict, tmp_path):
     layer = SpatialGatedRNN(4, merge="mean").eval()

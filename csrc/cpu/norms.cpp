@@ -2,11 +2,11 @@
 //
 // The Gram matrix G = w^T w is squared at most kSquarings times, which leaves nothing but the
 // eigenspaces next to the largest one, whatever the gap between them. For any vector v in there
-// |w v|^2 / |v|^2 is at most the largest eigenvalue and short of it by less than
-// 1 / (e 2^(kSquarings + 1)): sigma by less than 2e-9. It is never too large, so that a block
-// within the norm is left alone. Mostly the power stands still after some ten squarings. An
-// eigenvalue's share c in it becomes c^2, so that a change below kStill leaves shares next to 0,
-// which no longer count, and next to 1, whose eigenvalues are as good as the largest.
+// |w v|^2 / |v|^2 is at most the largest eigenvalue, so that a block within the norm is left alone,
+// and hardly short of it: sigma by less than 1e-8 of itself. Mostly the power stands still after
+// some ten squarings. An eigenvalue's share c in it becomes c^2, so that a change below kStill
+// leaves shares next to 0, which no longer count, and next to 1, whose eigenvalues are as good as
+// the largest.
 #include <algorithm>
 #include <cmath>
 #include <numeric>
