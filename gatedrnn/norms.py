@@ -29,11 +29,14 @@ def clamp_norm(weight: Tensor, norm: str | None) -> Tensor:
 
     Raises:
         ValueError: `norm` is not known.
+        TypeError: `weight` has another dtype.
     """
     if norm not in NORMS:
         raise ValueError(
             f"weight_norm must be one of 'spectral', 'frobenius' or None, got {norm!r}"
         )
+    if weight.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"weight must be float32 or float64, got {weight.dtype}")
     k = weight.shape[-1]
     if norm is None:
         return weight

@@ -248,6 +248,13 @@ def test_options_are_keyword_only():
         SpatialGatedRNN(6, 2)
 
 
+def test_layer_of_another_dtype_is_refused():
+    layer = SpatialGatedRNN(6)
+    layer.raw_weight = torch.nn.Parameter(layer.raw_weight.detach().to(torch.complex64))
+    with pytest.raises(TypeError, match=r"weight must be float32 or float64, got torch\.complex64"):
+        layer(X)
+
+
 def test_device_without_kernels_is_told_once():
     functional._warn_once.cache_clear()
     with pytest.warns(UserWarning, match="^gatedrnn has no kernels for 'cuda' tensors: this runs"):
