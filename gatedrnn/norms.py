@@ -82,8 +82,8 @@ class _SpectralClamp(torch.autograd.Function):
         weight, kept = ctx.saved_tensors
         if is_plain(grad, weight):
             return torch.ops.gatedrnn.clamp_spectral_backward(grad.contiguous(), weight, kept)
-        # The same in operations that can be differentiated, written out: torch.func.vjp of the clamp
-        # refuses hooks on saved tensors, such as those of checkpoints.
+        # The same in operations that can be differentiated, written out: torch.func.vjp of the
+        # clamp refuses hooks on saved tensors, such as those of checkpoints.
         k = weight.shape[-1]
         blocks, grads = (t.reshape(-1, k, k).double() for t in (weight, grad))
         blocks, finite = _finite(blocks)
