@@ -31,7 +31,7 @@ template <class T>
 size_t backward_bytes(const ScanArgs& a) {
   return shared_bytes<T>(a, T::kInPlace ? 4 : 8);
 }
-// backward_1_2_4.cu, backward_8_16.cu, backward_general.cu
+// steps_*.cu
 template <class T>
 void launch_backward(BackwardParams<typename T::Value> params, cudaStream_t stream);
 

@@ -28,12 +28,16 @@ struct WavefrontParams {
   // What the first pass leaves of y for the second, laid out as y: of x's dtype for a maximum,
   // which rounding does not change, else of the state's.
   void* share;
+
+  // Two passes share y; with merge none every direction has a map of its own.
+  GATEDRNN_INLINE bool passes_meet() const { return a.merge != Merge::kNone && p.passes == 2; }
 };
 // Shared memory: x, g, and h for rows and for columns where it is wanted.
 template <class T>
 size_t wavefront_bytes(const ScanArgs& a, bool keeps_states) {
   return shared_bytes<T>(a, keeps_states || T::kNeedsStates ? 3 : 1);
 }
+// steps_*.cu
 template <class T>
 void launch_wavefront(WavefrontParams<typename T::Value> params, cudaStream_t stream);
 

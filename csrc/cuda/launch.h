@@ -67,17 +67,6 @@ template <int K>
 using KnownSteps = Steps < float,
       K, 16, K<16 ? 8 : 4>;
 
-// Compiles launch<Steps>(Params, stream) here, for other files to call.
-#define GATEDRNN_INSTANTIATE(launch, Params, ...) \
-  template void launch<__VA_ARGS__>(Params<__VA_ARGS__::Value>, cudaStream_t)
-#define GATEDRNN_INSTANTIATE_GENERAL(launch, Params)             \
-  GATEDRNN_INSTANTIATE(launch, Params, Steps<float, 0, 16, 0>);  \
-  GATEDRNN_INSTANTIATE(launch, Params, Steps<float, 0, 4, 0>);   \
-  GATEDRNN_INSTANTIATE(launch, Params, Steps<float, 0, 1, 0>);   \
-  GATEDRNN_INSTANTIATE(launch, Params, Steps<double, 0, 16, 0>); \
-  GATEDRNN_INSTANTIATE(launch, Params, Steps<double, 0, 4, 0>);  \
-  GATEDRNN_INSTANTIATE(launch, Params, Steps<double, 0, 1, 0>)
-
 template <class Bytes, class Body>
 bool choose_known_steps(const ScanArgs& a, const Bytes& bytes, const Body& body) {
   switch (a.block) {

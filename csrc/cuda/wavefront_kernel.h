@@ -1,0 +1,172 @@
+// The wavefront's kernel: every tile of x and g is read once for two directions, which are merged
+// on chip. Two passes cross the image from opposite corners at the same time.
+#pragma once
+
+#include "cuda/forward.h"
+#include "cuda/merge.h"
+#include "cuda/wavefront.h"
+
+namespace gatedrnn::cuda {
+
+// What a visit writes of a tile, and what it reads of the visit before.
+template <class A>
+struct MergedTile {
+  void* result;  // its corner; on a first visit that of the share
+  const void* share;
+  uint8_t* mask;
+  Dtype dtype;
+  A scale;
+};
+
+// Writes what the directions of one pass say of a tile, and what the other has said before.
+template <class T, Rule R, bool Second>
+GATEDRNN_DEVICE void write_merged(const Task& t, const MergedTile<typename T::Value>& tile,
+                                  const Strides& strides, const PassMaps<typename T::Value>& maps) {
+  using A = typename T::Value;
+  constexpr bool has_winners = R == Rule::kMaxWithWinners;
+  with_storage<A>(tile.dtype, [&](auto* type) {
+    using S = std::remove_pointer_t<decltype(type)>;
+    using Left = std::conditional_t<R == Rule::kMax, S, A>;
+    S* const result = static_cast<S*>(tile.result);
+    with_walk<T>(
+        whole_block<T>(), t, t.channels, strides, result, [&]<int W>(int next, const auto& walk) {
+          struct Before {
+            Pack<Left, W> value;
+            Pack<uint8_t, W> winners;
+          };
+          const auto write = [&](int64_t at, int cell, const Before& before) {
+            const Pack<A, W> one = load_cells<W>(maps.one, cell, next);
+            const Pack<A, W> other = load_cells<W>(maps.other, cell, next);
+            Pack<S, W> values;
+            Pack<uint8_t, W> winners;
+#pragma unroll
+            for (int k = 0; k < W; ++k) {
+              Winner<A> v{one.values[k], maps.one_bit};
+              if (R != Rule::kSum || asked_here(maps.both))
+                v = merged<R>(v, {other.values[k], maps.other_bit});
+              if (Second)
+                v = merged<R>(v, {to_state<A>(before.value.values[k]),
+                                  has_winners ? before.winners.values[k] : 0u});
+              values.values[k] = to_storage<S>(R == Rule::kSum ? v.value * tile.scale : v.value);
+              winners.values[k] = static_cast<uint8_t>(v.bits);
+            }
+            pack_at<W>(result + at) = values;
+            if (has_winners) pack_at<W>(tile.mask + at) = winners;
+          };
+          if constexpr (Second) {
+            walk(
+                [&](int64_t at) {
+                  const Left* const share = static_cast<const Left*>(tile.share);
+                  Before before{load_shared_by_blocks(&pack_at<W>(share + at)), {}};
+                  if (has_winners)
+                    before.winners = load_shared_by_blocks(&pack_at<W>(tile.mask + at));
+                  return before;
+                },
+                write);
+          } else {
+            walk(NoLoad(), [&](int64_t at, int cell, bool) { write(at, cell, Before{}); });
+          }
+        });
+  });
+}
+
+// Where the tiles are in shared memory; all in the state's type.
+template <class A, class T>
+struct WavefrontTiles {
+  A* x;
+  Pair<A> h, g;
+  GATEDRNN_DEVICE explicit WavefrontTiles(const WavefrontParams<A>& f) {
+    const int tile = T::kPixels * f.p.channels;
+    const bool keeps_states = f.a.y || T::kNeedsStates;
+    x = shared_at<A>(kTilesBegin);
+    g = {x + (keeps_states ? 3 : 1) * tile, f.a.gate_directions ? gate_size<T>(f.p, f.a) : 0};
+    if (keeps_states)
+      h = {x + tile, tile};
+    else
+      h = {nullptr, 0};
+  }
+};
+
+template <class A>
+GATEDRNN_DEVICE void decode_task(const WavefrontParams<A>& f, int ticket, Task& t) {
+  t = f.p.task(ticket);
+  if (f.a.y == nullptr || !f.passes_meet()) t.visit = kOnly;
+}
+
+template <class A, class T>
+GATEDRNN_DEVICE void ask_for_next_tiles(const WavefrontParams<A>& f) {
+  if (next_slot().ticket < f.p.tasks) ask_for_inputs<T>(f.p, next_slot().task, f.a);
+}
+
+template <class A, class T>
+GATEDRNN_DEVICE void scan_tiles(const WavefrontParams<A>& f) {
+  const Task t = task_slot().task;
+  const int axis = threadIdx.x / (T::kThreads / 2), d = f.p.direction[t.pass][axis];
+  const WavefrontTiles<A, T> tiles(f);
+  const ScanTiles<A> own{tiles.x, tiles.g[axis], f.a.gate_channels ? T::kPixels : 0, tiles.h[axis]};
+  Border<A> border{};
+  if (d >= 0) border = Border<A>::of(f.p, t, f.borders.states[d], axis, t.from_end);
+  T::scan(f.a, t, d, Path::of<T::kSide>(t, axis), own, border,
+          [&] { wait_upstream<T>(f.p, t, f.flags, t.from_end); });
+}
+
+template <class A, class T>
+GATEDRNN_DEVICE void write_tiles(const WavefrontParams<A>& f) {
+  const Task t = task_slot().task;
+  const ScanArgs& a = f.a;
+  const Pair<A> h = WavefrontTiles<A, T>(f).h;
+  if (a.merge == Merge::kNone) {
+#pragma unroll 1
+    for (int i = 0; i < kAxes; ++i)
+      if (const int one = f.p.direction[t.pass][i]; one >= 0)
+        write_map<T>(whole_block<T>(), f.p, t, a, one, h[i]);
+    return;
+  }
+  const int64_t corner = tile_corner(f.p, t, a.y_strides, 0, t.c0);
+  const bool first = t.visit == kFirst, second = t.visit == kSecond;
+  const Dtype left = rule_of(a) == Rule::kMax ? a.dtype : state_dtype<A>();
+  char* const share = static_cast<char*>(f.share) + corner * bytes_of(left);
+  const MergedTile<A> tile{first ? share : static_cast<char*>(a.y) + corner * bytes_of(a.dtype),
+                           share, a.mask + corner, first ? left : a.dtype,
+                           first ? A(1) : merge_scale<A>(a)};
+  const PassMaps<A> maps(f.p.direction[t.pass], h);
+  with_rule(rule_of(a), [&]<Rule R>() {
+    second ? write_merged<T, R, true>(t, tile, a.y_strides, maps)
+           : write_merged<T, R, false>(t, tile, a.y_strides, maps);
+  });
+}
+
+// A block owns a tile at a time. Loads and stores run along whichever axis of a map is contiguous.
+// Rows belong to the first half of the threads, columns to the second (steps.h).
+template <class A, class T>
+__global__ void __launch_bounds__(T::kThreads, T::kScanBlocks)
+    wavefront_kernel(const __grid_constant__ WavefrontParams<A> f) {
+  const ScanArgs& a = f.a;
+  const auto decode = [&](int ticket, Task& t) { decode_task(f, ticket, t); };
+  Tasks<T, decltype(decode)> tasks(f.flags.ticket, f.p.tasks, decode);
+  while (tasks.next()) {
+    const Task& t = task_slot().task;
+    load_tiles<T>(f.p, a, f.flags, WavefrontTiles<A, T>(f));
+    tasks.look_ahead();
+    meet<T>();
+    ask_for_next_tiles<A, T>(f);
+    scan_tiles<A, T>(f);
+    finish_states<T>(f.p, t, f.flags);
+    if (a.y == nullptr) continue;
+    wait_first_visit<T>(f.p, t, f.flags);
+    write_tiles<A, T>(f);
+    finish_visit<T>(f.p, t, f.flags);
+  }
+}
+
+template <class T>
+void launch_wavefront(WavefrontParams<typename T::Value> f, cudaStream_t stream) {
+  const auto kernel = wavefront_kernel<typename T::Value, T>;
+  const size_t shared = wavefront_bytes<T>(f.a, f.a.y != nullptr);
+  const int blocks = resident_blocks(kernel, T::kThreads, shared, f.p.tasks);
+  f.p.advance_together(blocks);
+  launch(kernel, dim3(blocks), dim3(T::kThreads), shared, stream, f);
+  check_launch("wavefront_kernel");
+}
+
+}  // namespace gatedrnn::cuda
