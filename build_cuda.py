@@ -71,17 +71,21 @@ def find_toolkit() -> Toolkit:
     """
     if sys.platform != "linux":
         raise CannotBuild("CUDA is built on Linux only")
-    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
-    candidates = [os.path.join(home, "bin", "nvcc") for home in homes]
-    candidates += ["nvcc", "/usr/local/cuda/bin/nvcc"]
+    homes = filter(None, (os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")))
+    named = [os.path.join(home, "bin", "nvcc") for home in homes]
+    candidates = [*named, "nvcc", "/usr/local/cuda/bin/nvcc"]
     for path in (path for path in sys.path if isinstance(path, str) and "\0" not in path):
         candidates += glob(os.path.join(escape(path), "nvidia", "cu*", "bin", "nvcc"))
-    lacks = []
+    lacks = [f"{nvcc} is not there" for nvcc in named if shutil.which(nvcc) is None]
     for nvcc in dict.fromkeys(filter(None, map(shutil.which, candidates))):
         try:
-            return _toolkit(nvcc)
+            toolkit = _toolkit(nvcc)
         except CannotBuild as error:
             lacks.append(str(error))
+        else:
+            for lack in lacks:
+                print(f"gatedrnn: passed over: {lack}", flush=True)
+            return toolkit
     raise CannotBuild(
         "; ".join(lacks)
         or "nvcc is not at CUDA_HOME or CUDA_PATH, on PATH, at /usr/local/cuda or among the "

@@ -198,6 +198,22 @@ def test_first_toolkit_that_serves_is_taken(no_nvcc, monkeypatch, tmp_path):
     assert build_cuda.find_toolkit().nvcc == at_home
 
 
+def test_nvcc_that_is_passed_over_is_named(no_nvcc, capsys, tmp_path):
+    wrong = tmp_path / "wrong" / "bin" / "nvcc"
+    no_nvcc(CUDA_HOME=str(wrong.parents[1]))
+    with pytest.raises(build_cuda.CannotBuild, match=f"^{wrong} is not there$"):
+        build_cuda.find_toolkit()
+    old = toolkit_in(tmp_path / "old", release="11.8")
+    no_nvcc(CUDA_PATH=str(tmp_path / "old"))
+    sys.path.append(str(tmp_path))
+    toolkit_in(tmp_path / "nvidia" / "cu13")
+    build_cuda.find_toolkit()
+    assert capsys.readouterr().out == (
+        f"gatedrnn: passed over: {wrong} is not there\n"
+        f"gatedrnn: passed over: {old} is older than 12.0, which C++20 needs\n"
+    )
+
+
 def test_other_values_of_the_variable_are_refused(environment):
     environment(GATEDRNN_CUDA="yes")
     with pytest.raises(SystemExit, match="GATEDRNN_CUDA must be 0 or 1, got 'yes'"):

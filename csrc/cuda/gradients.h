@@ -186,6 +186,7 @@ GATEDRNN_DEVICE void write_gradient(const Task& t, Visit visit, const GradientMa
               if (other) add(load_cells<W>(other, cell, next));
             }
             if constexpr (W == 1) {
+#pragma unroll 1
               for (int c = 0; summed > 1 && c < summed; ++c) {
                 if (one) add(load_cells<W>(one, T::other_channel(cell, c), next));
                 if (other) add(load_cells<W>(other, T::other_channel(cell, c), next));
