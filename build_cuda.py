@@ -267,7 +267,7 @@ def compile_objects(toolkit: Toolkit, architectures: list[str], folder: Path) ->
         )
     )
     given = os.environ.get("MAX_JOBS", "")
-    jobs = int(given) if given.isdigit() and int(given) else os.cpu_count() or 1
+    jobs = int(given) if given.isdecimal() and int(given) else os.cpu_count() or 1
     environment = dict(os.environ)
     if jobs > len(sources) and len(architectures) > 1:
         # By the environment: a number of jobs in the command would make ninja compile anew.
