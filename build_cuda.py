@@ -125,7 +125,7 @@ def _try_to_compile(nvcc: str, architecture: str) -> None:
             _output(nvcc, FLAGS[0], f"-arch={architecture}", "-c", str(source), "-o", target)
         except subprocess.CalledProcessError as error:
             found = re.search(r".*\b(error|fatal)\b.*", error.output)
-            why = found[0] if found else error.output.strip()
+            why = found[0] if found else error.output.strip() or str(error)
         except (OSError, subprocess.SubprocessError) as error:
             why = str(error)
         else:

@@ -178,6 +178,7 @@ def test_first_toolkit_that_serves_is_taken(no_nvcc, monkeypatch, tmp_path):
             {"trial": "echo 'host_config.h: error: unsupported GNU version' >&2; exit 1"},
             "does not compile: host_config.h: error: unsupported GNU version",
         ),
+        "mute": ({"trial": "exit 3"}, "returned non-zero exit status 3."),
     }
     for name, (options, _) in faults.items():
         packages = tmp_path / "of [python]" / name
