@@ -36,7 +36,7 @@ DEVICES = ("cpu", "meta", *(("cuda",) if _C.build_info()["cuda_architectures"] e
 
 # Seen in 2.11, and not in 2.13: behind a break of the graph what torch.func.vjp returns gives zero.
 _GRAPH_CAN_BREAK = torch.__version__ >= "2.13"  # as versions, not as text
-_GRAD, _JVP = torch._C._functorch.TransformType.Grad, torch._C._functorch.TransformType.Jvp
+_JVP = torch._C._functorch.TransformType.Jvp
 
 
 # ---- fake kernels ------------------------------------------------------------------------------
@@ -313,7 +313,9 @@ def scan(x, g, weight, bias, options: Options) -> Tensor:
     tensors = (x, g, weight, bias)
     if torch.compiler.is_compiling():
         if is_differentiated():
-            return (_scan_eagerly if _GRAPH_CAN_BREAK else _reference)(*tensors, options)
+            from . import _tracing
+
+            return (_tracing.scan_eagerly if _GRAPH_CAN_BREAK else _reference)(*tensors, options)
         keep_mask = torch.is_grad_enabled() and any(
             t is not None and t.requires_grad for t in tensors
         )
@@ -351,18 +353,9 @@ def has_nested_tangents() -> bool:
 def is_differentiated() -> bool:
     """Whether, in a function that is traced, torch.func takes a gradient or a tangent or a dual
     level is open. The latter is read where Dynamo sees it, and compiles anew when it changes."""
-    return forward_ad._current_level >= 0 or _func_differentiates()
+    from . import _tracing
 
-
-@torch.compiler.assume_constant_result
-def _func_differentiates() -> bool:
-    stack = torch._C._functorch.get_interpreter_stack() or []
-    return any(level.key() in (_GRAD, _JVP) for level in stack)
-
-
-@torch.compiler.disable(reason="gatedrnn: derivatives of torch.func are not traced through a scan")
-def _scan_eagerly(*arguments) -> Tensor:
-    return scan(*arguments)
+    return forward_ad._current_level >= 0 or _tracing.func_differentiates()
 
 
 def _reference(x, g, weight, bias, options: Options) -> Tensor:

@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-import subprocess
 import sys
 import sysconfig
 import tarfile
@@ -11,6 +10,7 @@ import venv
 from importlib import metadata
 from pathlib import Path
 
+import children
 import pytest
 
 from gatedrnn import _C
@@ -26,21 +26,17 @@ reads_elf = pytest.mark.skipif(
 
 def run(*arguments, cwd=sys.prefix, **environment):
     # Never in the source folder, which Python would import from before the installed package.
-    return subprocess.run(
+    return children.run(
         [sys.executable, *arguments],
         cwd=cwd,
         env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
         timeout=120,
     )
 
 
 @reads_elf
 def test_library_needs_only_the_stable_abi_of_torch():
-    listing = subprocess.run(
-        ["nm", "-D", "--undefined-only", _C.__file__], capture_output=True, text=True, check=True
-    )
+    listing = children.run(["nm", "-D", "--undefined-only", _C.__file__], check=True)
     names = [line.split()[1] for line in listing.stdout.splitlines()]
     assert "aoti_torch_library_init_def" in names  # or nm has told nothing
     # c10::, at::, torch:: as a mangled name spells them, also inside template arguments.
@@ -50,9 +46,7 @@ def test_library_needs_only_the_stable_abi_of_torch():
 
 @reads_elf
 def test_library_does_not_link_torch_python():
-    listing = subprocess.run(
-        ["readelf", "-d", _C.__file__], capture_output=True, text=True, check=True
-    )
+    listing = children.run(["readelf", "-d", _C.__file__], check=True)
     needed = re.findall(r"\(NEEDED\).*\[(.+)\]", listing.stdout)
     assert [name for name in needed if "torch" in name or "c10" in name] == ["libtorch_cpu.so"]
 
@@ -61,21 +55,15 @@ def test_library_does_not_link_torch_python():
 def test_library_needs_no_cuda_library():
     # It holds a CUDA runtime of its own, and finds PyTorch's stream when a CUDA tensor comes: so
     # that one library loads beside a CPU-only PyTorch too.
-    needed = subprocess.run(
-        ["readelf", "-d", _C.__file__], capture_output=True, text=True, check=True
-    )
+    needed = children.run(["readelf", "-d", _C.__file__], check=True)
     assert re.findall(r"\(NEEDED\).*(?:cuda|c10)", needed.stdout) == []
-    names = subprocess.run(
-        ["nm", "-D", _C.__file__], capture_output=True, text=True, check=True
-    ).stdout.split()
+    names = children.run(["nm", "-D", _C.__file__], check=True).stdout.split()
     assert [name for name in names if re.match(r"(__)?cu[A-Z]|(__)?cuda[A-Z]", name)] == []
 
 
 @reads_elf
 def test_library_exports_only_its_module():
-    listing = subprocess.run(
-        ["nm", "-D", "--defined-only", _C.__file__], capture_output=True, text=True, check=True
-    )
+    listing = children.run(["nm", "-D", "--defined-only", _C.__file__], check=True)
     ours = [name for name in listing.stdout.split() if "gatedrnn" in name]
     assert ours == []
     assert "PyInit__C" in listing.stdout
@@ -173,18 +161,40 @@ def isolated_build(tmp_path):
     )
 
     def build(code, python=sys.executable):
-        result = subprocess.run(
+        result = children.run(
             [python, "-c", f"from setuptools import build_meta\n{code}"],
             cwd=sources,
             env={**os.environ, "PYTHONPATH": str(overlay), "PYTHONNOUSERSITE": "1"},
-            capture_output=True,
-            text=True,
             timeout=120,
         )
         assert result.returncode == 0, result.stderr
         return result.stdout.splitlines()[-1]
 
     return build
+
+
+@pytest.mark.build
+def test_wheel_installs_and_checks_itself(tmp_path):
+    # Built in the checkout, so that what the editable installation compiled serves here too.
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    wheel = ["wheel", "--no-build-isolation", "--no-deps", "--wheel-dir", tmp_path, ROOT]
+    children.run([*pip, *wheel], timeout=280, check=True)
+    (archive,) = tmp_path.glob("gatedrnn-*.whl")
+    folder = tmp_path / "installed"
+    install = ["install", "--no-index", "--no-deps", "--target", folder, archive]
+    children.run([*pip, *install], check=True)
+
+    # Dynamo takes as long to import as the rest of PyTorch.
+    code = "import sys, gatedrnn; assert 'torch._dynamo' not in sys.modules; "
+    code += "print(gatedrnn._C.__file__)"
+    found = run("-c", code, PYTHONPATH=str(folder))
+    assert Path(found.stdout.strip()).is_relative_to(folder), found.stderr
+    result = run("-m", "gatedrnn", PYTHONPATH=str(folder))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.splitlines()[-1] == "OK"
+    shipped = {path.name for path in (folder / "gatedrnn").iterdir() if path.suffix != ".so"}
+    sources = {path.name for path in (ROOT / "gatedrnn").iterdir() if path.suffix != ".so"}
+    assert shipped - {"__pycache__"} == sources - {"__pycache__"}
 
 
 def test_isolated_build_uses_the_torch_of_the_target(isolated_build):
