@@ -1,5 +1,6 @@
 """DistributedDataParallel over two processes: the gradients of the whole batch, in both."""
 
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -27,30 +28,37 @@ def parts():
     return layer, torch.randn(2 * WORLD, 4, 6, 5), torch.randn(2 * WORLD, 1, 6, 5)
 
 
+def train(rank):
+    """Two steps on this process's half of the batch; the layer."""
+    layer, x, g = parts()
+    if rank:  # DDP hands out the parameters of process 0
+        layer.raw_weight.data.zero_()
+    module = DistributedDataParallel(layer)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        mine = slice(2 * rank, 2 * rank + 2)
+        module(x[mine], g[mine]).pow(2).mean().backward()
+        optimizer.step()
+    return layer
+
+
 def work(rank, folder):
     torch.set_num_threads(1)
     store = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=WORLD)
-    try:
-        layer, x, g = parts()
-        if rank:  # DDP hands out the parameters of process 0
-            layer.raw_weight.data.zero_()
-        module = DistributedDataParallel(layer)
-        optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
-        for _ in range(2):
-            optimizer.zero_grad()
-            mine = slice(2 * rank, 2 * rank + 2)
-            module(x[mine], g[mine]).pow(2).mean().backward()
-            optimizer.step()
-        state = {"grads": [p.grad for p in layer.parameters()], "state": layer.state_dict()}
-        torch.save(state, Path(folder) / f"{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+    layer = train(rank)
+    state = {"grads": [p.grad for p in layer.parameters()], "state": layer.state_dict()}
+    torch.save(state, Path(folder) / f"{rank}.pt")
+    # The DDP module must be freed before the group: as the group's last owner it can deadlock.
+    gc.collect()
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 def test_two_processes_train_as_one():
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(work, (folder,), nprocs=WORLD)
+        mp.spawn(work, (folder,), nprocs=WORLD, daemon=True)
         results = [torch.load(os.path.join(folder, f"{rank}.pt")) for rank in range(WORLD)]
     layer, x, g = parts()
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)

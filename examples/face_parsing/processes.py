@@ -1,7 +1,10 @@
 """Several processes that train one model, as torchrun starts them; one alone is the usual case."""
 
+import contextlib
+import gc
 import os
 import signal
+import traceback
 
 import torch
 import torch.distributed as dist
@@ -38,15 +41,30 @@ class Processes:
             return torch.device("cuda", self.local_rank)
         return device
 
-    def start(self, device):
-        """Meet the other processes: gloo on the CPU, NCCL on GPUs."""
-        if self.world > 1:
-            if device.type == "cuda":
-                torch.cuda.set_device(device)
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    @contextlib.contextmanager
+    def connected(self, device):
+        """Connect the processes for the time of a `with` block: gloo on the CPU, NCCL on GPUs.
 
-    def stop(self):
-        if dist.is_initialized():
+        The end has an order that cannot hang. DistributedDataParallel also owns the process group.
+        If it is the last owner, it waits for the group's threads while it holds Python's lock, and
+        these may wait for that lock. So it is freed before the group, which waits without the lock.
+        """
+        if self.world == 1:
+            yield
+            return
+        cuda = device.type == "cuda"
+        if cuda:
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if cuda else "gloo")
+        try:
+            yield
+            gc.collect()
+            dist.barrier(device_ids=[device.index] if cuda else None)
+        except BaseException as error:
+            _clear_frames(error)
+            gc.collect()
+            raise
+        finally:
             dist.destroy_process_group()
 
     def wrap(self, model, device):
@@ -67,6 +85,13 @@ class Processes:
         if self.world > 1:
             dist.all_reduce(tensor)
         return tensor
+
+
+def _clear_frames(error):
+    """Free the variables of the functions that an exception and its causes have left."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _number(name, default):

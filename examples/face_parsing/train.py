@@ -298,8 +298,7 @@ def run(args, given, out, processes):
             "--view box and --model points go together, "
             f"got --view {settings.view} --model {settings.model}"
         )
-    processes.start(device)
-    try:
+    with processes.connected(device):
         faces = open_splits(args, settings)
         layout = Layout.of(state["layout"]) if state and state["layout"] else None
         view = make_view(settings.view, faces["train"], labels=settings.labels, layout=layout)
@@ -339,8 +338,6 @@ def run(args, given, out, processes):
             processes=processes,
             workers=args.workers,
         )
-    finally:
-        processes.stop()
     if processes.first:
         print(evaluate.as_text(write_results(out, state, stills, device=device)))
         print(f"results in {out}")

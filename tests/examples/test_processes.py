@@ -1,11 +1,11 @@
 """Two processes train as one does with the doubled batch."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import checkpoint
+import children
 import pytest
 import torch
 from example_scripts import EXAMPLE, QUICK
@@ -16,14 +16,15 @@ SCRIPT = Path(__file__).with_name("two_processes.py")
 def torchrun(environment, count, script, *arguments):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
     command = [sys.executable, *launcher, str(script), *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    return children.run(command, env=environment, timeout=200)
 
 
 def test_two_processes_equal_one_with_the_doubled_batch(tmp_path, script_environment):
     # Ten faces in batches of four: the last has two, one for each process.
-    for count, batch_size in ((1, 4), (2, 2)):
-        done = torchrun(script_environment, count, SCRIPT, tmp_path, batch_size)
-        assert done.returncode == 0, done.stderr
+    alone = [sys.executable, SCRIPT, tmp_path, 4]
+    children.run(alone, env=script_environment, check=True)
+    done = torchrun(script_environment, 2, SCRIPT, tmp_path, 2)
+    assert done.returncode == 0, done.stderr
     one, first, second = (
         torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1")
     )
@@ -36,6 +37,7 @@ def test_two_processes_equal_one_with_the_doubled_batch(tmp_path, script_environ
         assert a == pytest.approx(b, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_train_runs_under_torchrun_and_one_process_writes(tmp_path, script_environment):
     out = tmp_path / "out"
     arguments = [*QUICK, "--epochs", 2, "--out", out]
@@ -48,11 +50,12 @@ def test_train_runs_under_torchrun_and_one_process_writes(tmp_path, script_envir
 
     # One process would see other batches: not the same training.
     command = [sys.executable, EXAMPLE / "train.py", "--resume", "--no-cache", "--out", out]
-    alone = subprocess.run(command, env=script_environment, capture_output=True, text=True)
+    alone = children.run(command, env=script_environment)
     assert alone.returncode == 2
     assert "was trained with processes 2, here: 1" in alone.stderr
 
 
+@pytest.mark.slow
 def test_fewer_faces_than_processes_is_one_line(tmp_path, script_environment):
     arguments = [*QUICK, "--limit", 1, "--epochs", 1, "--out", tmp_path / "out"]
     done = torchrun(script_environment, 2, EXAMPLE / "train.py", *arguments)

@@ -21,11 +21,10 @@ def main(out, batch_size):
     settings = Settings(model="rnn-g", epochs=2, batch_size=int(batch_size), background=5, clip=1.0)
     view = Whole(faces)
     state = training.new_state(settings, view.facts(), faces=10, world=processes.world)
-    processes.start(device)
     nothing = faces._replace(images=faces.images[:0], labels=faces.labels[:0])
     options = {"device": device, "processes": processes, "save": lambda state, *, best: None}
-    training.train(state, faces, nothing, view=view, **options)
-    processes.stop()
+    with processes.connected(device):
+        training.train(state, faces, nothing, view=view, **options)
     torch.save(
         {"model": state["model"], "history": state["history"], "step": state["step"]},
         Path(out) / f"{processes.world}-{processes.rank}.pt",
