@@ -16,11 +16,13 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-gpu sanitize bench bench-gpu bench-parser lint format clean
+.PHONY: help demo test test-all mutants test-gpu sanitize bench bench-gpu bench-parser lint format clean
 
 help:
 	@echo "make demo      build, check, train a small face parser and parse drawn faces (build/demo)"
-	@echo "make test      build and run the tests"
+	@echo "make test      build, and run the default tests: five minutes on two cores"
+	@echo "make test-all  run every test, in random order: half an hour on two cores"
+	@echo "make mutants   check that the default tests notice each of some small faults"
 	@echo "make test-gpu  run the kernel tests on a GPU; fails without one"
 	@echo "make sanitize  run the kernel tests under the address and undefined-behaviour sanitizers"
 	@echo "make bench     time the scan against its peers and this machine's limits"
@@ -59,8 +61,18 @@ demo: $(VENV)/.installed-examples
 	  --out build/demo/parsed || [ $$? -eq 3 ]
 	@echo "pictures in build/demo/parsed; OpenCV's detector sees no face in about half of the drawings"
 
+# Processes that run tests, side by side.
+WORKERS ?= 2
+PYTEST := $(PY) -m pytest -n $(WORKERS) --dist worksteal
+
 test: $(VENV)/.installed-test
-	$(PY) -m pytest
+	$(PYTEST) $(PYTEST_ARGS)
+
+test-all: $(VENV)/.installed-test
+	HYPOTHESIS_PROFILE=$${HYPOTHESIS_PROFILE:-all} $(PYTEST) -m "" -p randomly $(PYTEST_ARGS)
+
+mutants: $(VENV)/.installed-test
+	$(PY) tests/mutants.py $(MUTANTS_ARGS)
 
 # The instrumented library is built and installed apart from the ordinary one. Its run time must be
 # loaded before Python's, libstdc++ with it so that exceptions can be followed. Leaks are not
@@ -73,7 +85,7 @@ sanitize: $(VENV)/.installed-test
 	GATEDRNN_SANITIZE=$(SANITIZERS) $(PIP) install --no-build-isolation --no-deps --target $(SANITIZED) .
 	LD_PRELOAD="$(RUNTIME)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  GATEDRNN_SANITIZE=$(SANITIZERS) HYPOTHESIS_PROFILE=sanitize PYTHONPATH=$(SANITIZED) \
-	  $(PY) $(VENV)/bin/pytest --capture=sys \
+	  $(PY) $(VENV)/bin/pytest -m "" --capture=sys \
 	  tests/test_install.py::test_library_has_the_sanitizers_asked_for tests/test_scan.py
 
 # The package goes into a folder beside the environment, which may be read-only. Never from this
@@ -94,8 +106,8 @@ $(GPU_LIB)/.installed: $(NATIVE) $(wildcard gatedrnn/*) | has-gpu $(GPU_NEEDS)
 	@touch $@
 
 test-gpu: $(GPU_LIB)/.installed
-	cd tests && GATEDRNN_TEST_DEVICE=cuda PYTHONPATH=$(GPU_LIB) \
-	  $(GPU_PYTHON) -m pytest $(PYTEST_ARGS) $(GPU_TESTS)
+	cd tests && GATEDRNN_TEST_DEVICE=cuda HYPOTHESIS_PROFILE=all PYTHONPATH=$(GPU_LIB) \
+	  $(GPU_PYTHON) -m pytest -m "" $(PYTEST_ARGS) $(GPU_TESTS)
 	cd tests && GATEDRNN_TEST_DEVICE=cuda PYTHONPATH=$(GPU_LIB) $(GPU_PYTHON) gpu/sanitize.py
 
 bench-gpu: $(GPU_LIB)/.installed

@@ -25,7 +25,8 @@ torch.set_num_threads(1)
 
 _COMMON = dict(deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
 # The same examples on every run, so that a change is judged by what it changed.
-hypothesis.settings.register_profile("default", max_examples=100, derandomize=True, **_COMMON)
+hypothesis.settings.register_profile("default", max_examples=25, derandomize=True, **_COMMON)
+hypothesis.settings.register_profile("all", max_examples=100, derandomize=True, **_COMMON)
 # Sanitizers, and the other instruction sets: every path, few examples.
 hypothesis.settings.register_profile("sanitize", max_examples=20, derandomize=True, **_COMMON)
 # New examples on every run, for a long look after the kernels have changed.
@@ -33,7 +34,15 @@ hypothesis.settings.register_profile("thorough", max_examples=1000, **_COMMON)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
+def pytest_addoption(parser, pluginmanager):
+    # A GPU machine may lack pytest-timeout, whose setting is in pyproject.toml.
+    if not pluginmanager.hasplugin("timeout"):
+        parser.addini("timeout", "ignored: pytest-timeout is not installed")
+
+
 def pytest_configure(config):
+    if not config.pluginmanager.hasplugin("timeout"):
+        config.addinivalue_line("markers", "timeout(seconds): ignored")
     # A run that was to test a GPU must not pass by skipping.
     if DEVICE not in ("cpu", "cuda"):
         raise pytest.UsageError(f"GATEDRNN_TEST_DEVICE must be cpu or cuda, got {DEVICE!r}")
@@ -50,6 +59,12 @@ def pytest_report_header():
     info = _C.build_info()
     device = torch.cuda.get_device_name() if DEVICE == "cuda" else info["cpu_capability"]
     return f"gatedrnn: {device}, sanitizers: {info['sanitizers']}"
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    """Random numbers of a test do not depend on the tests before it."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture

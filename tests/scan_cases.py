@@ -15,6 +15,9 @@ BLOCKS = (1, 2, 3, 4, 5, 8, 9, 16, 17, 32, 33)
 MOST_CHANNELS = 40
 MOST_ELEMENTS = 40_000
 GATES = (None, "channel", "pixel", "direction_channel", "direction_pixel")
+MERGES = ("max", "mean", "sum", None)
+NONLINEARITIES = ("identity", "tanh", "relu", "sigmoid")
+GATE_NORMS = (None, "clamp", "tanh", "sigmoid")
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,28 @@ class Case:
         return laid_out(values.to(self.dtype), layout)
 
 
+def a_case(**changes):
+    """An ordinary case but for these changes."""
+    options = dict(
+        dtype=F32,
+        shape=(2, 8, 17, 33),
+        block=8,
+        directions=DIRECTIONS,
+        integration="parallel",
+        merge="max",
+        nonlinearity="identity",
+        gate="channel",
+        gate_norm="clamp",
+        bias=True,
+        x_layout="contiguous",
+        g_layout="contiguous",
+        grad_layout="contiguous",
+        seed=0,
+    )
+    options |= changes
+    return Case(weight_dtype=F64 if options["dtype"] == F64 else F32, **options)
+
+
 @st.composite
 def cases(draw, dtype, *, images=(1, 2, 3), sizes=SIZES, blocks=BLOCKS, channels=MOST_CHANNELS):
     block = draw(st.sampled_from(blocks))
@@ -104,10 +129,10 @@ def cases(draw, dtype, *, images=(1, 2, 3), sizes=SIZES, blocks=BLOCKS, channels
         block=block,
         directions=tuple(draw(st.permutations(DIRECTIONS))[:number]),
         integration="cascade" if cascade else "parallel",
-        merge="max" if cascade else draw(st.sampled_from(["max", "mean", "sum", None])),
-        nonlinearity=draw(st.sampled_from(["identity", "identity", "tanh", "relu", "sigmoid"])),
+        merge="max" if cascade else draw(st.sampled_from(MERGES)),
+        nonlinearity=draw(st.sampled_from(["identity", *NONLINEARITIES])),
         gate=draw(st.sampled_from(GATES)),
-        gate_norm=draw(st.sampled_from([None, "clamp", "tanh", "sigmoid"])),
+        gate_norm=draw(st.sampled_from(GATE_NORMS)),
         bias=draw(st.booleans()),
         x_layout=draw(layouts),
         g_layout=draw(layouts),

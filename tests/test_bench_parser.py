@@ -2,10 +2,10 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
+import children
 import pytest
 import torch
 from torch import nn
@@ -26,14 +26,12 @@ def photos():
     return contenders.photographs(128, 1)
 
 
+@pytest.mark.slow
 def test_quick_run_writes_valid_json(tmp_path):
     script = str(BENCHMARKS / "bench_parser.py")
     options = ["--quick", "--models", "rnn-g", "--sides", "128", "--json", "--out", str(tmp_path)]
-    done = subprocess.run(
+    done = children.run(
         [sys.executable, script, *options],
-        capture_output=True,
-        text=True,
-        check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr

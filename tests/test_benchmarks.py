@@ -2,10 +2,10 @@
 
 import dataclasses
 import json
-import subprocess
 import sys
 from pathlib import Path
 
+import children
 import pytest
 import torch
 
@@ -209,9 +209,7 @@ def test_raw_op_is_given_the_directions_in_order():
 def test_quick_run_writes_valid_json(tmp_path):
     script = str(BENCHMARKS / "bench_scan.py")
     options = ["--quick", "--shapes", "2,4,5,7", "--sizes", "6", "9", "--out", str(tmp_path)]
-    done = subprocess.run(
-        [sys.executable, script, *options], capture_output=True, text=True, check=False
-    )
+    done = children.run([sys.executable, script, *options], check=False)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "scan.json").read_text())
     names = ["gatedrnn", "gatedrnn channels_last", "torch loop", "torch batched"]
@@ -226,5 +224,6 @@ def test_quick_run_writes_valid_json(tmp_path):
     assert "| given | train |" in (tmp_path / "scan.md").read_text()
 
 
+@pytest.mark.slow
 def test_memory_of_a_step_is_counted():
     assert bench_memory.measure("gatedrnn", shapes.by_name("1,8,64,64"), 1) > 0

@@ -10,9 +10,11 @@ import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import children
 import fatbin
 import pytest
 import torch
+from build_cache import build_lock, digest
 
 ROOT = Path(__file__).parents[1]
 SPEC = importlib.util.spec_from_file_location("build_cuda", ROOT / "build_cuda.py")
@@ -164,7 +166,7 @@ from setuptools import build_meta
 print(build_meta.get_requires_for_build_editable())
 """
     command = [sys.executable, "-c", code]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    result = children.run(command, cwd=tmp_path, check=True)
     packages = build_cuda.packages_with_nvcc(torch.version.cuda) if asked else []
     assert result.stdout.splitlines()[-1] == str(packages)
 
@@ -271,6 +273,8 @@ def toolkit():
         pytest.skip(f"no CUDA toolkit: {error}")
 
 
+@pytest.mark.slow
+@pytest.mark.build
 def test_objects_are_compiled_again_only_when_they_must(toolkit, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     sources = tmp_path / "csrc" / "cuda"
@@ -310,34 +314,50 @@ def test_what_if_constexpr_decides_stands_in_braces_or_on_one_line(source):
         assert decided.startswith("{") or one_line, f"{source.name}:{line}: {decided}"
 
 
+def wheel_test(test):
+    """Marks a test of the CUDA wheel, which takes minutes to compile where it is not kept."""
+    for mark in (pytest.mark.slow, pytest.mark.build, pytest.mark.timeout(1800)):
+        test = mark(test)
+    return test
+
+
 @pytest.fixture(scope="module")
 def wheel(toolkit, tmp_path_factory):
     """What the build printed, and the folder of an unpacked wheel for sm_90."""
-    sources, unpacked = tmp_path_factory.mktemp("sources"), tmp_path_factory.mktemp("unpacked")
+    sources = tmp_path_factory.mktemp("sources")
     copy_sources(sources)
-    result = subprocess.run(
-        [
-            *(sys.executable, "-c"),
-            f"from setuptools import build_meta; build_meta.build_wheel({str(sources)!r})",
-        ],
+    contents = [path.read_bytes().hex() for path in sorted(sources.rglob("*")) if path.is_file()]
+    made_from = digest(*contents, *map(str, toolkit), torch.__version__, sys.version)
+    kept = ROOT / "build" / f"cuda-wheel-{made_from}"
+    with build_lock("cuda-wheel"):
+        if not (kept / "output.txt").is_file():
+            build_wheel(sources, kept)
+    return (kept / "output.txt").read_text(), kept / "unpacked"
+
+
+def build_wheel(sources, kept):
+    for old in kept.parent.glob("cuda-wheel-*"):
+        shutil.rmtree(old)
+    code = f"from setuptools import build_meta; build_meta.build_wheel({str(sources)!r})"
+    variables = {
+        "GATEDRNN_CUDA": "1",
+        "TORCH_CUDA_ARCH_LIST": "9.0",
+        "NVCC_APPEND_FLAGS": "-Werror all-warnings -Xcompiler -Wall,-Wextra,-Werror -Xptxas -v",
+    }
+    result = children.run(
+        [sys.executable, "-c", code],
         cwd=sources,
-        env={
-            **os.environ,
-            "GATEDRNN_CUDA": "1",
-            "TORCH_CUDA_ARCH_LIST": "9.0",
-            "NVCC_APPEND_FLAGS": "-Werror all-warnings -Xcompiler -Wall,-Wextra,-Werror -Xptxas -v",
-        },
-        stdout=subprocess.PIPE,
+        env={**os.environ, **variables},
         stderr=subprocess.STDOUT,
-        text=True,
         timeout=1500,
     )
     assert result.returncode == 0, result.stdout
     (archive,) = sources.glob("*.whl")
-    zipfile.ZipFile(archive).extractall(unpacked)
-    return result.stdout, unpacked
+    zipfile.ZipFile(archive).extractall(kept / "unpacked")
+    (kept / "output.txt").write_text(result.stdout)
 
 
+@wheel_test
 def test_wheel_holds_machine_code_for_the_architectures_asked_for(wheel):
     (library,) = (wheel[1] / "gatedrnn").glob("_C.*.so")
     held = fatbin.architectures(library)
@@ -345,6 +365,7 @@ def test_wheel_holds_machine_code_for_the_architectures_asked_for(wheel):
     assert len(held) == len(list((ROOT / "csrc" / "cuda").glob("*.cu")))
 
 
+@wheel_test
 def test_kernels_of_known_block_sizes_spill_no_registers(wheel):
     # ptxas -v: the mangled name of each function, then what it spills. Steps<float, K, ...> in a
     # kernel's name tells the block size that it is for; K = 0, any size, may spill.
@@ -362,16 +383,15 @@ def test_kernels_of_known_block_sizes_spill_no_registers(wheel):
     assert spills == {}
 
 
+@wheel_test
 def test_cuda_build_serves_cpu_tensors_beside_this_pytorch(wheel, toolkit):
     environment = {**os.environ, "PYTHONPATH": str(wheel[1]), "LD_BIND_NOW": "1"}
     code = "from gatedrnn import _C; i = _C.build_info(); "
     code += "print(_C.__file__, i['cuda_version'], *i['cuda_architectures'])"
-    result = subprocess.run(
+    result = children.run(
         [sys.executable, "-c", code],
         cwd=sys.prefix,
         env=environment,
-        capture_output=True,
-        text=True,
         check=True,
     )
     path, *facts = result.stdout.split()
@@ -379,12 +399,10 @@ def test_cuda_build_serves_cpu_tensors_beside_this_pytorch(wheel, toolkit):
     assert facts == [toolkit.version, "sm_90"]
     # All that test_install.py asks of a library; not from the checkout, which holds another.
     chosen = ["test_install.py", "-k", "library_ or build_info or command_prints"]
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", *chosen],
+    result = children.run(
+        [sys.executable, "-m", "pytest", "-q", "-m", "", *chosen],
         cwd=ROOT / "tests",
         env=environment,
-        capture_output=True,
-        text=True,
         timeout=300,
     )
     assert result.returncode == 0, result.stdout

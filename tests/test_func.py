@@ -6,6 +6,7 @@ import pytest
 import torch
 from comparison import BF16, F32, F64, spatial_gated_rnn
 from test_autograd import GATES, MERGES, function_of, inputs_for, options_of
+from tiers import pairwise, sampled
 from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
@@ -87,9 +88,10 @@ IN_DIMS = [dims for dims in itertools.product([None, 0], repeat=4) if any(d == 0
 IN_DIMS += [(1, 1, 1, 1), (2, 3, 1, 2), (-1, -1, -1, -1), (None, 2, 3, None), (4, None, None, 0)]
 
 
-@pytest.mark.parametrize("in_dims", IN_DIMS)
-@pytest.mark.parametrize("gate", ["channel", "pixel", "each", "each_pixel"])
-@pytest.mark.parametrize("merge", ["max", None, "cascade"])
+VMAPS = pairwise(["max", None, "cascade"], ["channel", "pixel", "each", "each_pixel"], IN_DIMS)
+
+
+@pytest.mark.parametrize(("merge", "gate", "in_dims"), sampled(VMAPS, 20))
 def test_vmap_is_a_loop(merge, gate, in_dims):
     size = 3
     tensors = plain(inputs_for(gate))
@@ -125,9 +127,14 @@ def test_nested_vmap_is_a_nested_loop():
     close(ours, torch.stack(expected))
 
 
-@pytest.mark.parametrize("gate", [None, "channel", "pixel", "each_pixel"])
-@pytest.mark.parametrize("merge", ["max", None, "cascade"])
-@pytest.mark.parametrize("shared", [(), (1,), (0,), (2, 3), (1, 2, 3), (0, 1, 3)])
+SHARED = pairwise(
+    [(), (1,), (0,), (2, 3), (1, 2, 3), (0, 1, 3)],
+    ["max", None, "cascade"],
+    [None, "channel", "pixel", "each_pixel"],
+)
+
+
+@pytest.mark.parametrize(("shared", "merge", "gate"), sampled(SHARED, 8))
 def test_gradients_per_sample_are_those_of_a_loop(shared, merge, gate):
     options = options_of(merge, "tanh", "clamp")
     tensors = plain(inputs_for(gate))

@@ -1,10 +1,10 @@
 """What `make test-gpu` makes of compute-sanitizer's answers, with a stand-in for the tool."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
+import children
 import pytest
 
 SANITIZE = Path(__file__).parent / "gpu" / "sanitize.py"
@@ -31,10 +31,8 @@ def test_findings_fail_and_a_missing_tool_is_told(answer, code, says, tmp_path):
         tool.chmod(0o755)
     elif Path("/usr/local/cuda/bin/compute-sanitizer").exists():
         pytest.skip("the tool is here")
-    result = subprocess.run(
+    result = children.run(
         [sys.executable, str(SANITIZE)],
         env={"PATH": "/usr/bin:/bin", "CUDA_HOME": str(tmp_path)},
-        capture_output=True,
-        text=True,
     )
     assert (result.returncode, says in result.stdout) == (code, True), result.stdout

@@ -2,9 +2,9 @@
 
 import itertools
 import random
-import subprocess
 import sys
 
+import children
 import hypothesis
 import onnx
 import onnxruntime
@@ -272,7 +272,7 @@ def test_export_leaves_the_network_alone_and_takes_further_translations(tmp_path
 
 def test_packages_are_asked_for_by_name_and_imported_late(monkeypatch):
     code = "import sys, gatedrnn.onnx; assert not {'onnx', 'onnxscript'} & sys.modules.keys()"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=sys.prefix)
+    children.run([sys.executable, "-c", code], check=True, cwd=sys.prefix)
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ImportError, match="pip install onnx onnxscript"):
         gatedrnn.onnx.translation_table()

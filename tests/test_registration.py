@@ -1,8 +1,11 @@
 """The ops as PyTorch sees them: opcheck, fake tensors, torch.compile, torch.export, autocast."""
 
+import itertools
+
 import pytest
 import torch
-from comparison import BF16, F16, F32, F64, LAYOUTS, assert_close, laid_out, run
+from comparison import BF16, DTYPES, F16, F32, F64, LAYOUTS, assert_close, laid_out, run
+from tiers import pairwise, sampled
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 
@@ -42,9 +45,10 @@ CODES = [2, 0, 1]
 NAMES = [DIRECTIONS[code] for code in CODES]
 
 
-@pytest.mark.parametrize("dtype", [F64, F32, BF16, F16])
-@pytest.mark.parametrize("merge", MERGES)
-@pytest.mark.parametrize("gate", GATES)
+OPCHECKS = pairwise(tuple(GATES), MERGES, DTYPES)
+
+
+@pytest.mark.parametrize(("gate", "merge", "dtype"), sampled(OPCHECKS, 5))
 def test_scan_op_passes_opcheck(gate, merge, dtype):
     tensors = tensors_for(gate, dtype, "channels_last", bias=merge != "sum")
     # Autograd in 16 bits is compared with its own rounding elsewhere; opcheck knows no tolerance.
@@ -57,9 +61,14 @@ def test_scan_op_passes_opcheck(gate, merge, dtype):
     )
 
 
-@pytest.mark.parametrize("needs", [(True, True, True), (False, True, False), (False, False, False)])
-@pytest.mark.parametrize("merge", MERGES)
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
+BACKWARD_OPCHECKS = pairwise(
+    ("contiguous", "channels_last", "sliced"),
+    MERGES,
+    ((True, True, True), (False, True, False), (False, False, False)),
+)
+
+
+@pytest.mark.parametrize(("layout", "merge", "needs"), sampled(BACKWARD_OPCHECKS, 6))
 def test_backward_op_passes_opcheck(layout, merge, needs):
     x, g, weight, bias = tensors_for("channel", F32, layout, grad=False)
     y, mask = torch.ops.gatedrnn.scan(x, g, weight, bias, CODES, merge, "tanh", "clamp", True)
@@ -86,10 +95,10 @@ def geometry(tensors):
     return [(t.shape, t.stride(), t.dtype) for t in tensors]
 
 
-@pytest.mark.parametrize("dtype", [F64, BF16])
-@pytest.mark.parametrize("merge", MERGES)
-@pytest.mark.parametrize("x_layout", LAYOUTS)
-@pytest.mark.parametrize("g_layout", ["contiguous", "channels_last", "permuted"])
+GEOMETRIES = pairwise(LAYOUTS, ("contiguous", "channels_last", "permuted"), MERGES, (F64, BF16))
+
+
+@pytest.mark.parametrize(("x_layout", "g_layout", "merge", "dtype"), sampled(GEOMETRIES, 14))
 def test_fake_results_have_the_geometry_of_real_ones(x_layout, g_layout, merge, dtype):
     for shape in (SHAPE, (2, 1, 5, 6), (2, 4, 1, 1), (1, 4, 1, 6), (0, 4, 5, 6), (2, 4, 0, 6)):
         x = laid_out(torch.zeros(shape, dtype=dtype), x_layout)
@@ -131,8 +140,10 @@ def compiled(function, **options):
     return torch.compile(function, fullgraph=True, backend="aot_eager", **options)
 
 
-@pytest.mark.parametrize("merge", ["max", "mean", "sum", None, "cascade"])
-@pytest.mark.parametrize("gate", GATES)
+COMPILED = pairwise(tuple(GATES), ("max", "mean", "sum", None, "cascade"))
+
+
+@pytest.mark.parametrize(("gate", "merge"), sampled(COMPILED, 7))
 def test_compiled_function_has_the_same_bits_forward_and_backward(gate, merge):
     options = dict(directions=NAMES, gate_norm="tanh", nonlinearity="tanh")
     options |= dict(integration="cascade") if merge == "cascade" else dict(merge=merge)
@@ -217,8 +228,9 @@ TRANSFORMS = {
 }
 
 
-@pytest.mark.parametrize("of", ["x", "weight"])
-@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize(
+    ("transform", "of"), sampled(itertools.product(TRANSFORMS, ("x", "weight")), 4)
+)
 def test_transforms_inside_of_a_compiled_function_are_not_lost(transform, of):
     layer = SpatialGatedRNN(4, groups=2).double()
     generator = torch.Generator().manual_seed(0)

@@ -5,7 +5,6 @@ alignment that vector accesses need on a GPU), with whose run time the process m
 """
 
 import functools
-import hashlib
 import os
 import shlex
 import subprocess
@@ -15,9 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
+from build_cache import ROOT, build_lock, digest
 from torch.utils import cpp_extension
 
-ROOT = Path(__file__).resolve().parents[2]
 HERE = ROOT / "tests/emulation"
 BUILD = ROOT / "build/emulation"
 SANITIZED = os.environ.get("GATEDRNN_EMULATION_SANITIZE", "") not in ("", "0")
@@ -47,11 +46,14 @@ EXECUTOR_FLAGS = ["-O2"]
 TRANSLATED_FLAGS = ["-O0", "-g0", "-w", "-fwrapv", "-ffp-contract=off"]
 
 EXECUTOR = sorted(HERE.glob("*.cpp"))
+CSRC = [ROOT / "csrc", ROOT / "csrc/cuda"]  # whose headers the kernels include
 
 
 def load(name: str, sources: list[Path]) -> None:
     """Builds `sources` and the executor where they have changed, and loads the library."""
-    torch.ops.load_library(str(build(name, sources)))
+    with build_lock("emulation"):
+        library = build(name, sources)
+    torch.ops.load_library(str(library))
 
 
 def build(name: str, sources: list[Path]) -> Path:
@@ -82,7 +84,7 @@ def link(name: str, objects: list[Path]) -> Path:
 def compiled(source: Path) -> Path:
     """The object of a source, whose name tells all that it was made from."""
     more = {".cu": KERNEL_FLAGS, ".cpp": EXECUTOR_FLAGS, ".cc": TRANSLATED_FLAGS}[source.suffix]
-    flags, folders = [*FLAGS, *more], [HERE, *([] if more is TRANSLATED_FLAGS else [ROOT / "csrc"])]
+    flags, folders = [*FLAGS, *more], [HERE] if more is TRANSLATED_FLAGS else [HERE, *CSRC]
 
     def made_of() -> str:
         return digest(source.read_text(), headers(*folders), compiler(), torch.__version__, *flags)
@@ -118,12 +120,8 @@ def written(command: list, target: Path) -> Path:
     return part
 
 
-def digest(*parts: str) -> str:
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-
-
 def headers(*folders: Path) -> str:
-    files = sorted(path for folder in folders for path in folder.rglob("*"))
+    files = sorted(path for folder in folders for path in folder.iterdir())
     included = (path for path in files if path.suffix in (".h", ".inc", ".cuh"))
     return "\0".join(path.read_text() for path in included)
 

@@ -25,7 +25,7 @@ def start(*arguments: str, **environment: str) -> subprocess.Popen | None:
             "ASAN_OPTIONS": "detect_leaks=0",  # Python keeps memory until it ends
             "UBSAN_OPTIONS": "print_stacktrace=1",
             "GATEDRNN_EMULATION_SANITIZE": "1",
-            "PYTHONPATH": str(HERE),
+            "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]),
         }
         | environment
     )

@@ -1,4 +1,7 @@
-"""The CUDA kernels, emulated, against the float64 reference: output and every gradient."""
+"""The CUDA kernels, emulated, against the float64 reference: output and every gradient.
+
+The default tier runs every kernel with every two options together; the grids are sampled there.
+"""
 
 import itertools
 
@@ -7,10 +10,11 @@ import torch
 from comparison import BF16, DTYPES, F16, F32, F64, assert_close, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scan_cases import GATES, Case, cases
+from scan_cases import GATE_NORMS, GATES, MERGES, NONLINEARITIES, a_case, cases
 from test_scan import check
 from test_scan_isolation import check_special_values_as_reference
 from test_scan_large import check_far_pixels
+from tiers import pairwise, sampled
 
 from gatedrnn import DIRECTIONS, SpatialGatedRNN
 from gatedrnn.functional import spatial_gated_rnn
@@ -20,34 +24,50 @@ pytestmark = pytest.mark.usefixtures("emulated")
 
 FEW = settings(max_examples=max(settings.default.max_examples // 16, 3))
 SIDES = (1, 2, 7, 15, 16, 17, 31, 32, 33, 40, 65)  # around one, two and four tiles
-MERGES = ("max", "mean", "sum", None)
-NONLINEARITIES = ("identity", "tanh", "relu", "sigmoid")
-GATE_NORMS = (None, "clamp", "tanh", "sigmoid")
-
-
-def a_case(**changes):
-    plain = dict(
-        dtype=F32,
-        shape=(2, 8, 17, 33),
-        block=8,
-        directions=DIRECTIONS,
-        integration="parallel",
-        merge="max",
-        nonlinearity="identity",
-        gate="channel",
-        gate_norm="clamp",
-        bias=True,
-        x_layout="contiguous",
-        g_layout="contiguous",
-        grad_layout="contiguous",
-        seed=0,
-    )
-    options = plain | changes
-    return Case(weight_dtype=F64 if options["dtype"] == F64 else F32, **options)
-
-
 # A device of few processors has many lines for each, one of many has few: that chooses the kernel.
 PROCESSORS = ("1", "132")
+
+
+# Block sizes that have kernels of their own, and one of the general kernel.
+BLOCKS = (1, 2, 4, 8, 16, 3)
+PAIRS = pairwise(
+    BLOCKS,
+    GATES,
+    MERGES,
+    NONLINEARITIES,
+    GATE_NORMS,
+    DTYPES,
+    PROCESSORS,
+    ("contiguous", "channels_last", "transposed"),
+    (DIRECTIONS, DIRECTIONS[:1], DIRECTIONS[1:3], DIRECTIONS[3:]),
+    ((17, 33), (16, 40), (32, 16)),  # ends within a tile; in packs alone; whole tiles
+)
+
+
+def check_pair(block, gate, merge, nonlinearity, gate_norm, dtype, processors, *others):
+    """Checks one of PAIRS; the number of processors is the caller's."""
+    layout, directions, size = others
+    check(
+        a_case(
+            dtype=dtype,
+            shape=(2, max(block, 8 // block * block), *size),
+            block=block,
+            directions=directions,
+            merge=merge,
+            nonlinearity=nonlinearity,
+            gate=gate,
+            gate_norm=gate_norm,
+            x_layout=layout,
+            g_layout=layout,
+            grad_layout=layout,
+        )
+    )
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: f"block{pair[0]}")
+def test_options_in_pairs_match_reference(pair, monkeypatch):
+    monkeypatch.setenv("GATEDRNN_EMULATION_MULTIPROCESSORS", pair[6])
+    check_pair(*pair)
 
 
 @pytest.fixture
@@ -62,8 +82,7 @@ def check_all(monkeypatch):
     return checked
 
 
-@pytest.mark.parametrize("processors", PROCESSORS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("processors", "dtype"), sampled(itertools.product(PROCESSORS, DTYPES), 2))
 @FEW
 @given(data=st.data())
 def test_kernels_match_reference(data, dtype, processors, monkeypatch):
@@ -77,6 +96,7 @@ def test_kernels_of_nothing_match_reference(data):
     check(data.draw(cases(F64, images=(0, 1, 2), sizes=(0, 0, 3), blocks=(1, 2, 17))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [1, 4])
 @pytest.mark.parametrize("merge", MERGES)
 @pytest.mark.parametrize("gate", GATES)
@@ -88,15 +108,7 @@ def test_every_gate_and_merge_matches_reference(check_all, gate, merge, block):
         check(a_case(gate=gate, merge=merge, dtype=F64, shape=(1, 6, 17, 18), block=3))
 
 
-@pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
-@pytest.mark.parametrize("gate_norm", GATE_NORMS)
-def test_every_nonlinearity_and_gate_norm_matches_reference(check_all, gate_norm, nonlinearity):
-    options = dict(gate_norm=gate_norm, nonlinearity=nonlinearity)
-    check_all(**options, shape=(1, 8, 18, 17), merge="sum")
-    check_all(**options, shape=(1, 3, 18, 17), block=1, merge="mean")
-    check(a_case(**options, shape=(1, 6, 9, 17), block=6, dtype=F64, gate="direction_pixel"))
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [1, 2, 3, 4, 5, 8, 16, 20, 33, 64])
 def test_every_block_size_matches_reference(check_all, block):
     for gate, bias in (("channel", True), ("direction_pixel", False)):
@@ -104,7 +116,9 @@ def test_every_block_size_matches_reference(check_all, block):
             check_all(shape=(1, channels, 19, 18), block=block, gate=gate, bias=bias)
 
 
-@pytest.mark.parametrize(("height", "width"), list(zip(SIDES, SIDES[5:] + SIDES[:5], strict=True)))
+@pytest.mark.parametrize(
+    ("height", "width"), sampled(zip(SIDES, SIDES[5:] + SIDES[:5], strict=True), 2)
+)
 def test_sizes_around_tiles_match_reference(check_all, height, width):
     check_all(shape=(1, 8, height, width))
     check_all(shape=(1, 5, height, width), block=1, gate="direction_channel")
@@ -112,6 +126,7 @@ def test_sizes_around_tiles_match_reference(check_all, height, width):
     check(a_case(shape=(1, 3, height, width), block=3, gate="direction_channel", merge=None))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 8, 2, 300), (1, 8, 300, 1), (1, 5, 1, 300)])
 def test_long_thin_maps_match_reference(check_all, shape):
     for block in (1, shape[1]):
@@ -119,6 +134,7 @@ def test_long_thin_maps_match_reference(check_all, shape):
     check(a_case(shape=shape, block=shape[1], gate="pixel", grad_layout="expanded", merge=None))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 2, 3, 4])
 def test_every_set_of_directions_matches_reference(check_all, number):
     for directions in itertools.combinations(DIRECTIONS, number):
@@ -126,8 +142,10 @@ def test_every_set_of_directions_matches_reference(check_all, number):
             check_all(directions=directions[::-1], merge=merge, shape=(1, 4, 18, 20), block=block)
 
 
-@pytest.mark.parametrize("layout", ["channels_last", "transposed", "sliced"])
-@pytest.mark.parametrize("dtype", [F32, BF16])
+@pytest.mark.parametrize(
+    ("layout", "dtype"),
+    sampled(itertools.product(("channels_last", "transposed", "sliced"), (F32, BF16)), 1),
+)
 def test_layouts_match_reference(check_all, dtype, layout):
     other = "channels_last" if layout == "transposed" else "contiguous"
     for x_layout, g_layout in ((layout, layout), (layout, other), (other, layout)):
@@ -136,8 +154,10 @@ def test_layouts_match_reference(check_all, dtype, layout):
             check_all(dtype=dtype, shape=(2, 8, 17, 20), block=block, gate=gate, **layouts)
 
 
-@pytest.mark.parametrize(("height", "width"), [(17, 16), (16, 17)])
-@pytest.mark.parametrize("dtype", [F32, BF16])
+@pytest.mark.parametrize(
+    ("height", "width", "dtype"),
+    sampled([(17, 16, F32), (16, 17, F32), (17, 16, BF16), (16, 17, BF16)], 2),
+)
 def test_packs_lie_at_multiples_of_their_size(check_all, dtype, height, width):
     # Padded by three: rows as long as no multiple of a pack, or that none begins.
     padded = dict.fromkeys(("x_layout", "g_layout", "grad_layout"), "padded")
@@ -145,15 +165,16 @@ def test_packs_lie_at_multiples_of_their_size(check_all, dtype, height, width):
         check_all(dtype=dtype, shape=(2, 8, height, width), block=block, **padded)
 
 
-@pytest.mark.parametrize("processors", PROCESSORS)
-@pytest.mark.parametrize("block", [1, 2])
-@pytest.mark.parametrize("dim", range(4))
+@pytest.mark.parametrize(
+    ("dim", "block", "processors"), sampled(itertools.product(range(4), (1, 2), PROCESSORS), 4)
+)
 def test_offsets_above_2_to_31_reach_the_right_pixels(dim, block, processors, monkeypatch):
     monkeypatch.setenv("GATEDRNN_EMULATION_MULTIPROCESSORS", processors)
     check_far_pixels(dim, block)
 
 
 # Turing has 64 KiB. Less makes tiles of a single pixel, which otherwise take hundreds of channels.
+@pytest.mark.slow
 @pytest.mark.parametrize("kilobytes", [100, 64, 20])
 @pytest.mark.parametrize("dtype", [F64, F32])
 def test_small_shared_memory_matches_reference(check_all, dtype, kilobytes, monkeypatch):
@@ -170,20 +191,23 @@ def test_more_channels_than_shared_memory_holds_are_refused(monkeypatch):
         spatial_gated_rnn(x, x, torch.zeros(4, 64, 64))
 
 
-@pytest.mark.parametrize(
-    ("dtype", "processors"), [(F64, "1"), (F32, "1"), (F32, "132"), (BF16, "1"), (BF16, "132")]
-)
-@pytest.mark.parametrize(
-    ("shape", "block", "gate_channels", "merge"),
-    [
+ORDERS = [
+    (dtype, processors, *call)
+    for call in (
+        ((2, 6, 34, 20), 1, 6, None),
         ((3, 16, 33, 18), 8, 16, "max"),
         ((2, 20, 34, 7), 20, 1, "mean"),
         ((1, 16, 33, 33), 16, 1, "sum"),
-        ((2, 6, 34, 20), 1, 6, None),
-    ],
+    )
+    for dtype, processors in ((F32, "132"), (BF16, "1"), (F32, "1"), (F64, "1"), (BF16, "132"))
+]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "processors", "shape", "block", "gate_channels", "merge"), sampled(ORDERS, 3)
 )
 def test_bits_do_not_depend_on_the_order_of_threads(
-    shape, block, gate_channels, merge, dtype, processors, monkeypatch
+    dtype, processors, shape, block, gate_channels, merge, monkeypatch
 ):
     generator = torch.Generator().manual_seed(4)
     n, c, h, w = shape
@@ -219,16 +243,22 @@ def test_layer_runs_on_the_kernels():
         assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("dtype", [F32, BF16])
 @pytest.mark.parametrize(
-    ("shape", "gate_layout"),
-    [
-        ((2, 3, 17, 128), "contiguous"),
-        ((1, 9, 5, 256), "contiguous"),
-        ((1, 2, 33, 384), "contiguous"),
-        ((2, 1, 18, 128), "contiguous"),
-        ((1, 3, 16, 128), "channels_last"),
-    ],
+    ("shape", "gate_layout", "dtype"),
+    sampled(
+        [
+            (shape, gate_layout, dtype)
+            for dtype in (F32, BF16)
+            for shape, gate_layout in (
+                ((2, 3, 17, 128), "contiguous"),
+                ((1, 9, 5, 256), "contiguous"),
+                ((1, 2, 33, 384), "contiguous"),
+                ((2, 1, 18, 128), "contiguous"),
+                ((1, 3, 16, 128), "channels_last"),
+            )
+        ],
+        1,
+    ),
 )
 def test_rows_in_pieces_match_reference(check_all, shape, gate_layout, dtype):
     # Of dense maps as wide as eight tiles, or a multiple of that, a task has pieces of one channel.
@@ -238,16 +268,19 @@ def test_rows_in_pieces_match_reference(check_all, shape, gate_layout, dtype):
         check_all(shape=shape, block=1, dtype=dtype, directions=directions)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("width", [110, 256])  # the latter is read in pieces
-@pytest.mark.parametrize("upright", [False, True])
-@pytest.mark.parametrize(
-    ("w", "first", "g", "closed"),
-    [(1000, 1e-20, 1, 0), (-1000, 1e-20, 1, 1e-30), (0.9, float("inf"), 1e-3, 1e-3)],
+SPECIAL = itertools.product(
+    ((1000, 1e-20, 1, 0), (-1000, 1e-20, 1, 1e-30), (0.9, float("inf"), 1e-3, 1e-3)),
+    (False, True),
+    (110, 256),  # the latter is read in pieces
+    (1, 3),
 )
+
+
+@pytest.mark.parametrize(("values", "upright", "width", "channels"), sampled(SPECIAL, 5))
 def test_chunks_say_nan_or_infinity_only_where_the_loop_does(
-    w, first, g, closed, upright, width, channels, monkeypatch
+    values, upright, width, channels, monkeypatch
 ):
+    w, first, g, closed = values
     # What a chunk of 16 pixels multiplies its first state with overflows before a gate closes, or
     # underflows beside infinity.
     monkeypatch.setenv("GATEDRNN_EMULATION_MULTIPROCESSORS", "132")  # few lines for so many
@@ -267,10 +300,16 @@ def test_chunks_say_nan_or_infinity_only_where_the_loop_does(
         torch.testing.assert_close(ours, loop, equal_nan=True)
 
 
-@pytest.mark.parametrize("processors", PROCESSORS)
 @pytest.mark.parametrize(
-    ("nonlinearity", "gate_norm"),
-    list(zip(NONLINEARITIES, GATE_NORMS[1:] + GATE_NORMS[:1], strict=True)),
+    ("processors", "nonlinearity", "gate_norm"),
+    sampled(
+        [
+            (processors, *options)
+            for processors in PROCESSORS
+            for options in zip(NONLINEARITIES, GATE_NORMS[1:] + GATE_NORMS[:1], strict=True)
+        ],
+        3,
+    ),
 )
 def test_special_values_stand_where_the_reference_has_them(
     nonlinearity, gate_norm, processors, monkeypatch

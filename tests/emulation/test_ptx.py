@@ -5,16 +5,19 @@ Two compilers need not make the same of a source, and a GPU runs what nvcc makes
 does not hold, in a lambda that is a template.
 """
 
+import itertools
+
 import pytest
 import test_cuda_norms
 import torch
-from comparison import BF16, DTYPES, F16, F32, F64
+from comparison import BF16, DTYPES, F32, F64
 from ptx import translate
-from scan_cases import GATES
-from test_cuda_kernels import GATE_NORMS, MERGES, NONLINEARITIES, PROCESSORS, a_case
+from scan_cases import MERGES, a_case
+from test_cuda_kernels import PAIRS, PROCESSORS, check_pair
 from test_norms import KINDS
 from test_scan import check
-from translated_build import load
+from tiers import sampled
+from translated_build import KERNELS, CannotBuild, find_nvcc, load
 
 from gatedrnn import DIRECTIONS
 from gatedrnn import norms as package_norms
@@ -23,19 +26,17 @@ KNOWN_BLOCKS, OTHER_BLOCKS = (1, 2, 4, 8, 16), (3, 20)
 
 
 @pytest.fixture(scope="session")
-def translated_ops(translation):
-    if isinstance(translation, str):
-        pytest.skip(translation)
-    _, errors = translation.communicate()
-    assert translation.returncode == 0, errors
-    load(*translation.args[-2:])
-    return torch.ops.gatedrnn_translated
+def nvcc():
+    try:
+        return find_nvcc()
+    except CannotBuild as error:
+        pytest.skip(f"no CUDA toolkit: {error}")
 
 
 @pytest.fixture
-def translated(translated_ops, monkeypatch):
-    """The package's ops run the translated kernels."""
-    monkeypatch.setattr(torch.ops, "gatedrnn", translated_ops)
+def translated(nvcc, monkeypatch):
+    """The package's ops run the translated kernels, all of them."""
+    monkeypatch.setattr(torch.ops, "gatedrnn", load(nvcc, KERNELS))
 
 
 @pytest.fixture(params=PROCESSORS)
@@ -44,6 +45,14 @@ def check_one(translated, monkeypatch, request):
     return lambda **changes: check(a_case(**changes))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: f"block{pair[0]}")
+def test_options_in_pairs(translated, pair, monkeypatch):
+    monkeypatch.setenv("GATEDRNN_EMULATION_MULTIPROCESSORS", pair[6])
+    check_pair(*pair)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("block", [*KNOWN_BLOCKS, *OTHER_BLOCKS])
 def test_block_sizes_and_layouts(check_one, block, layout):
@@ -54,27 +63,7 @@ def test_block_sizes_and_layouts(check_one, block, layout):
         check_one(shape=(2, channels, *size), block=block, dtype=dtype, **layouts)
 
 
-@pytest.mark.parametrize("merge", MERGES)
-@pytest.mark.parametrize("gate", GATES)
-def test_gates_and_merges(check_one, gate, merge):
-    number = GATES.index(gate) + MERGES.index(merge)
-    options = dict(gate=gate, merge=merge, dtype=(F32, BF16, F16)[number % 3], seed=1)
-    block = KNOWN_BLOCKS[number % 5]
-    check_one(**options, shape=(1, max(2 * block, 8), 32, 48), block=block)
-    check_one(**options, shape=(2, 3, 16, 128), block=1)  # whole rows
-    check_one(**options, shape=(1, 6, 32, 17), block=3)
-    check_one(gate=gate, merge=merge, dtype=F64, shape=(1, 6, 17, 18), block=3)
-
-
-@pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
-@pytest.mark.parametrize("gate_norm", GATE_NORMS)
-def test_nonlinearities_and_gate_norms(check_one, gate_norm, nonlinearity):
-    options = dict(gate_norm=gate_norm, nonlinearity=nonlinearity)
-    for block in (*KNOWN_BLOCKS, 3):
-        check_one(**options, shape=(1, max(block, 8 // block * block), 16, 20), block=block)
-    check_one(**options, shape=(1, 6, 9, 17), block=6, dtype=F64, gate="direction_pixel")
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [*KNOWN_BLOCKS, *OTHER_BLOCKS])
 @pytest.mark.parametrize("directions", [DIRECTIONS[:1], DIRECTIONS[3:], DIRECTIONS[1:3]])
 def test_directions(check_one, directions, block):
@@ -84,9 +73,11 @@ def test_directions(check_one, directions, block):
         check_one(directions=directions, shape=shape, block=block, dtype=dtype, merge=merge)
 
 
-@pytest.mark.parametrize("dtype", [F32, F64])
-@pytest.mark.parametrize("kind", KINDS)
-def test_spectral_norms(translated, kind, dtype, monkeypatch):
+# The clamp's kernels are short: they are translated alone, and sampled in the default tier.
+@pytest.mark.parametrize(("kind", "dtype"), sampled(itertools.product(KINDS, (F32, F64)), 1))
+def test_spectral_norms(nvcc, kind, dtype, monkeypatch):
+    of_norms = [path for path in KERNELS if path.stem == "norms"]
+    monkeypatch.setattr(torch.ops, "gatedrnn", load(nvcc, of_norms))
     monkeypatch.setattr(package_norms, "_has_kernel", lambda t: True)
     test_cuda_norms.test_norm_is_held_within_one(kind, dtype)
     if dtype == F64:

@@ -3,6 +3,8 @@
 import pytest
 from sanitized import start
 
+TESTS = "tests/emulation/test_cuda_kernels.py"
+
 TOY = """
 import torch
 from emulation_build import HERE, load
@@ -14,6 +16,9 @@ print("inside", flush=True)
 torch.ops.gatedrnn_toys.run("{0}", {1}, [{3}])
 print("outside", flush=True)
 """
+
+
+pytestmark = pytest.mark.slow
 
 
 def finish(process):
@@ -40,7 +45,9 @@ def test_access_one_element_outside_is_reported(name, data, inside, outside, rep
         assert part in err
 
 
-def test_kernels_touch_nothing_but_their_tensors(sanitized_kernel_tests):
-    code, out, err = finish(sanitized_kernel_tests)
+def test_kernels_touch_nothing_but_their_tensors():
+    chosen = "sizes_around or small_shared or (layouts and transposed)"
+    arguments = ["-m", "pytest", "-q", "-m", "", "--capture=sys", "-k", chosen, TESTS]
+    code, out, err = finish(start(*arguments, HYPOTHESIS_PROFILE="sanitize"))
     assert code == 0, out + err
     assert " passed" in out

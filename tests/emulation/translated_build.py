@@ -1,22 +1,19 @@
-"""Builds the emulated kernels so that what nvcc made of them runs: their PTX, translated to C++.
+"""Builds the emulated kernels so that what nvcc made of them runs: their PTX, translated to C++."""
 
-As a program, with nvcc and an architecture: makes the objects of the translations alone.
-"""
-
+import functools
 import importlib.util
 import os
 import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
 import torch
+from build_cache import ROOT, build_lock, digest
 from emulation_build import (
     BUILD,
+    CSRC,
     EXECUTOR,
-    ROOT,
     compiled,
-    digest,
     headers,
     in_parallel,
     is_there,
@@ -29,30 +26,41 @@ SPEC = importlib.util.spec_from_file_location("build_cuda", ROOT / "build_cuda.p
 build_cuda = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(build_cuda)
 
+CannotBuild = build_cuda.CannotBuild
 KERNELS = sorted((ROOT / "csrc/cuda").glob("*.cu"))
+ARCHITECTURE = os.environ.get("GATEDRNN_PTX_ARCHITECTURE", "sm_90")
 
 
-def load(nvcc: str, architecture: str) -> None:
-    """torch.ops.gatedrnn_translated: the ops of torch.ops.gatedrnn_emulation, of which each kernel
-    that is launched is what `nvcc` makes of it for the architecture."""
-    ptx, translated = translations(nvcc, architecture)
-    host = in_parallel(compiled, [*KERNELS, *EXECUTOR, ops()])
-    symbols = [name for path in ptx for name in kernels(path.read_text())]
-    objects = [*in_parallel(partial(globalized, symbols), host[: len(KERNELS)]), *translated]
-    torch.ops.load_library(str(link("translated", [*objects, *host[len(KERNELS) :]])))
+def find_nvcc() -> str:
+    """The nvcc that a build would take; CannotBuild says why there is none."""
+    return build_cuda.find_toolkit().nvcc
 
 
-def translations(nvcc: str, architecture: str) -> tuple[list[Path], list[Path]]:
-    """The kernels' PTX, and the objects of what it was translated to."""
-    ptx = in_parallel(partial(compiled_to_ptx, nvcc, architecture), KERNELS)
-    return ptx, in_parallel(translated_object, ptx)
+def load(nvcc: str, sources: list[Path]):
+    """The ops of torch.ops.gatedrnn_emulation, whose kernels in `sources` are what `nvcc` makes of
+    them; to launch another kernel is an error."""
+    name = "translated" if sources == KERNELS else "translated_" + "_".join(s.stem for s in sources)
+    return load_once(nvcc, tuple(sources), name)
 
 
-def compiled_to_ptx(nvcc: str, architecture: str, source: Path) -> Path:
-    command = [nvcc, *build_cuda.FLAGS, f"-I{ROOT / 'csrc'}", "-ptx", f"-arch={architecture}"]
+@functools.cache
+def load_once(nvcc: str, sources: tuple[Path, ...], name: str):
+    with build_lock("emulation"):
+        ptx = in_parallel(partial(compiled_to_ptx, nvcc), list(sources))
+        translated = in_parallel(translated_object, ptx)
+        host = in_parallel(compiled, [*KERNELS, *EXECUTOR, ops(name)])
+        symbols = [symbol for path in ptx for symbol in kernels(path.read_text())]
+        visible = in_parallel(partial(globalized, symbols), host[: len(KERNELS)])
+        library = link(name, [*visible, *translated, *host[len(KERNELS) :]])
+    torch.ops.load_library(str(library))
+    return getattr(torch.ops, f"gatedrnn_{name}")
+
+
+def compiled_to_ptx(nvcc: str, source: Path) -> Path:
+    command = [nvcc, *build_cuda.FLAGS, f"-I{ROOT / 'csrc'}", "-ptx", f"-arch={ARCHITECTURE}"]
     version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
-    made_from = digest(source.read_text(), headers(ROOT / "csrc"), version, *command)
-    target = BUILD / f"{source.stem}-{architecture}-{made_from}.ptx"
+    made_from = digest(source.read_text(), headers(*CSRC), version, *command)
+    target = BUILD / f"{source.stem}-{ARCHITECTURE}-{made_from}.ptx"
     if not is_there(target):
         written([*command, source, "-o"], target).rename(target)
     return target
@@ -62,9 +70,9 @@ def translated_object(ptx: Path) -> Path:
     return compiled(with_text(ptx.with_suffix(".cc"), translate(ptx.read_text(), str(ptx))))
 
 
-def ops() -> Path:
-    """The source of the ops under another name, for both libraries are loaded."""
-    text = f'#define gatedrnn_emulation gatedrnn_translated\n#include "{ROOT}/csrc/ops.cpp"\n'
+def ops(name: str) -> Path:
+    """The source of the ops under another name: a process may load several such libraries."""
+    text = f'#define gatedrnn_emulation gatedrnn_{name}\n#include "{ROOT}/csrc/ops.cpp"\n'
     return with_text(BUILD / f"ops-{digest(text, (ROOT / 'csrc/ops.cpp').read_text())}.cpp", text)
 
 
@@ -83,7 +91,3 @@ def with_text(path: Path, text: str) -> Path:
         part.write_text(text)
         part.rename(path)
     return path
-
-
-if __name__ == "__main__":
-    translations(*sys.argv[1:])

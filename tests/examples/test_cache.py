@@ -219,6 +219,7 @@ def start_reader(tree, folder, code=READER):
     )
 
 
+@pytest.mark.slow
 def test_two_processes_that_write_at_once_agree(tree, folder):
     """Both find no cache before either has written: they wait for one another in between."""
     meeting = """

@@ -1,8 +1,8 @@
 """LFW-PL in its genuine layout, good and bad; the synthetic faces; the label tables."""
 
-import subprocess
 import sys
 
+import children
 import lfw_tree
 import numpy as np
 import pytest
@@ -152,14 +152,21 @@ def test_lfw_pl_without_root_or_with_fine_labels_is_an_error(tree):
         open_dataset("lfw-pl", tree, "train", labels="fine")
 
 
-def test_lfw_pl_reads_real_photographs(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("lfw-portraits", [10, 1, 1]),
+        pytest.param("lfw-pl", [1500, 500, 927], marks=pytest.mark.slow),  # writes 530 MB
+    ],
+)
+def test_lfw_pl_reads_real_photographs(name, counts, tmp_path):
     tool = ROOT.parent / "shared" / "tools" / "make_face_sets.py"
     if not (ROOT.parent / "shared" / "data" / "celebamask-mini").is_dir() or not tool.is_file():
         pytest.skip("no real faces beside this checkout")
-    command = [sys.executable, tool, tmp_path, "--sets", "lfw-pl", "--limit", "12"]
-    subprocess.run(command, check=True, capture_output=True)
-    faces = [open_dataset("lfw-pl", tmp_path / "lfw-pl", split) for split in SPLITS]
-    assert [len(split.images) for split in faces] == [10, 1, 1]
+    command = [sys.executable, tool, tmp_path, "--sets", name, "--limit", "12"]
+    children.run(command, check=True)
+    faces = [open_dataset("lfw-pl", tmp_path / name, split) for split in SPLITS]
+    assert [len(split.images) for split in faces] == counts
     for split in faces:
         # Every portrait has skin before a background, and photographs are not flat.
         assert all({0, 1} <= set(labels.unique().tolist()) for labels in split.labels)

@@ -1,8 +1,8 @@
 """HELEN, CelebAMask-HQ (whole and mini), LaPa and multi-face in their genuine layouts."""
 
-import subprocess
 import sys
 
+import children
 import lfw_tree
 import numpy as np
 import pytest
@@ -336,7 +336,8 @@ def real(tmp_path_factory):
     if not MINI.is_dir() or not TOOL.is_file():
         pytest.skip("no real faces beside this checkout")
     out = tmp_path_factory.mktemp("real")
-    subprocess.run([sys.executable, TOOL, out, "--limit", "12"], check=True, capture_output=True)
+    sets = ["--sets", "helen", "celebamask-hq", "multi-face"]
+    children.run([sys.executable, TOOL, out, "--limit", "12", *sets], check=True)
     return out
 
 

@@ -139,6 +139,8 @@ def changes(page, name, before):
     return source(page, name)
 
 
+@pytest.mark.browser
+@pytest.mark.slow
 def test_photograph_is_parsed_and_recoloured(page, folder):
     page.wait_for_function("document.title === 'Face parsing'")
     drop(page, folder / "photo.png", "1 face found. 320 x 320 pixels.")
@@ -162,6 +164,8 @@ def test_photograph_is_parsed_and_recoloured(page, folder):
     changes(page, "layer", "")
 
 
+@pytest.mark.browser
+@pytest.mark.slow
 def test_faces_can_be_chosen(page, folder):
     drop(page, folder / "two.png", "2 faces found")
     largest = changes(page, "parts", "")
@@ -170,11 +174,14 @@ def test_faces_can_be_chosen(page, folder):
     says(page, "2 faces found")
 
 
+@pytest.mark.browser
 def test_a_photograph_without_a_face_is_a_message(page, folder):
     drop(page, folder / "plain.png", "No face found")
     drop(page, folder / "photo.png", "1 face found")
 
 
+@pytest.mark.browser
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["notes.png", "empty.png", "huge.png"])
 def test_what_is_no_photograph_is_a_message_and_the_page_lives_on(page, folder, name):
     drop(page, folder / name, f"cannot read {name}: ")
@@ -185,6 +192,8 @@ def test_what_is_no_photograph_is_a_message_and_the_page_lives_on(page, folder, 
     drop(page, folder / "two.png", "2 faces found")
 
 
+@pytest.mark.browser
+@pytest.mark.slow
 def test_a_colour_that_is_none_is_a_message(page, folder):
     drop(page, folder / "photo.png", "1 face found")
     page.get_by_role("tab", name="Recolour").click()

@@ -1,9 +1,9 @@
 """Exported networks run without the example, and give its logits."""
 
-import subprocess
 import sys
 
 import checkpoint
+import children
 import evaluate
 import export
 import numpy as np
@@ -13,6 +13,7 @@ from example_scripts import call, refused
 from models import build_model
 from settings import Settings
 from test_checkpoint import STATE
+from tiers import sampled
 
 # What a user of the file has; argv: the file, the images, where the logits go.
 TORCH = """
@@ -50,7 +51,11 @@ def trained(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("kind", export.KINDS)
+# AOTInductor compiles for half a minute.
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(k, marks=pytest.mark.slow if k == "aoti" else ()) for k in export.KINDS],
+)
 def test_exported_network_runs_elsewhere(
     kind, trained, tmp_path, monkeypatch, capsys, script_environment
 ):
@@ -65,7 +70,7 @@ def test_exported_network_runs_elsewhere(
     images = np.random.default_rng(0).integers(0, 256, (3, 3, 128, 128), np.uint8)
     np.save(tmp_path / "images.npy", images)
     arguments = [out, tmp_path / "images.npy", tmp_path / "logits.npy"]
-    subprocess.run(
+    children.run(
         [sys.executable, "-W", "ignore", "-c", USERS[kind], *arguments],
         cwd=tmp_path,
         env=script_environment,
@@ -78,7 +83,9 @@ def test_exported_network_runs_elsewhere(
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize(("name", "side"), [("rnn-g+small", 128), ("rnn", 512), ("points", 128)])
+@pytest.mark.parametrize(
+    ("name", "side"), sampled([("rnn-g+small", 128), ("rnn", 512), ("points", 128)], 1)
+)
 def test_scenes_points_and_batch_normalisation_are_exported_too(name, side, tmp_path):
     network = export.FromPixels(build_model(name, 5, side=side))
     pixels = torch.randint(256, (1, 3, side, side), dtype=torch.uint8)

@@ -167,6 +167,7 @@ def test_perfect_labels_have_the_best_scores_and_sides_do_not_matter(faces):
     assert {v for v in result["f"].values() if v is not None} == {1.0}
 
 
+@pytest.mark.slow
 def test_all_networks_are_trained_bundled_and_predict(faces, tmp_path, monkeypatch, one_thread):
     import train
 

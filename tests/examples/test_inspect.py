@@ -1,8 +1,8 @@
 """``datasets inspect``: what it prints, what it draws, what it calls a problem."""
 
-import subprocess
 import sys
 
+import children
 import datasets.__main__ as command
 import numpy as np
 import pytest
@@ -136,10 +136,8 @@ def test_bad_arguments_are_one_line(tree, here, monkeypatch, capsys):
 
 def test_the_folder_runs_as_a_program(here, script_environment):
     arguments = ["inspect", "--dataset", "synthetic", "--split", "test", "--limit", "3"]
-    done = subprocess.run(
+    done = children.run(
         [sys.executable, EXAMPLE / "datasets", *arguments],
-        capture_output=True,
-        text=True,
         env=script_environment,
     )
     assert done.returncode == 0, done.stderr

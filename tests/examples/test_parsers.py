@@ -7,6 +7,7 @@ import pytest
 import torch
 from datasets import open_dataset
 from models import build_model
+from tiers import sampled
 
 
 @pytest.fixture
@@ -50,15 +51,18 @@ def test_parameters_are_kept_for_the_same_search_only(name, setup):
 
 @pytest.mark.parametrize(
     ("name", "key", "value"),
-    [
-        ("cnn-crf", "steps", 2.5),
-        ("cnn-crf", "steps", "5"),
-        ("cnn-crf", "smooth_sigma", -1),
-        ("cnn-crf", "colour_sigma", float("nan")),
-        ("cnn-crf", "surprise", 1),
-        ("mo", "smoothness", -1),
-        ("mo", "smoothness", "much"),
-    ],
+    sampled(
+        [
+            ("cnn-crf", "steps", 2.5),
+            ("cnn-crf", "steps", "5"),
+            ("cnn-crf", "smooth_sigma", -1),
+            ("cnn-crf", "colour_sigma", float("nan")),
+            ("cnn-crf", "surprise", 1),
+            ("mo", "smoothness", -1),
+            ("mo", "smoothness", "much"),
+        ],
+        3,
+    ),
 )
 def test_damaged_parameters_are_searched_again(name, key, value, setup):
     make, _, folder = setup

@@ -2,9 +2,9 @@
 
 import itertools
 import os
-import subprocess
 import sys
 
+import children
 import commands
 import numpy as np
 import pytest
@@ -268,17 +268,16 @@ def test_photograph_without_a_face_has_an_exit_code_of_its_own(
     assert [p.name for p in tmp_path.iterdir()] == ["plain.png"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_twelve_megapixels_take_less_than_a_gigabyte(tmp_path, models, photo, script_environment):
     large, out = tmp_path / "large.jpg", tmp_path / "out.jpg"
     Image.open(photo).resize((4000, 3000)).save(large)
     arguments = [EXAMPLE / "recolour.py", large, "--models", models, "--out", out]
     arguments += ["--part", "hair", "--colour", "#8b2252"]
-    run = subprocess.run(
+    run = children.run(
         [sys.executable, small_parser.__file__, *map(str, arguments)],
         env=script_environment,
-        capture_output=True,
-        text=True,
         timeout=120,
         check=True,
     )

@@ -14,6 +14,7 @@ from metrics import f_measures
 from parsers import PARSERS
 from settings import Settings, read_file
 from tables import TABLES
+from tiers import sampled
 from training import new_state
 
 
@@ -28,6 +29,7 @@ def arguments(root, out, *rows):
     return [*given, "--rows", *rows]
 
 
+@pytest.mark.slow
 def test_table_is_trained_written_and_not_trained_again(root, tmp_path, monkeypatch, one_thread):
     out = tmp_path / "out"
     rows = ("cnn-s", "cnn-crf", "mo", "rnn-g")
@@ -58,7 +60,7 @@ def test_table_is_trained_written_and_not_trained_again(root, tmp_path, monkeypa
     assert [r["f"] for r in again.values()] == [r["f"] for r in results.values()]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", sampled([signal.SIGINT, signal.SIGTERM], 1))
 def test_interrupted_table_stops_its_trainings_and_goes_on(
     number, root, tmp_path, monkeypatch, capsys
 ):

@@ -17,6 +17,7 @@ import training
 from datasets import open_dataset
 from example_scripts import EXAMPLE, QUICK, call
 from settings import Settings, read_file
+from tiers import sampled
 from views import Whole
 
 
@@ -51,7 +52,7 @@ def metrics_but_seconds(out):
     return result
 
 
-@pytest.mark.parametrize("model", ["rnn-g", "cnn-deep"])
+@pytest.mark.parametrize("model", sampled(["rnn-g", "cnn-deep"], 1))
 def test_train_writes_its_results_and_resumes_bit_for_bit(
     model, tmp_path, monkeypatch, one_thread, capsys
 ):
@@ -103,7 +104,7 @@ def stop_at(monkeypatch, steps, ending):
     monkeypatch.setattr(training, "update_average", update)
 
 
-@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("ending", sampled([signal.SIGINT, signal.SIGTERM], 1))
 def test_requested_stop_saves_the_step_and_goes_on_bit_for_bit(
     ending, tmp_path, monkeypatch, one_thread, capsys
 ):
@@ -169,6 +170,7 @@ def test_killed_worker_is_one_line(tmp_path, monkeypatch, one_thread, capsys):
     assert checkpoint.load(tmp_path / "last.pt")["epoch"] == 0
 
 
+@pytest.mark.slow
 def test_termination_of_the_whole_group_is_a_stop_with_workers_too(tmp_path, script_environment):
     command = [sys.executable, EXAMPLE / "train.py", *QUICK, "--epochs", "100000"]
     command += ["--workers", "2", "--out", tmp_path]
@@ -235,7 +237,9 @@ def test_every_config_file_is_one_of_settings(path):
         assert values["model"] == path.stem
 
 
-@pytest.mark.parametrize("options", [["--amp", "bfloat16"], ["--clip", "0.1"], ["--model", "unet"]])
+@pytest.mark.parametrize(
+    "options", sampled([["--amp", "bfloat16"], ["--clip", "0.1"], ["--model", "unet"]], 2)
+)
 def test_mixed_precision_clipping_and_batch_norm_train(options, tmp_path, monkeypatch, one_thread):
     assert call(monkeypatch, train, *QUICK, *options, "--epochs", 2, "--out", tmp_path) == 0
     history = checkpoint.load(tmp_path / "last.pt")["history"]
@@ -253,7 +257,7 @@ def test_tensorboard_gets_the_history(tmp_path, monkeypatch, one_thread):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-@pytest.mark.parametrize(("name", "code"), [("SIGKILL", -9), ("SIGINT", 130)])
+@pytest.mark.parametrize(("name", "code"), sampled([("SIGKILL", -9), ("SIGINT", 130)], 1))
 def test_killed_run_resumes_bit_for_bit(
     name, code, tmp_path, monkeypatch, one_thread, script_environment
 ):

@@ -1,8 +1,8 @@
 """The example that spreads the directions over two devices."""
 
-import subprocess
 import sys
 
+import children
 import pytest
 import torch
 from comparison import F64, assert_close, run
@@ -35,8 +35,8 @@ def test_halves_on_two_devices_are_the_whole(two_devices):
 
 
 def test_script_says_what_it_ran_on(script_environment):
-    done = subprocess.run(
+    done = children.run(
         [sys.executable, ROOT / "examples" / "two_devices.py"],
-        env=script_environment, capture_output=True, text=True, check=True,
+        env=script_environment, check=True,
     )  # fmt: skip
     assert "as on one device" in done.stdout

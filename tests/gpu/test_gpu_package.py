@@ -3,11 +3,11 @@
 import os
 import re
 import shutil
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+import children
 import pytest
 import torch
 from comparison import BF16, DTYPES, F32, F64, assert_close, within_norm
@@ -121,9 +121,7 @@ def test_map_of_more_than_2_to_31_elements_is_right(images):
 
 
 def test_command_checks_every_gpu():
-    result = subprocess.run(
-        [sys.executable, "-m", "gatedrnn"], cwd=sys.prefix, capture_output=True, text=True
-    )
+    result = children.run([sys.executable, "-m", "gatedrnn"], cwd=sys.prefix)
     assert result.returncode == 0, result.stdout + result.stderr
     for index in range(torch.cuda.device_count()):
         assert f"\ncuda:{index}: " in result.stdout
@@ -138,7 +136,7 @@ def test_build_without_cuda_runs_the_reference_after_one_warning(tmp_path):
         shutil.copy(ROOT / name, tmp_path)
     code = f"from setuptools import build_meta; build_meta.build_wheel({str(tmp_path)!r})"
     environment = {**os.environ, "GATEDRNN_CUDA": "0"}
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
+    children.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
     (archive,) = tmp_path.glob("*.whl")
     zipfile.ZipFile(archive).extractall(tmp_path / "unpacked")
     code = """
@@ -152,12 +150,10 @@ y = layer(x.cuda(), x.cuda())
 layer(x.cuda(), x.cuda()).sum().backward()
 torch.testing.assert_close(y.detach().cpu(), expected)
 """
-    result = subprocess.run(
+    result = children.run(
         [sys.executable, "-c", code],
         cwd=sys.prefix,
         env={**os.environ, "PYTHONPATH": str(tmp_path / "unpacked")},
-        capture_output=True,
-        text=True,
     )
     assert result.returncode == 0, result.stderr
     warnings = re.findall("gatedrnn has no kernels for 'cuda' tensors", result.stderr)

@@ -3,12 +3,12 @@
 import json
 import os
 import re
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import children
 import commands
 import face_parser
 import numpy as np
@@ -312,6 +312,7 @@ finally:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 def test_twelve_megapixels_take_less_than_a_gigabyte(tmp_path, script_environment):
     """With all networks, untrained, as a bundle on disk."""
@@ -331,9 +332,7 @@ def test_twelve_megapixels_take_less_than_a_gigabyte(tmp_path, script_environmen
     (tmp_path / "p.json").write_text(json.dumps({"large.jpg": points.tolist()}))
     command = [sys.executable, "-c", MEASURED, str(EXAMPLE / "predict.py")]
     command += ["--models", ".", "large.jpg", "--points", "p.json"]
-    result = subprocess.run(
-        command, cwd=tmp_path, env=script_environment, capture_output=True, text=True
-    )
+    result = children.run(command, cwd=tmp_path, env=script_environment)
     assert result.returncode == 0, result.stderr
     assert labels_of(tmp_path / "parsed" / "large_labels.png").shape == (3000, 4000)
     kilobytes = int(re.search(r"VmHWM:\s*(\d+) kB", result.stdout)[1])
