@@ -206,6 +206,7 @@ def test_raw_op_is_given_the_directions_in_order():
     assert DIRECTIONS == ("left_to_right", "right_to_left", "top_to_bottom", "bottom_to_top")
 
 
+@pytest.mark.slow
 def test_quick_run_writes_valid_json(tmp_path):
     script = str(BENCHMARKS / "bench_scan.py")
     options = ["--quick", "--shapes", "2,4,5,7", "--sizes", "6", "9", "--out", str(tmp_path)]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import children
 import pytest
+from tiers import sampled
 
 from gatedrnn import _C
 from gatedrnn import __main__ as command
@@ -89,7 +90,7 @@ def test_build_info_tells_of_cuda():
     assert all(re.fullmatch(r"(sm|compute)_\d+[af]?", name) for name in architectures)
 
 
-@pytest.mark.parametrize("capability", INFO["cpu_capabilities"])
+@pytest.mark.parametrize("capability", sampled(INFO["cpu_capabilities"][::-1], 1))
 def test_capability_is_lowered_by_the_environment(capability):
     code = "import gatedrnn._C as c; print(c.build_info()['cpu_capability'])"
     known = INFO["cpu_capabilities"]

@@ -229,7 +229,7 @@ TRANSFORMS = {
 
 
 @pytest.mark.parametrize(
-    ("transform", "of"), sampled(itertools.product(TRANSFORMS, ("x", "weight")), 4)
+    ("transform", "of"), sampled(itertools.product(TRANSFORMS, ("x", "weight")), 3)
 )
 def test_transforms_inside_of_a_compiled_function_are_not_lost(transform, of):
     layer = SpatialGatedRNN(4, groups=2).double()

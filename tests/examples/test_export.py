@@ -13,7 +13,6 @@ from example_scripts import call, refused
 from models import build_model
 from settings import Settings
 from test_checkpoint import STATE
-from tiers import sampled
 
 # What a user of the file has; argv: the file, the images, where the logits go.
 TORCH = """
@@ -83,9 +82,8 @@ def test_exported_network_runs_elsewhere(
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("name", "side"), sampled([("rnn-g+small", 128), ("rnn", 512), ("points", 128)], 1)
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "side"), [("rnn-g+small", 128), ("rnn", 512), ("points", 128)])
 def test_scenes_points_and_batch_normalisation_are_exported_too(name, side, tmp_path):
     network = export.FromPixels(build_model(name, 5, side=side))
     pixels = torch.randint(256, (1, 3, side, side), dtype=torch.uint8)

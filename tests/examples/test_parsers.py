@@ -61,7 +61,7 @@ def test_parameters_are_kept_for_the_same_search_only(name, setup):
             ("mo", "smoothness", -1),
             ("mo", "smoothness", "much"),
         ],
-        3,
+        2,
     ),
 )
 def test_damaged_parameters_are_searched_again(name, key, value, setup):
