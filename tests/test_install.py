@@ -105,6 +105,7 @@ def test_library_has_the_sanitizers_asked_for():
     assert INFO["sanitizers"] == asked.replace(",", "+")
 
 
+@pytest.mark.slow  # test_wheel_installs_and_checks_itself runs the command too
 def test_command_prints_the_facts_and_checks_itself():
     result = run("-m", "gatedrnn")
     assert result.returncode == 0, result.stdout + result.stderr

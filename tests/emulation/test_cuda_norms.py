@@ -27,7 +27,7 @@ def top_singular(blocks):
     return kept[:, 0], *kept[:, 1:].chunk(2, 1)
 
 
-@pytest.mark.parametrize(("kind", "dtype"), sampled(itertools.product(KINDS, (F32, F64)), 3))
+@pytest.mark.parametrize(("kind", "dtype"), sampled(itertools.product(KINDS, (F32, F64)), 2))
 def test_norm_is_held_within_one(kind, dtype):
     for k, scales in SIZES:
         for scale in scales:
@@ -103,6 +103,6 @@ def test_derivatives_of_the_clamp_are_right():
     assert torch.autograd.gradcheck(lambda w: clamp_norm(w, "spectral"), weight)
 
 
-@pytest.mark.parametrize(("k", "dtype"), sampled(itertools.product((2, 8, 33), (F32, F64)), 3))
+@pytest.mark.parametrize(("k", "dtype"), sampled(itertools.product((2, 8, 33), (F32, F64)), 2))
 def test_first_derivative_is_that_of_the_operations(k, dtype):
     assert_derivative_is_that_of_operations(k, dtype)
