@@ -34,7 +34,7 @@ NVCC = (12, 0)  # the oldest with C++20
 # NVIDIA's Python packages that a build needs, and the first CUDA of which they hold nvcc itself.
 PACKAGES = "cuda-toolkit[nvcc,nvvm,crt,cudart,cccl]"
 PACKAGED = 13
-FLAGS = ["-std=c++20", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-Icsrc"]
+FLAGS = ["-std=c++20", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden,-Werror=switch", "-Icsrc"]
 FLAGS += ["-DGATEDRNN_WITH_CUDA=1"]
 
 

@@ -66,7 +66,15 @@ def compile_flags() -> list[str]:
     if WINDOWS:
         return ["/std:c++20", "/O2", "/W3", "/EHsc", "/permissive-"]
     # No -march: kernel files choose their instruction sets by pragma, the library when it starts.
-    flags = ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra"]
+    flags = [
+        "-std=c++20",
+        "-O3",
+        "-g0",
+        "-fvisibility=hidden",
+        "-Wall",
+        "-Wextra",
+        "-Werror=switch",
+    ]
     if SANITIZE:
         # -fno-wrapv undoes Python's own flag, which would hide signed overflow.
         flags += [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all", "-fno-wrapv"]

@@ -13,6 +13,7 @@ import timing
 import torch
 
 import gatedrnn
+from gatedrnn._options import Options, op_arguments
 from gatedrnn.functional import spatial_gated_rnn
 
 OURS = "gatedrnn"
@@ -137,7 +138,7 @@ def bench_layer(shape, pace):
     x, g = (t.detach().requires_grad_() for t in (inputs.x, inputs.g))
     parameters = list(layer.parameters())
     leaves = [t.clone().requires_grad_() for t in (weight, bias)]
-    options = ([0, 1, 2, 3], "max", "identity", "clamp", False)
+    options = (*op_arguments(Options((0, 1, 2, 3), "max", gate_norm="clamp")), False)
 
     def function(x, g, weight, bias):
         return spatial_gated_rnn(x, g, weight, bias, gate_norm="clamp")

@@ -9,6 +9,7 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -42,14 +43,12 @@ using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+// The option of a code. Codes are integers, for PyTorch 2.13 never frees a `str` argument.
 template <class Enum>
-Enum option(const char* name, const std::string& given, std::initializer_list<const char*> known) {
-  int index = 0;
-  for (const char* candidate : known) {
-    if (given == candidate) return static_cast<Enum>(index);
-    ++index;
-  }
-  STD_TORCH_CHECK(false, name, " is not known: '", given, "'");
+Enum option(const char* name, int64_t code, Enum last) {
+  STD_TORCH_CHECK(code >= 0 && code <= static_cast<int>(last), name, " must be 0 to ",
+                  static_cast<int>(last), ", got ", code);
+  return static_cast<Enum>(code);
 }
 
 Dtype dtype_of(const Tensor& x) {
@@ -85,8 +84,30 @@ MemoryFormat format_like(const Tensor& model) {
   return is_dense(model, {0, 2, 3, 1}) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
 }
 
+int64_t bytes_of(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Double:
+      return 8;
+    case ScalarType::Float:
+      return 4;
+    case ScalarType::BFloat16:
+    case ScalarType::Half:
+      return 2;
+    default:
+      return 1;
+  }
+}
+
+// PyTorch's own error does not pass through the stable ABI. gatedrnn/_ops.py knows this text.
 Tensor empty(std::vector<int64_t> size, ScalarType dtype, const Tensor& like, MemoryFormat format) {
-  return torch::stable::empty(size, dtype, std::nullopt, like.device(), std::nullopt, format);
+  try {
+    return torch::stable::empty(size, dtype, std::nullopt, like.device(), std::nullopt, format);
+  } catch (const std::exception&) {
+    int64_t bytes = bytes_of(dtype);
+    for (const int64_t length : size) bytes *= length;
+    throw std::runtime_error("gatedrnn: out of memory: cannot allocate " + std::to_string(bytes) +
+                             " bytes on x's device");
+  }
 }
 
 // (N, C, H, W), (N, D, C, H, W), or a map that one of these is broadcast from: a size of one in
@@ -183,7 +204,7 @@ void check_device(const char* name, const Tensor& t, const Tensor& x) {
 
 struct Options {
   std::vector<int64_t> directions;
-  std::string merge, nonlinearity, gate_norm;
+  int64_t merge, nonlinearity, gate_norm;
 };
 
 // Everything that forward and backward read, checked.
@@ -207,11 +228,9 @@ void fill_inputs(ScanArgs& a, const Tensor& x, const std::optional<Tensor>& g, c
     seen |= 1 << code;
     a.direction[i] = static_cast<int>(code);
   }
-  a.merge = option<Merge>("merge", options.merge, {"none", "max", "mean", "sum"});
-  a.nonlinearity = option<Nonlinearity>("nonlinearity", options.nonlinearity,
-                                        {"identity", "tanh", "relu", "sigmoid"});
-  a.gate_norm =
-      option<GateNorm>("gate_norm", options.gate_norm, {"none", "clamp", "tanh", "sigmoid"});
+  a.merge = option("merge", options.merge, Merge::kSum);
+  a.nonlinearity = option("nonlinearity", options.nonlinearity, Nonlinearity::kSigmoid);
+  a.gate_norm = option("gate_norm", options.gate_norm, GateNorm::kSigmoid);
 
   STD_TORCH_CHECK(weight.dim() == 3 && weight.size(0) == a.directions && weight.size(1) == a.c &&
                       weight.size(2) >= 1 && a.c % weight.size(2) == 0,
@@ -253,7 +272,7 @@ std::vector<int64_t> result_size(const ScanArgs& a, bool per_direction) {
 // y and, for a max merge whose gradient will be asked for, the mask of the winning directions.
 std::tuple<Tensor, Tensor> scan(Tensor x, std::optional<Tensor> g, Tensor weight,
                                 std::optional<Tensor> bias, std::vector<int64_t> directions,
-                                std::string merge, std::string nonlinearity, std::string gate_norm,
+                                int64_t merge, int64_t nonlinearity, int64_t gate_norm,
                                 bool keep_mask) {
   ScanArgs a;
   fill_inputs(a, x, g, weight, bias, {directions, merge, nonlinearity, gate_norm});
@@ -274,8 +293,8 @@ std::tuple<Tensor, Tensor> scan(Tensor x, std::optional<Tensor> g, Tensor weight
 // dx, dg, dweight, dbias; those not asked for are empty.
 std::tuple<Tensor, Tensor, Tensor, Tensor> scan_backward(
     Tensor grad, Tensor x, std::optional<Tensor> g, Tensor weight, std::optional<Tensor> bias,
-    Tensor mask, std::vector<int64_t> directions, std::string merge, std::string nonlinearity,
-    std::string gate_norm, bool needs_g, bool needs_weight, bool needs_bias) {
+    Tensor mask, std::vector<int64_t> directions, int64_t merge, int64_t nonlinearity,
+    int64_t gate_norm, bool needs_g, bool needs_weight, bool needs_bias) {
   BackwardArgs a;
   fill_inputs(a, x, g, weight, bias, {directions, merge, nonlinearity, gate_norm});
   const bool separate = a.merge == Merge::kNone;
@@ -295,8 +314,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> scan_backward(
   // The CPU adds to what is there, a GPU writes every element.
   const bool is_added_to = !on_gpu(x) || x.numel() == 0;
   const auto of_weight = [&](std::vector<int64_t> size) {
-    return is_added_to ? torch::stable::new_zeros(weight, size)
-                       : empty(size, state, weight, MemoryFormat::Contiguous);
+    Tensor sums = empty(size, state, weight, MemoryFormat::Contiguous);
+    return is_added_to ? torch::stable::zero_(sums) : sums;
   };
   if (needs_g) {
     STD_TORCH_CHECK(g.has_value(), "needs_g without g");
@@ -350,7 +369,8 @@ std::tuple<Tensor, Tensor> clamp_spectral_op(Tensor weight, bool keep) {
   a.k = weight.size(2);
   a.blocks = weight.numel() / (a.k * a.k);
   a.is_double = weight.scalar_type() == ScalarType::Double;
-  Tensor clamped = torch::stable::empty_like(weight);
+  Tensor clamped = empty({weight.size(0), weight.size(1), a.k}, weight.scalar_type(), weight,
+                         MemoryFormat::Contiguous);
   Tensor kept = empty({keep ? a.blocks : 0, 1 + 2 * a.k}, ScalarType::Double, weight,
                       MemoryFormat::Contiguous);
   if (a.blocks == 0) return {clamped, kept};
@@ -376,7 +396,8 @@ Tensor clamp_spectral_backward_op(Tensor grad, Tensor weight, Tensor kept) {
                   "kept must be what the clamp of weight keeps");
   check_device("grad", grad, weight);
   check_device("kept", kept, weight);
-  Tensor dweight = torch::stable::empty_like(weight);
+  Tensor dweight = empty({weight.size(0), weight.size(1), a.k}, weight.scalar_type(), weight,
+                         MemoryFormat::Contiguous);
   if (a.blocks == 0) return dweight;
   a.grad = data_of("grad", grad);
   a.weight = data_of("weight", weight);
@@ -398,11 +419,11 @@ void implement(Library& m) {
 
 GATEDRNN_DEFINE(GATEDRNN_LIBRARY, m) {
   m.def(
-      "scan(Tensor x, Tensor? g, Tensor weight, Tensor? bias, int[] directions, str merge, "
-      "str nonlinearity, str gate_norm, bool keep_mask) -> (Tensor, Tensor)");
+      "scan(Tensor x, Tensor? g, Tensor weight, Tensor? bias, int[] directions, int merge, "
+      "int nonlinearity, int gate_norm, bool keep_mask) -> (Tensor, Tensor)");
   m.def(
       "scan_backward(Tensor grad, Tensor x, Tensor? g, Tensor weight, Tensor? bias, Tensor mask, "
-      "int[] directions, str merge, str nonlinearity, str gate_norm, bool needs_g, "
+      "int[] directions, int merge, int nonlinearity, int gate_norm, bool needs_g, "
       "bool needs_weight, bool needs_bias) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("clamp_spectral(Tensor weight, bool keep) -> (Tensor, Tensor)");
   m.def("clamp_spectral_backward(Tensor grad, Tensor weight, Tensor kept) -> Tensor");

@@ -70,18 +70,29 @@ GATEDRNN_INLINE T gate_norm_derivative(GateNorm kind, T g) {
   switch (kind) {
     case GateNorm::kClamp:  // 1 at |g| = 1 exactly, 0 at NaN
       return M::select((g <= one) & (g >= -one), one, T{});
-    case GateNorm::kTanh: {
-      const T y = M::tanh(g);
-      return 1 - y * y;
-    }
-    case GateNorm::kSigmoid: {
-      const T y = M::sigmoid(g);
-      return y * (1 - y);
-    }
+    case GateNorm::kTanh:
+      return smooth_derivative(kind, M::tanh(g));
+    case GateNorm::kSigmoid:
+      return smooth_derivative(kind, M::sigmoid(g));
     case GateNorm::kNone:
       break;
   }
   return one;
+}
+
+// The derivative of a smooth norm, from the gate under it.
+template <class T>
+GATEDRNN_INLINE T smooth_derivative(GateNorm kind, T y) {
+  switch (kind) {
+    case GateNorm::kTanh:
+      return 1 - y * y;
+    case GateNorm::kSigmoid:
+      return y * (1 - y);
+    case GateNorm::kNone:
+    case GateNorm::kClamp:
+      break;
+  }
+  return T{} + 1;
 }
 
 // max that propagates NaN, as torch.maximum.

@@ -8,10 +8,49 @@
 
 namespace gatedrnn {
 
+// The values are the codes of gatedrnn/_options.py. Every switch over an option names all of them,
+// and the compiler refuses one that lacks a case (-Werror=switch).
 enum class Merge : int { kNone, kMax, kMean, kSum };
 enum class Nonlinearity : int { kIdentity, kTanh, kRelu, kSigmoid };
 enum class GateNorm : int { kNone, kClamp, kTanh, kSigmoid };
 enum class Dtype : int { kFloat64, kFloat32, kBFloat16, kFloat16 };
+
+// Whether maps are merged by a maximum; the others are added, and multiplied by merge_scale.
+GATEDRNN_INLINE constexpr bool is_maximum(Merge merge) {
+  switch (merge) {
+    case Merge::kMax:
+      return true;
+    case Merge::kNone:
+    case Merge::kMean:
+    case Merge::kSum:
+      break;
+  }
+  return false;
+}
+template <class A>
+GATEDRNN_INLINE constexpr A merge_scale(Merge merge, int64_t directions) {
+  switch (merge) {
+    case Merge::kMean:
+      return A(1) / static_cast<A>(directions);
+    case Merge::kNone:
+    case Merge::kMax:
+    case Merge::kSum:
+      break;
+  }
+  return A(1);
+}
+// Whether a gate's norm takes a function that is long to compute; the others are bounds alone.
+GATEDRNN_INLINE constexpr bool is_smooth(GateNorm norm) {
+  switch (norm) {
+    case GateNorm::kTanh:
+    case GateNorm::kSigmoid:
+      return true;
+    case GateNorm::kNone:
+    case GateNorm::kClamp:
+      break;
+  }
+  return false;
+}
 
 // The state (hidden maps, weights, sums) is float64 for float64 maps, else float32.
 struct ScanArgs {

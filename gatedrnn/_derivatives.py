@@ -1,4 +1,4 @@
-"""Adjoint and tangent of a scan, written with scans: what derivatives of any order are made of.
+"""The adjoint of a scan, written with scans: what derivatives of any order are made of.
 
 The formulas are derived in csrc/README.md. Everything here is differentiable in both modes.
 """
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from . import _ops
-from ._options import ALONG_WIDTH, FROM_END, REVERSED, Options
+from ._options import ALONG_WIDTH, FROM_END, REVERSED, Options, unknown
 
 
 def _per_direction(g: Tensor | None, d: int) -> Tensor | None:
@@ -18,7 +18,7 @@ def _per_direction(g: Tensor | None, d: int) -> Tensor | None:
 def _single(x, g, weight, bias, code, nonlinearity="identity"):
     """One direction's map h (N, C, H, W); gates as they are."""
     bias = None if bias is None else bias[None]
-    return _ops.scan(x, g, weight[None], bias, Options((code,), "none", nonlinearity))[:, 0]
+    return _ops.scan(x, g, weight[None], bias, Options((code,), None, nonlinearity))[:, 0]
 
 
 def _before(h: Tensor, code: int, step: int = 1) -> Tensor:
@@ -67,7 +67,9 @@ def _slope(nonlinearity: str, h: Tensor) -> Tensor | None:
             return (~(h <= 0)).to(h.dtype)  # 1 where h is NaN, as in PyTorch
         case "sigmoid":
             return h * (1 - h)
-    return None
+        case "identity":
+            return None
+    raise unknown("nonlinearity", nonlinearity)
 
 
 def _times(a: Tensor | None, b: Tensor | None) -> Tensor | None:
@@ -81,27 +83,35 @@ def unit_clamp(t: Tensor) -> Tensor:
     return torch.where((t >= -1) & (t <= 1), t, t.detach().clamp(-1, 1))
 
 
-def _normed(g: Tensor | None, gate_norm: str) -> Tensor | None:
+def _normed(g: Tensor | None, gate_norm: str | None) -> Tensor | None:
     if g is None:
         return None
     match gate_norm:
+        case None:
+            return g
         case "clamp":
             return unit_clamp(g)
         case "tanh":
             return torch.tanh(g)
         case "sigmoid":
             return torch.sigmoid(g)
-    return g
+    raise unknown("gate_norm", gate_norm)
 
 
 def _shares(mask: Tensor, options: Options, dtype: torch.dtype) -> Tensor:
     """Each direction's share of a merged value: (D, N, C, H, W), or (D, 1, 1, 1, 1)."""
     count = len(options.directions)
-    if options.merge == "max":
-        bits = 1 << torch.arange(count, device=mask.device).view(-1, 1, 1, 1, 1)
-        won = ((mask & bits) != 0).to(dtype)
-        return won / won.sum(0)
-    share = 1 / count if options.merge == "mean" else 1.0
+    match options.merge:
+        case "max":
+            bits = 1 << torch.arange(count, device=mask.device).view(-1, 1, 1, 1, 1)
+            won = ((mask & bits) != 0).to(dtype)
+            return won / won.sum(0)
+        case "mean":
+            share = 1 / count
+        case "sum":
+            share = 1.0
+        case _:
+            raise unknown("merge", options.merge)
     return torch.full((count, 1, 1, 1, 1), share, dtype=dtype, device=mask.device)
 
 
@@ -117,12 +127,12 @@ def adjoint(grad, x, g, weight, bias, mask, options: Options):
     dtype = x.dtype
     grad, x, g = (_to_state(t, weight) for t in (grad, x, g))
     k = weight.shape[2]
-    if options.merge != "none":
+    if options.merge is not None:
         shares = _shares(mask, options, weight.dtype)
     deltas, dweight, dbias, dgates = [], [], [], []
     with_norm = _normed(g, options.gate_norm)
     for d, code in enumerate(options.directions):
-        xi = grad[:, d] if options.merge == "none" else grad * shares[d]
+        xi = grad[:, d] if options.merge is None else grad * shares[d]
         gate = _per_direction(with_norm, d)
         h = _single(
             x, gate, weight[d], None if bias is None else bias[d], code, options.nonlinearity
@@ -155,8 +165,10 @@ def adjoint(grad, x, g, weight, bias, mask, options: Options):
     return sum(deltas).to(dtype), dg, torch.stack(dweight), torch.stack(dbias)
 
 
-def _norm_slope(g: Tensor, gate_norm: str) -> Tensor | float:
+def _norm_slope(g: Tensor, gate_norm: str | None) -> Tensor | float:
     match gate_norm:
+        case None:
+            return 1.0
         case "clamp":
             return ((g >= -1) & (g <= 1)).to(g.dtype)
         case "tanh":
@@ -164,39 +176,4 @@ def _norm_slope(g: Tensor, gate_norm: str) -> Tensor | float:
         case "sigmoid":
             y = torch.sigmoid(g)
             return y * (1 - y)
-    return 1.0
-
-
-def tangent(primals, tangents, mask, options: Options):
-    """The tangent of a scan: x' = dx + dg * (w h + b) + g * (dw h + db), scanned without a bias."""
-    x, g, weight, bias = primals
-    dtype = x.dtype
-    x, g, x_t, g_t = (_to_state(t, weight) for t in (x, g, *tangents[:2]))
-    weight_t, bias_t = tangents[2:]
-    gates = _normed(g, options.gate_norm)
-    if g_t is not None:
-        assert g is not None  # a tangent has its primal
-        g_t = g_t * _norm_slope(g, options.gate_norm)
-    maps = []
-    for d, code in enumerate(options.directions):
-        gate = _per_direction(gates, d)
-        b = None if bias is None else bias[d]
-        h = _single(x, gate, weight[d], b, code, options.nonlinearity)
-        h_before = _before(h, code)
-        drive = torch.zeros_like(h) if x_t is None else x_t
-        if g_t is not None:
-            u = _product(weight[d], h_before)
-            u = u if b is None else u + b[:, None, None]
-            drive = drive + (g_t[:, d] if g_t.dim() == 5 else g_t) * u
-        u_t = None if weight_t is None else _product(weight_t[d], h_before)
-        if bias_t is not None:
-            db = bias_t[d][:, None, None]
-            u_t = db.expand_as(h) if u_t is None else u_t + db
-        if u_t is not None:
-            drive = drive + (u_t if gate is None else gate * u_t)
-        slope = _slope(options.nonlinearity, h)
-        maps.append(_single(_times(slope, drive), _times(slope, gate), weight[d], None, code))
-    if options.merge == "none":
-        return torch.stack(maps, 1).to(dtype)
-    shares = _shares(mask, options, weight.dtype)
-    return sum(share * h for share, h in zip(shares, maps, strict=True)).to(dtype)
+    raise unknown("gate_norm", gate_norm)

@@ -1,27 +1,26 @@
-"""The native ops and everything PyTorch wants to know of them: fake kernels, autograd, vmap, jvp.
+"""The native ops and everything PyTorch needs to know of them: fake kernels, autograd and vmap.
 
-Two routes lead to the same kernels. Under `torch.compile` and `torch.export` the registered ops are
-called, with `register_autograd`: Dynamo refuses an `autograd.Function` that defines `jvp`.
-Otherwise `autograd.Function` is used, for a registered op carries no tangents: forward-mode AD
-through it would be zero without a word. Where a compiled function takes such derivatives itself,
-the graph is left for it.
+The rules of autograd and vmap exist once, and are registered for the ops. The transforms of
+torch.func nest only an `autograd.Function`, so there is one of the same rules for each op. The
+adjoint of a scan is a scan again (csrc/README.md): `_derivatives` writes it with scans, so that
+derivatives of any order need no other kernel.
 
-All of them differentiate by the same two facts (csrc/README.md): the adjoint of a scan and its
-tangent are scans again. `_derivatives` writes them with the scan itself, so that derivatives of
-any order need no other kernel.
+A registered op carries no tangents: forward-mode AD through it would silently give zero. So every
+call that may take part in forward-mode AD runs the reference loop (`may_have_tangents`).
 """
 
+import contextlib
 import importlib.util
 import os
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils.flop_counter import register_flop_formula
 
-from . import reference
-from ._batching import fold, fold_gate, unfold
-from ._derivatives import adjoint, tangent
-from ._options import DIRECTIONS, Options, op_arguments
+from . import _batching, reference
+from ._derivatives import adjoint
+from ._options import DIRECTIONS, MERGES, Options, op_arguments, options_of
 
 if importlib.util.find_spec("gatedrnn._C") is None:
     raise ImportError(
@@ -42,13 +41,27 @@ _JVP = torch._C._functorch.TransformType.Jvp
 # ---- fake kernels ------------------------------------------------------------------------------
 
 
+def _is_dense(t: Tensor, dims: tuple[int, ...]) -> bool:
+    """As is_dense in csrc/ops.cpp. What cannot be known of symbolic sizes counts as different."""
+    from torch.fx.experimental.symbolic_shapes import guard_or_false
+
+    expected = 1
+    for dim in reversed(dims):
+        if guard_or_false(t.shape[dim] == 1):
+            continue
+        if not guard_or_false(t.stride(dim) == expected):
+            return False
+        expected = expected * t.shape[dim]
+    return True
+
+
 def _format_like(model: Tensor) -> torch.memory_format:
     """channels_last when `model` is so and is not also contiguous."""
-    if model.dim() != 4 or model.is_contiguous():
+    from torch.fx.experimental.symbolic_shapes import guard_or_false
+
+    if model.dim() != 4 or guard_or_false(model.numel() == 0) or _is_dense(model, (0, 1, 2, 3)):
         return torch.contiguous_format
-    if model.is_contiguous(memory_format=torch.channels_last):
-        return torch.channels_last
-    return torch.contiguous_format
+    return torch.channels_last if _is_dense(model, (0, 2, 3, 1)) else torch.contiguous_format
 
 
 def _check_devices(x: Tensor, *others: Tensor | None) -> None:
@@ -58,20 +71,18 @@ def _check_devices(x: Tensor, *others: Tensor | None) -> None:
             raise RuntimeError(f"all tensors must be on x's device {x.device}, got {other.device}")
 
 
-@torch.library.register_fake("gatedrnn::scan")
 def _scan_fake(x, g, weight, bias, directions, merge, nonlinearity, gate_norm, keep_mask):
     _check_devices(x, g, weight, bias)
     n, c, h, w = x.shape
-    if merge == "none":
+    if MERGES[merge] is None:
         y = x.new_empty((n, len(directions), c, h, w))
     else:
         y = torch.empty_like(x, memory_format=_format_like(x))
-    if keep_mask and merge == "max":
+    if keep_mask and MERGES[merge] == "max":
         return y, torch.empty_like(y, dtype=torch.uint8)
     return y, x.new_empty((0,), dtype=torch.uint8)
 
 
-@torch.library.register_fake("gatedrnn::scan_backward")
 def _scan_backward_fake(
     grad, x, g, weight, bias, mask, directions, merge, nonlinearity, gate_norm, *needs
 ):
@@ -86,49 +97,78 @@ def _scan_backward_fake(
     )
 
 
-@torch.library.register_fake("gatedrnn::clamp_spectral")
 def _clamp_spectral_fake(weight, keep):
     k = weight.shape[2]
     count = weight.numel() // (k * k) if keep else 0
     return torch.empty_like(weight), weight.new_empty((count, 1 + 2 * k), dtype=torch.float64)
 
 
-@torch.library.register_fake("gatedrnn::clamp_spectral_backward")
 def _clamp_spectral_backward_fake(grad, weight, kept):
     _check_devices(weight, grad, kept)
     return torch.empty_like(weight)
 
 
-# ---- the registered ops' autograd, for torch.compile and torch.export ----------------------------
+# ---- autograd ------------------------------------------------------------------------------------
 
 
-def _registered_setup(ctx, inputs, output):
-    x, g, weight, bias, directions, merge, nonlinearity, gate_norm, _ = inputs
-    ctx.options = Options(tuple(directions), merge, nonlinearity, gate_norm)
+def _scan_setup(ctx, inputs, output):
+    x, g, weight, bias, *options, _ = inputs
+    ctx.options = options_of(*options)
     ctx.save_for_backward(x, g, weight, bias, output[1])
 
 
-def _registered_backward(ctx, grad, _):
+def _scan_backward(ctx, grad, _):
     x, g, weight, bias, mask = ctx.saved_tensors
+    arguments = op_arguments(ctx.options)
     if ctx.options.merge == "max" and mask.dim() == 1:  # not kept: a gradient was not foreseen
-        mask = torch.ops.gatedrnn.scan(x, g, weight, bias, *op_arguments(ctx.options), True)[1]
-    _, needs_g, needs_weight, needs_bias = ctx.needs_input_grad[:4]
-    needs = needs_g, needs_weight, needs_bias
-    dx, dg, dweight, dbias = torch.ops.gatedrnn.scan_backward(
-        grad, x, g, weight, bias, mask, *op_arguments(ctx.options), *needs
-    )
-    return (
-        dx,
-        dg if needs_g else None,
-        dweight if needs_weight else None,
-        dbias if needs_bias else None,
-        *[None] * 5,
-    )
+        mask = scan_op(x, g, weight, bias, *arguments, True)[1]
+    needs = ctx.needs_input_grad[1:4]
+    tensors = grad, x, g, weight, bias, mask
+    if may_have_tangents(*tensors):
+        grads = adjoint(*tensors, ctx.options)
+    else:
+        grads = scan_backward_op(*tensors, *arguments, *needs)
+    wanted = (t if need else None for t, need in zip(grads[1:], needs, strict=True))
+    return grads[0], *wanted, *[None] * 5
 
 
-torch.library.register_autograd(
-    "gatedrnn::scan", _registered_backward, setup_context=_registered_setup
-)
+def _adjoint_setup(ctx, inputs, output):
+    *tensors, directions, merge, nonlinearity, gate_norm, needs_g, needs_weight, needs_bias = inputs
+    ctx.options = options_of(directions, merge, nonlinearity, gate_norm)
+    ctx.needs = True, needs_g, needs_weight, needs_bias
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors)
+
+
+def _adjoint_backward(ctx, *cotangents):
+    *tensors, mask = ctx.saved_tensors
+    asked = [i for i in range(5) if ctx.needs_input_grad[i]]
+    given = [i for i, t in enumerate(cotangents) if t is not None and ctx.needs[i]]
+
+    def function(*inputs):
+        all_inputs = list(tensors)
+        for i, t in zip(asked, inputs, strict=True):
+            all_inputs[i] = t
+        results = adjoint(*all_inputs, mask, ctx.options)
+        return [results[i] for i in given]
+
+    with no_autocast(mask):
+        found = _vjp(function, [tensors[i] for i in asked], [cotangents[i] for i in given])
+    grads = dict(zip(asked, found, strict=True))
+    return *(grads.get(i) for i in range(5)), *[None] * 8
+
+
+def _vjp(function, inputs: list[Tensor], cotangents: list[Tensor]):
+    if in_transform():  # where autograd.grad does not see through a batch
+        return torch.func.vjp(function, *inputs)[1](cotangents)
+    # Not torch.func.vjp, which refuses hooks on saved tensors, such as those of checkpoints.
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        inputs = [t.view_as(t) for t in inputs]  # gradients stop here, their own graph goes on
+        results = function(*inputs)
+        return torch.autograd.grad(
+            results, inputs, cotangents, create_graph=create_graph, allow_unused=True
+        )
 
 
 def _clamp_setup(ctx, inputs, output):
@@ -142,165 +182,101 @@ def _clamp_backward(ctx, grad, _):
     return torch.ops.gatedrnn.clamp_spectral_backward(grad.contiguous(), weight, kept), None
 
 
-torch.library.register_autograd(
-    "gatedrnn::clamp_spectral", _clamp_backward, setup_context=_clamp_setup
-)
-
-
 def _refuse_second_derivative(ctx, *grads):
     raise RuntimeError(
-        "gatedrnn: a compiled or exported scan, and the bare op, have no second derivative; "
-        "SpatialGatedRNN and gatedrnn.functional have, where they are not compiled"
+        "gatedrnn: the clamp of a compiled or exported layer, and the bare op, have no second "
+        "derivative. SpatialGatedRNN has all derivatives where it is not compiled"
     )
 
 
-for _name in ("scan_backward", "clamp_spectral_backward"):
-    torch.library.register_autograd(f"gatedrnn::{_name}", _refuse_second_derivative)
+# ---- registration --------------------------------------------------------------------------------
 
 
-@torch.library.register_vmap("gatedrnn::clamp_spectral")
-def _clamp_vmap(info, in_dims, weight, keep):
-    folded = weight.movedim(in_dims[0], 0).flatten(0, 1).contiguous()
-    results = torch.ops.gatedrnn.clamp_spectral(folded, keep)
-    return tuple(t.unflatten(0, (info.batch_size, -1)) for t in results), (0, 0)
+def register(library: str) -> None:
+    """Registers the rules for the ops of torch.ops.<library>."""
+    for name, fake, setup, backward, vmap in (
+        ("scan", _scan_fake, _scan_setup, _scan_backward, _batching.scan),
+        ("scan_backward", _scan_backward_fake, _adjoint_setup, _adjoint_backward,
+         _batching.scan_backward),
+        ("clamp_spectral", _clamp_spectral_fake, _clamp_setup, _clamp_backward,
+         _batching.clamp_spectral),
+        ("clamp_spectral_backward", _clamp_spectral_backward_fake, None,
+         _refuse_second_derivative, None),
+    ):  # fmt: skip
+        op = f"{library}::{name}"
+        torch.library.register_fake(op, fake)
+        torch.library.register_autograd(op, backward, setup_context=setup)
+        if vmap is not None:
+            torch.library.register_vmap(op, vmap)
 
 
-# ---- the differentiable scan ---------------------------------------------------------------------
+register("gatedrnn")
+
+
+@register_flop_formula(torch.ops.gatedrnn.scan)
+def scan_flops(x, g, weight, *_, **__) -> int:
+    """Two for each multiply-add of Eq. (3), from shapes; as for PyTorch's own operations, nothing
+    is counted for additions, nonlinearities and merges."""
+    n, _, height, width = x
+    directions, c, k = weight
+    return 2 * n * height * width * directions * c * (k + (g is not None))
+
+
+@register_flop_formula(torch.ops.gatedrnn.scan_backward)
+def scan_backward_flops(grad, x, g, weight, bias, mask, *options, **__) -> int:
+    """The products with w once more and with w^T, and of e and h where dweight is asked for."""
+    n, _, height, width = x
+    directions, c, k = weight
+    needs_g, needs_weight = options[4:6]
+    products = 2 * k + k * needs_weight + (g is not None) * (2 + needs_g)
+    return 2 * n * height * width * directions * c * products
 
 
 class _Scan(torch.autograd.Function):
-    """(y, mask) of a scan; mask carries no gradient."""
+    """The op `scan`, for the transforms of torch.func."""
+
+    setup_context = staticmethod(_scan_setup)
+    backward = staticmethod(_scan_backward)
+    vmap = staticmethod(_batching.scan)
 
     @staticmethod
-    def forward(x, g, weight, bias, options, keep_mask):
-        return torch.ops.gatedrnn.scan(x, g, weight, bias, *op_arguments(options), keep_mask)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, g, weight, bias, ctx.options, _ = inputs
-        mask = output[1]
-        ctx.mark_non_differentiable(mask)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, g, weight, bias, mask)
-        ctx.save_for_forward(x, g, weight, bias, mask)
-
-    @staticmethod
-    def backward(ctx, grad, _):
-        if grad is None:
-            return (None,) * 6
-        x, g, weight, bias, mask = ctx.saved_tensors
-        needs = ctx.needs_input_grad[1:4]
-        tensors = (grad, x, g, weight, bias, mask, ctx.options)
-        if forward_ad._current_level >= 0:  # a tangent of this derivative may be asked for
-            grads = adjoint(*tensors)
-        else:
-            grads = _ScanBackward.apply(*tensors, *needs)
-        return (
-            grads[0],
-            *(t if need else None for t, need in zip(grads[1:], needs, strict=True)),
-            None,
-            None,
-        )
-
-    @staticmethod
-    def jvp(ctx, x_t, g_t, weight_t, bias_t, *_):
-        *primals, mask = ctx.saved_tensors
-        y_t = tangent(primals, (x_t, g_t, weight_t, bias_t), mask, ctx.options)
-        return y_t, None
-
-    @staticmethod
-    def vmap(info, in_dims, x, g, weight, bias, options, keep_mask):
-        size = info.batch_size
-        channels = weight.shape[2 if in_dims[2] is not None and in_dims[2] <= 1 else 1]
-        y, mask = _Scan.apply(
-            fold(x, in_dims[0], size, 1),
-            fold_gate(g, in_dims[1], size, channels),
-            fold(weight, in_dims[2], size, 1),
-            fold(bias, in_dims[3], size, 1),
-            options,
-            keep_mask,
-        )
-        y = unfold(y, size, 2 if options.merge == "none" else 1)
-        if mask.dim() == 1:
-            return (y, mask), (0, None)
-        return (y, unfold(mask, size, 1)), (0, 0)
+    def forward(*arguments):
+        return torch.ops.gatedrnn.scan(*arguments)
 
 
 class _ScanBackward(torch.autograd.Function):
-    """dx, dg, dweight, dbias by the fused kernel; its own gradients by those of `adjoint`."""
+    """The op `scan_backward`, for the transforms of torch.func."""
+
+    setup_context = staticmethod(_adjoint_setup)
+    backward = staticmethod(_adjoint_backward)
+    vmap = staticmethod(_batching.scan_backward)
 
     @staticmethod
-    def forward(grad, x, g, weight, bias, mask, options, *needs):
-        return torch.ops.gatedrnn.scan_backward(
-            grad, x, g, weight, bias, mask, *op_arguments(options), *needs
-        )
+    def forward(*arguments):
+        return torch.ops.gatedrnn.scan_backward(*arguments)
 
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        *tensors, ctx.options, needs_g, needs_weight, needs_bias = inputs
-        ctx.needs = (True, needs_g, needs_weight, needs_bias)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors)
 
-    @staticmethod
-    def backward(ctx, *cotangents):
-        *tensors, mask = ctx.saved_tensors
-        present = [i for i, t in enumerate(tensors) if t is not None]
+def scan_op(*arguments) -> tuple[Tensor, Tensor]:
+    return _call("scan", _Scan, arguments)
 
-        def function(*given):
-            full = [None] * 5
-            for i, t in zip(present, given, strict=True):
-                full[i] = t
-            results = adjoint(*full, mask, ctx.options)
-            return tuple(r for r, need in zip(results, ctx.needs, strict=True) if need)
 
-        results, vjp = torch.func.vjp(function, *(tensors[i] for i in present))
-        wanted = [c for c, need in zip(cotangents, ctx.needs, strict=True) if need]
-        wanted = [
-            torch.zeros_like(r) if c is None else c for r, c in zip(results, wanted, strict=True)
-        ]
-        grads = [None] * 10
-        for i, t in zip(present, vjp(tuple(wanted)), strict=True):
-            grads[i] = t
-        return tuple(grads)
+def scan_backward_op(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _call("scan_backward", _ScanBackward, arguments)
 
-    @staticmethod
-    def vmap(info, in_dims, grad, x, g, weight, bias, mask, options, *needs):
-        size = info.batch_size
-        channels = weight.shape[2 if in_dims[3] is not None and in_dims[3] <= 1 else 1]
-        channel = 2 if options.merge == "none" else 1
-        gate = fold_gate(g, in_dims[2], size, channels)
-        if g is not None and gate is g:  # each sample wants a gradient of its own
-            shape = list(g.shape)
-            shape[-3] = channels
-            gate = fold(g.expand(shape), None, size, g.dim() - 3)
-        folded_mask = (
-            mask if mask.dim() - (in_dims[5] is not None) == 1 else fold(mask, in_dims[5], size, 1)
-        )
-        if folded_mask is mask and in_dims[5] is not None:
-            folded_mask = mask.select(in_dims[5], 0)
-        dx, dg, dweight, dbias = _ScanBackward.apply(
-            fold(grad, in_dims[0], size, channel),
-            fold(x, in_dims[1], size, 1),
-            gate,
-            fold(weight, in_dims[3], size, 1),
-            fold(bias, in_dims[4], size, 1),
-            folded_mask,
-            options,
-            *needs,
-        )
-        if needs[0]:
-            dg = unfold(dg, size, g.dim() - (in_dims[2] is not None) - 3)
-            logical = [s for i, s in enumerate(g.shape) if i != in_dims[2]]
-            if logical[-3] == 1:
-                dg = dg.sum(-3, keepdim=True)
-        results = [unfold(dx, size, 1), dg]
-        results += [
-            unfold(t, size, 1) if need else t
-            for t, need in zip((dweight, dbias), needs[1:], strict=True)
-        ]
-        dims = [0] + [0 if need else None for need in needs]
-        return tuple(results), tuple(dims)
+
+def _call(name: str, function: type[torch.autograd.Function], arguments):
+    op = getattr(torch.ops.gatedrnn, name)
+    if torch.compiler.is_compiling():
+        return op(*arguments)
+    try:
+        return (function.apply if in_transform() else op)(*arguments)
+    except RuntimeError as error:
+        if arguments[0].is_cuda and "gatedrnn: out of memory" in str(error):
+            raise torch.OutOfMemoryError(str(error)) from None
+        raise
+
+
+# ---- the differentiable scan ---------------------------------------------------------------------
 
 
 def scan(x, g, weight, bias, options: Options) -> Tensor:
@@ -315,57 +291,78 @@ def scan(x, g, weight, bias, options: Options) -> Tensor:
         if is_differentiated():
             from . import _tracing
 
-            return (_tracing.scan_eagerly if _GRAPH_CAN_BREAK else _reference)(*tensors, options)
-        keep_mask = torch.is_grad_enabled() and any(
-            t is not None and t.requires_grad for t in tensors
+            return (_tracing.scan_eagerly if _GRAPH_CAN_BREAK else by_reference)(*tensors, options)
+    elif may_have_tangents(*tensors):
+        return by_reference(*tensors, options)
+    keep_mask = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    return scan_op(*tensors, *op_arguments(options), keep_mask)[0]
+
+
+def no_autocast(x: Tensor) -> contextlib.AbstractContextManager:
+    """Off, since autocast would run the products of a state of 32 bits in 16."""
+    device = x.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return contextlib.nullcontext()
+    return torch.autocast(device, enabled=False)
+
+
+def by_reference(x, g, weight, bias, options: Options) -> Tensor:
+    with no_autocast(x):
+        return reference.spatial_gated_rnn(
+            x,
+            g,
+            weight,
+            bias,
+            directions=[DIRECTIONS[code] for code in options.directions],
+            merge=options.merge,
+            nonlinearity=options.nonlinearity,
+            gate_norm=options.gate_norm,
         )
-        return torch.ops.gatedrnn.scan(*tensors, *op_arguments(options), keep_mask)[0]
-    if is_plain(*tensors):
-        return torch.ops.gatedrnn.scan(*tensors, *op_arguments(options), False)[0]
-    if has_nested_tangents():
-        return _reference(*tensors, options)
-    return _Scan.apply(*tensors, options, options.merge == "max")[0]
 
 
-def is_plain(*tensors: Tensor | None) -> bool:
+# ---- what is under way ---------------------------------------------------------------------------
+
+
+def no_autograd(*tensors: Tensor | None) -> bool:
     """Whether no derivative can be asked for: no gradients, tangents, transforms or tracing."""
-    return not is_transformed() and not (
+    return not is_transformed(*tensors) and not (
         torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     )
 
 
-def is_transformed() -> bool:
-    """Whether tangents or a transform may be under way, or a graph is traced."""
+def is_transformed(*tensors: Tensor | None) -> bool:
+    """Whether tangents or a transform of torch.func may be under way, or a graph is traced."""
+    return torch.compiler.is_compiling() or in_transform() or may_have_tangents(*tensors)
+
+
+def in_transform() -> bool:
+    """Whether a transform of torch.func is under way in this thread, outside of a traced graph."""
     return (
-        torch.compiler.is_compiling()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or forward_ad._current_level >= 0
+        not torch.compiler.is_compiling()
+        and torch._C._functorch.peek_interpreter_stack() is not None
     )
+
+
+def may_have_tangents(*tensors: Tensor | None) -> bool:
+    """Whether forward-mode AD may be under way for one of these tensors."""
+    if forward_ad._current_level < 0:  # of any thread
+        return False
+    # Below the wrappers of a transform a tangent may lie, whatever the transform is.
+    if torch._C._functorch.get_interpreter_stack():  # of this thread
+        return True
+    return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
 
 def has_nested_tangents() -> bool:
     """Whether the tangent of a tangent is taken. PyTorch runs a Function's `jvp` with forward-mode
-    AD switched off, so that it would be zero without a word; plain operations have it."""
+    AD switched off, so that it would silently be zero; plain operations have it."""
     stack = torch._C._functorch.get_interpreter_stack() or []
     return sum(level.key() == _JVP for level in stack) > 1
 
 
 def is_differentiated() -> bool:
     """Whether, in a function that is traced, torch.func takes a gradient or a tangent or a dual
-    level is open. The latter is read where Dynamo sees it, and compiles anew when it changes."""
+    level is open. The latter is read where Dynamo sees it, and compiles again when it changes."""
     from . import _tracing
 
     return forward_ad._current_level >= 0 or _tracing.func_differentiates()
-
-
-def _reference(x, g, weight, bias, options: Options) -> Tensor:
-    return reference.spatial_gated_rnn(
-        x,
-        g,
-        weight,
-        bias,
-        directions=[DIRECTIONS[code] for code in options.directions],
-        merge=None if options.merge == "none" else options.merge,
-        nonlinearity=options.nonlinearity,
-        gate_norm=None if options.gate_norm == "none" else options.gate_norm,
-    )

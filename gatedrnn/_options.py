@@ -1,29 +1,53 @@
-"""What a scan is, besides its tensors; and the directions by their codes."""
+"""What a scan is, besides its tensors: names for Python, integer codes for the native ops.
+
+The code of an option is its index here, and its value in the enum of csrc/scan.h.
+"""
 
 from typing import NamedTuple
 
 from .reference import DIRECTIONS
 
-# A direction's code is its index in DIRECTIONS, as in csrc/geometry.h.
-REVERSED = (1, 0, 3, 2)  # the code of the direction that runs against each direction
+MERGES = (None, "max", "mean", "sum")
+NONLINEARITIES = ("identity", "tanh", "relu", "sigmoid")
+GATE_NORMS = (None, "clamp", "tanh", "sigmoid")
+
+# By a direction's code, its index in DIRECTIONS as in csrc/geometry.h.
+REVERSED = (1, 0, 3, 2)  # the code of the opposite direction
 ALONG_WIDTH = (True, True, False, False)
 FROM_END = (False, True, False, True)
 
 
 class Options(NamedTuple):
-    """What a scan is, besides its tensors; `directions` are codes, indices of DIRECTIONS."""
+    """The options of a scan; `directions` are codes, the others are names."""
 
     directions: tuple[int, ...]
-    merge: str = "none"  # "none" | "max" | "mean" | "sum"
+    merge: str | None = None
     nonlinearity: str = "identity"
-    gate_norm: str = "none"
+    gate_norm: str | None = None
 
 
-# No property of Options: PyTorch 2.10 cannot compile one of a named tuple.
-def op_arguments(options: Options):
-    """Options as the ops take them."""
-    return list(options.directions), options.merge, options.nonlinearity, options.gate_norm
+# No methods of Options: PyTorch 2.10 cannot compile one of a named tuple.
+def op_arguments(options: Options) -> tuple[list[int], int, int, int]:
+    """The options as the ops take them. Integers: PyTorch 2.13 leaks each `str` argument."""
+    return (
+        list(options.directions),
+        MERGES.index(options.merge),
+        NONLINEARITIES.index(options.nonlinearity),
+        GATE_NORMS.index(options.gate_norm),
+    )
+
+
+def options_of(directions, merge: int, nonlinearity: int, gate_norm: int) -> Options:
+    """The options of an op's arguments."""
+    return Options(
+        tuple(directions), MERGES[merge], NONLINEARITIES[nonlinearity], GATE_NORMS[gate_norm]
+    )
 
 
 def direction_code(name: str) -> int:
     return DIRECTIONS.index(name)
+
+
+def unknown(option: str, name: object) -> AssertionError:
+    """The error of a table that lacks an option which the others have."""
+    return AssertionError(f"gatedrnn: {option} {name!r} is missing here")

@@ -8,14 +8,11 @@ import torch
 from torch import Tensor
 
 from . import reference
-from ._ops import DEVICES, scan
-from ._options import Options, direction_code
+from ._ops import DEVICES, no_autocast, scan
+from ._options import GATE_NORMS, MERGES, NONLINEARITIES, Options, direction_code
 from .reference import DIRECTIONS
 
 INTEGRATIONS = ("parallel", "cascade")
-MERGES = ("max", "mean", "sum", None)
-NONLINEARITIES = ("identity", "tanh", "relu", "sigmoid")
-GATE_NORMS = ("clamp", "tanh", "sigmoid", None)
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -79,18 +76,18 @@ def spatial_gated_rnn(
 
     if x.device.type not in DEVICES:
         _warn_once(x.device.type)
-        return reference.spatial_gated_rnn(
-            x, g, weight, bias, directions=directions, integration=integration, merge=merge,
-            nonlinearity=nonlinearity, gate_norm=gate_norm,
-        )  # fmt: skip
+        with no_autocast(x):
+            return reference.spatial_gated_rnn(
+                x, g, weight, bias, directions=directions, integration=integration, merge=merge,
+                nonlinearity=nonlinearity, gate_norm=gate_norm,
+            )  # fmt: skip
 
     state = torch.float64 if x.dtype == torch.float64 else torch.float32
     weight = weight.to(state)
     bias = None if bias is None else bias.to(state)
     codes = tuple(direction_code(name) for name in directions)
-    gate_norm = gate_norm or "none"
     if integration == "parallel":
-        options = Options(codes, merge or "none", nonlinearity, gate_norm)
+        options = Options(codes, merge, nonlinearity, gate_norm)
         if len(codes) == 1 and merge is not None:
             # One map: nothing to merge, and no mask to keep.
             return scan(x, g, weight, bias, options._replace(merge="sum"))
@@ -129,8 +126,8 @@ def _check_choice(argument: str, given, known: tuple) -> None:
     if given is None and None in known:
         return
     if not isinstance(given, str) or given not in known:
-        *names, last = (repr(name) for name in known)
-        last = "None" if last == "None" else last
+        names = [repr(name) for name in known if name is not None]
+        last = "None" if None in known else names.pop()
         what = "must be one of" if argument != "directions" else "must be names out of"
         raise ValueError(f"{argument} {what} {', '.join(names)} or {last}, got {given!r}")
 
@@ -175,13 +172,15 @@ def _check_tensors(x, g, weight, bias, directions) -> None:
             f"spatial_gated_rnn: weight's last size must divide the {c} channels, "
             f"got {tuple(weight.shape)}"
         )
-    if bias is not None and tuple(bias.shape) != (d, c):
+    if bias is not None and not (bias.dim() == 2 and bias.shape[0] == d and bias.shape[1] == c):
         raise RuntimeError(
             f"spatial_gated_rnn: bias must be (D, C) = ({d}, {c}), got {tuple(bias.shape)}"
         )
     if g is not None:
-        fits = g.dim() in (4, 5) and g.shape[0] == n and tuple(g.shape[-2:]) == (h, w)
-        fits = fits and g.shape[-3] in (1, c) and (g.dim() == 4 or g.shape[1] == d)
+        # Size by size: a tuple of symbolic sizes equals no other while Dynamo traces.
+        fits = g.dim() in (4, 5) and g.shape[0] == n and g.shape[-2] == h and g.shape[-1] == w
+        fits = fits and (g.shape[-3] == 1 or g.shape[-3] == c)
+        fits = fits and (g.dim() == 4 or g.shape[1] == d)
         if not fits:
             raise RuntimeError(
                 f"spatial_gated_rnn: g must be (N, 1|C, H, W) or (N, D, 1|C, H, W) for x "

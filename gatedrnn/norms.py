@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from ._derivatives import unit_clamp
-from ._ops import DEVICES, has_nested_tangents, is_differentiated, is_plain, is_transformed
+from ._ops import (
+    DEVICES,
+    has_nested_tangents,
+    is_differentiated,
+    is_transformed,
+    no_autograd,
+)
 
 NORMS = ("spectral", "frobenius", None)
 SMALL = 32  # on the CPU, larger blocks are left to LAPACK
@@ -45,18 +51,23 @@ def clamp_norm(weight: Tensor, norm: str | None) -> Tensor:
     small = weight.device.type == "cpu" and k <= SMALL
     if norm == "spectral" and (small or _has_kernel(weight)):
         compiling = torch.compiler.is_compiling()
-        if is_plain(weight) or (compiling and not is_differentiated()):
+        if no_autograd(weight) or (compiling and not is_differentiated()):
             keep = torch.is_grad_enabled() and weight.requires_grad
             return torch.ops.gatedrnn.clamp_spectral(weight.contiguous(), keep)[0]
-        if not is_transformed():
+        if not is_transformed(weight):
             return _SpectralClamp.apply(weight.contiguous())
     return _by_operations(weight, norm)
 
 
+def _blocks(weight: Tensor) -> Tensor:
+    """(D, C, K) -> (D * C / K, K, K)."""
+    d, c, k = weight.shape
+    return weight.reshape(d * c // k, k, k)
+
+
 def _by_operations(weight: Tensor, norm: str) -> Tensor:
     """The clamp by PyTorch's operations, of either norm, with derivatives in every mode."""
-    k = weight.shape[-1]
-    blocks = weight.reshape(-1, k, k).double()
+    blocks = _blocks(weight).double()
     if norm == "frobenius":
         # In units of the largest element, whose square could overflow. The clamp inside keeps every
         # derivative finite where the norm is small, zero included.
@@ -80,12 +91,11 @@ class _SpectralClamp(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         weight, kept = ctx.saved_tensors
-        if is_plain(grad, weight):
+        if no_autograd(grad, weight):
             return torch.ops.gatedrnn.clamp_spectral_backward(grad.contiguous(), weight, kept)
         # The same in operations that can be differentiated, written out: torch.func.vjp of the
         # clamp refuses hooks on saved tensors, such as those of checkpoints.
-        k = weight.shape[-1]
-        blocks, grads = (t.reshape(-1, k, k).double() for t in (weight, grad))
+        blocks, grads = (_blocks(t).double() for t in (weight, grad))
         blocks, finite = _finite(blocks)
         sigma, u, v = _TopSingular.apply(blocks)
         sigma = sigma[:, None, None]
@@ -107,7 +117,7 @@ def spectral_norm(blocks: Tensor) -> Tensor:
         zero: there the clamp is the identity, and the norm's own derivatives need not be finite.
     """
     blocks, finite = _finite(blocks)
-    if is_plain(blocks):  # no vectors are wanted
+    if no_autograd(blocks):  # no vectors are wanted
         sigma = _top_singular(blocks)[0] if _has_kernel(blocks) else _largest(blocks)
     elif torch.compiler.is_compiling() or has_nested_tangents():
         # Dynamo refuses a Function that has a jvp, and a tangent in it has no tangent of its own.

@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 
-from ._options import ALONG_WIDTH, DIRECTIONS, FROM_END, Options
+from ._options import ALONG_WIDTH, DIRECTIONS, FROM_END, options_of
 from .modules import fold_weight_norm
 
-_NONLINEARITY = {"tanh": "Tanh", "relu": "Relu", "sigmoid": "Sigmoid"}
+# Operators; None where a value stays as it is.
+_NONLINEARITY = {"identity": None, "tanh": "Tanh", "relu": "Relu", "sigmoid": "Sigmoid"}
+_GATE_NORM = {None: None, "clamp": "Clip", "tanh": "Tanh", "sigmoid": "Sigmoid"}
 _MERGE = {"max": "Max", "mean": "Add", "sum": "Add"}  # of two maps; a mean is divided at the end
 
 
@@ -70,7 +72,7 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
 
     def scan(x, g, weight, bias, directions, merge, nonlinearity, gate_norm, keep_mask):
         node = _Nodes(ir)
-        options = Options(tuple(directions), merge, nonlinearity, gate_norm)
+        options = options_of(directions, merge, nonlinearity, gate_norm)
         y = _scan(node, f"scan_{next(numbers)}", x, g, weight, bias, options)
         mask = node("Constant", value=ir.tensor([], ir.DataType.UINT8))  # only a backward reads it
         # torch.onnx has set an evaluator that records what is called. A Scan cannot be called: the
@@ -97,10 +99,9 @@ class _Nodes:
     def cast(self, value, before, after):
         return value if before == after else self("Cast", value, to=int(after))
 
-    def applied(self, nonlinearity, value):
-        """`value` itself for "identity" and "none"."""
-        kind = _NONLINEARITY.get(nonlinearity)
-        return value if kind is None else self(kind, value)
+    def applied(self, kind, value, *others):
+        """`value` itself where `kind` is None."""
+        return value if kind is None else self(kind, value, *others)
 
 
 def _scan(node, name, x, g, weight, bias, options):
@@ -144,20 +145,20 @@ def _scan(node, name, x, g, weight, bias, options):
         inputs = [lines, gates[i]] if gated else [lines]
         results.append(_direction(node, body, inputs, code, state))
 
-    if options.merge == "none":
+    if options.merge is None:
         y = node("Concat", *(node("Unsqueeze", h, node.constant([1])) for h in results), axis=1)
     else:
         y = functools.reduce(functools.partial(node, _MERGE[options.merge]), results)
     if options.merge == "mean":
         y = node("Div", y, node.constant(float(d), state))
-    shape = sized(d, c) if options.merge == "none" else sized(c)
+    shape = sized(d, c) if options.merge is None else sized(c)
     return node.cast(node("Reshape", y, shape, allowzero=1), state, maps)
 
 
 def _normed(node, g, state, gate_norm):
-    if gate_norm == "clamp":
-        return node("Clip", g, node.constant(-1.0, state), node.constant(1.0, state))
-    return node.applied(gate_norm, g)
+    kind = _GATE_NORM[gate_norm]
+    bounds = [node.constant(bound, state) for bound in (-1.0, 1.0)] if kind == "Clip" else []
+    return node.applied(kind, g, *bounds)
 
 
 def _direction(node, body, inputs, code, state):
@@ -189,7 +190,7 @@ def _step(ir, name, state, w, b, k, gated, nonlinearity):
     u = node("Mul" if k == 1 else "MatMul", w, h)
     u = u if b is None else node("Add", u, b)
     u = node("Mul", g[0], u) if gated else u
-    h = node.applied(nonlinearity, node("Add", x, u))
+    h = node.applied(_NONLINEARITY[nonlinearity], node("Add", x, u))
     outputs = [h, node("Identity", h)]  # two results may not have one name
     # Nor may two values of a model, and the exporter would name these as those of the outer graph.
     for i, value in enumerate([*inputs, *(made.outputs[0] for made in node.tape.nodes)]):

@@ -51,7 +51,7 @@ def _scan(x, g, w, b, direction, theta):
     h = x.new_zeros(()).expand(x.select(axis, 0).shape) if x.shape[axis] else None  # (N, C, L)
     maps = []
     for i in range(x.shape[axis])[:: -1 if reverse else 1]:
-        u = torch.einsum("gck,ngkl->ngcl", w, h.unflatten(1, (c // k, k))).flatten(1, 2)
+        u = (w[..., None] * h.unflatten(1, (c // k, 1, k))).sum(3).flatten(1, 2)
         u = u + b[:, None]
         if g is not None:
             u = g.select(axis, i) * u

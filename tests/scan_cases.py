@@ -7,6 +7,7 @@ from comparison import CLEAR, F32, F64, HALF, LAYOUTS, laid_out, within_norm
 from hypothesis import strategies as st
 
 from gatedrnn import DIRECTIONS
+from gatedrnn._options import GATE_NORMS, MERGES, NONLINEARITIES
 from gatedrnn.reference import spatial_gated_rnn as reference
 
 # Around the lane counts, the tiles of 16 channels, the chunks of 16 pixels; odd; one.
@@ -15,9 +16,6 @@ BLOCKS = (1, 2, 3, 4, 5, 8, 9, 16, 17, 32, 33)
 MOST_CHANNELS = 40
 MOST_ELEMENTS = 40_000
 GATES = (None, "channel", "pixel", "direction_channel", "direction_pixel")
-MERGES = ("max", "mean", "sum", None)
-NONLINEARITIES = ("identity", "tanh", "relu", "sigmoid")
-GATE_NORMS = (None, "clamp", "tanh", "sigmoid")
 
 
 @dataclass(frozen=True)

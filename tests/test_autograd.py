@@ -10,10 +10,12 @@ from tiers import pairwise, sampled
 from torch.autograd import gradcheck, gradgradcheck
 
 from gatedrnn import DIRECTIONS
+from gatedrnn._options import MERGES as ALL_MERGES
+from gatedrnn._options import Options, op_arguments
 from gatedrnn.reference import spatial_gated_rnn as reference
 
 GATES = {None: None, "channel": (2, 4), "pixel": (2, 1), "each": (2, 3, 4), "each_pixel": (2, 3, 1)}
-MERGES = ["max", "mean", "sum", None, "cascade"]
+MERGES = [*ALL_MERGES, "cascade"]
 
 
 def options_of(merge, nonlinearity="identity", gate_norm=None, directions=DIRECTIONS[1:]):
@@ -135,13 +137,10 @@ def test_gradient_is_computed_only_where_it_is_asked_for(needed):
 
 def test_backward_kernel_skips_what_is_not_needed():
     x, g, weight, bias = (t.detach() for t in inputs_for())
-    y, mask = torch.ops.gatedrnn.scan(
-        x, g, weight, bias, [1, 2, 3], "max", "identity", "none", True
-    )
+    options = op_arguments(Options((1, 2, 3), "max"))
+    y, mask = torch.ops.gatedrnn.scan(x, g, weight, bias, *options, True)
     for needs in itertools.product([False, True], repeat=3):
-        results = torch.ops.gatedrnn.scan_backward(
-            y, x, g, weight, bias, mask, [1, 2, 3], "max", "identity", "none", *needs
-        )
+        results = torch.ops.gatedrnn.scan_backward(y, x, g, weight, bias, mask, *options, *needs)
         assert [t.numel() > 0 for t in results[1:]] == list(needs)
 
 

@@ -1,6 +1,7 @@
 """torch.func and forward-mode AD: values of tangents, batches and higher derivatives."""
 
 import itertools
+import threading
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ from test_autograd import GATES, MERGES, function_of, inputs_for, options_of
 from tiers import pairwise, sampled
 from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+from torch.utils.checkpoint import checkpoint
 
-from gatedrnn import SpatialGatedRNN
+from gatedrnn import SpatialGatedRNN, _ops
 from gatedrnn.reference import spatial_gated_rnn as reference
 
 
@@ -221,3 +223,92 @@ def test_layer_has_a_tangent_through_its_clamp():
     step = 1e-6
     difference = (function(value + step * direction) - function(value - step * direction)).detach()
     torch.testing.assert_close(tangent.detach(), difference / (2 * step), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("half", [BF16, torch.float16])
+def test_tangent_under_autocast_has_the_state_s_precision(half):
+    # h_i = 400 i, its tangent 400 (1 + ... + (i - 1)): no 16-bit number.
+    x = torch.full((1, 2, 1, 300), 400.0)
+    g, weight = torch.ones_like(x), torch.eye(2)[None]
+
+    def function(g):
+        return spatial_gated_rnn(x, g, weight, directions=["left_to_right"])
+
+    with torch.autocast("cpu", half):
+        _, tangent = jvp(function, (g,), (g,))
+        assert tangent[0, :, 0, -1].tolist() == [400 * 299 * 300 / 2] * 2
+        forward_over_reverse = jvp(grad(lambda g: function(g).sum()), (g,), (g,))[1]
+    expected = jvp(grad(lambda g: function(g).sum()), (g,), (g,))[1]
+    assert torch.equal(forward_over_reverse, expected)
+
+
+def test_second_gradient_under_autocast_is_that_without():
+    layer, x, g = SpatialGatedRNN(8), torch.randn(1, 8, 6, 30), torch.rand(1, 8, 6, 30)
+
+    def second(autocast):
+        leaf = x.clone().requires_grad_()
+        (first,) = torch.autograd.grad(layer(leaf, g).square().sum(), leaf, create_graph=True)
+        with torch.autocast("cpu", BF16, enabled=autocast):
+            return torch.autograd.grad(first.square().sum(), [leaf, *layer.parameters()])
+
+    assert all(map(torch.equal, second(True), second(False)))
+
+
+def hessian_vector(layer, x):
+    (first,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    return torch.autograd.grad((first * first.detach()).sum(), x, create_graph=True)[0]
+
+
+def all_gradients(loss, layer, x):
+    return torch.autograd.grad(loss, [x, *layer.parameters()])
+
+
+def test_second_derivative_goes_through_hooks_on_saved_tensors():
+    layer, x = SpatialGatedRNN(4), torch.randn(2, 4, 5, 6, requires_grad=True)
+    layer.raw_weight.data.mul_(2)
+    expected = all_gradients(hessian_vector(layer, x).square().sum(), layer, x)
+    with torch.autograd.graph.save_on_cpu():
+        ours = all_gradients(hessian_vector(layer, x).square().sum(), layer, x)
+    assert all(map(torch.equal, ours, expected))
+    inside = checkpoint(lambda x: hessian_vector(layer, x).square().sum(), x, use_reentrant=False)
+    assert all(map(torch.equal, all_gradients(inside, layer, x), expected))
+
+
+def test_vmap_of_an_empty_batch_is_empty():
+    layer = SpatialGatedRNN(4)
+    raw, xs = layer.raw_weight.detach(), torch.zeros(0, 2, 4, 5, 6)
+
+    def loss(raw, x):
+        return torch.func.functional_call(layer, {"raw_weight": raw}, (x, x)).sum()
+
+    assert vmap(layer)(xs).shape == xs.shape
+    assert vmap(grad(lambda x: layer(x).sum()))(xs).shape == xs.shape
+    assert vmap(grad(loss), (None, 0))(raw, xs).shape == (0, *raw.shape)
+    none = raw.new_zeros(0, *raw.shape)
+    assert vmap(grad(loss), (0, None))(none, xs.new_zeros(2, 4, 5, 6)).shape == none.shape
+    shared = grad(lambda raw: vmap(loss, (None, 0))(raw, xs).sum())(raw)
+    assert torch.equal(shared, torch.zeros_like(raw))
+
+
+def test_dual_level_of_another_thread_changes_no_bits(monkeypatch):
+    layer, x = SpatialGatedRNN(4), torch.randn(2, 4, 25, 26, requires_grad=True)
+    expected = all_gradients(layer(x).square().sum(), layer, x)
+    opened, done = threading.Event(), threading.Event()
+
+    def hold():
+        with forward_ad.dual_level():
+            opened.set()
+            done.wait()
+
+    # The kernels alone: a composite of operations would give almost the same numbers, slowly.
+    monkeypatch.setattr(_ops, "adjoint", None)
+    monkeypatch.setattr(_ops, "by_reference", None)
+    thread = threading.Thread(target=hold)
+    thread.start()
+    try:
+        opened.wait()
+        ours = all_gradients(layer(x).square().sum(), layer, x)
+    finally:
+        done.set()
+        thread.join()
+    assert all(map(torch.equal, ours, expected))

@@ -8,6 +8,7 @@ import torch
 from comparison import BF16, DTYPES, F16, F32, F64, assert_close, through, within_norm
 
 from gatedrnn import DIRECTIONS, SpatialGatedRNN, fold_weight_norm
+from gatedrnn._options import GATE_NORMS
 from gatedrnn.reference import spatial_gated_rnn as reference
 
 
@@ -34,7 +35,7 @@ def clamped(weight, norm):
 
 
 @pytest.mark.parametrize("weight_norm", ["spectral", "frobenius", None])
-@pytest.mark.parametrize("gate_norm", ["clamp", "tanh", "sigmoid", None])
+@pytest.mark.parametrize("gate_norm", GATE_NORMS)
 @pytest.mark.parametrize("merge", ["max", None])
 def test_layer_is_the_reference_of_its_clamped_weight(weight_norm, gate_norm, merge):
     generator = torch.Generator().manual_seed(0)

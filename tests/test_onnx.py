@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import gatedrnn
 import gatedrnn.onnx
 from gatedrnn import DIRECTIONS, SpatialGatedRNN
+from gatedrnn._options import GATE_NORMS, NONLINEARITIES
 from gatedrnn.reference import spatial_gated_rnn as reference
 
 CHANNELS = 4
@@ -27,14 +28,14 @@ def forms():
     """Options of layers, with the kind of their gates: each value of an option in some of them."""
     draw = random.Random(108)  # which brings most pairs of values together, too
     merges = ("max", "mean", "sum", None, "cascade")
-    for merge, nonlinearity in itertools.product(merges, ("identity", "tanh", "relu", "sigmoid")):
+    for merge, nonlinearity in itertools.product(merges, NONLINEARITIES):
         options = dict(
             groups=draw.choice([1, 2, CHANNELS]),
             directions=draw.sample(DIRECTIONS, draw.choice([4, 3, 2, 1])),
             nonlinearity=nonlinearity,
             bias=draw.choice([True, False]),
             weight_norm=draw.choice(["spectral", "frobenius", None]),
-            gate_norm=draw.choice(["clamp", "tanh", "sigmoid", None]),
+            gate_norm=draw.choice(GATE_NORMS),
         )
         options |= dict(integration="cascade") if merge == "cascade" else dict(merge=merge)
         yield draw.choice(GATES), options

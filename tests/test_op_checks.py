@@ -3,11 +3,14 @@
 import pytest
 import torch
 
+from gatedrnn._options import MERGES
+
+MAX = MERGES.index("max")
 X = torch.zeros(2, 6, 4, 5)
 W = torch.zeros(2, 6, 3)
 FORWARD = dict(
-    x=X, g=None, weight=W, bias=None, directions=[0, 2], merge="max", nonlinearity="identity",
-    gate_norm="none", keep_mask=True,
+    x=X, g=None, weight=W, bias=None, directions=[0, 2], merge=MAX, nonlinearity=0, gate_norm=0,
+    keep_mask=True,
 )  # fmt: skip
 
 
@@ -21,9 +24,9 @@ FORWARD = dict(
         (dict(directions=[0, 4]), "a direction must be 0 to 3, got 4"),
         (dict(directions=[0, -1]), "a direction must be 0 to 3, got -1"),
         (dict(directions=[1, 1]), "a direction is given twice: 1"),
-        (dict(merge="avg"), "merge is not known: 'avg'"),
-        (dict(nonlinearity="gelu"), "nonlinearity is not known: 'gelu'"),
-        (dict(gate_norm="l2"), "gate_norm is not known: 'l2'"),
+        (dict(merge=4), "merge must be 0 to 3, got 4"),
+        (dict(nonlinearity=4), "nonlinearity must be 0 to 3, got 4"),
+        (dict(gate_norm=-1), "gate_norm must be 0 to 3, got -1"),
         (dict(weight=W[:1]), r"weight must be \(D, C, C / groups\)"),
         (dict(weight=torch.zeros(2, 6, 4)), r"weight must be \(D, C, C / groups\)"),
         (dict(weight=W.double()), "weight must be contiguous and of the state's type"),
@@ -54,7 +57,7 @@ def test_op_refuses_what_it_cannot_read(change, message):
         (dict(mask=X), "mask must be bytes"),
         (dict(mask=torch.zeros(0, dtype=torch.uint8)), "mask must be bytes"),
         (dict(mask=torch.zeros(2, 6, 4, 4, dtype=torch.uint8)), "mask must have x's shape"),
-        (dict(merge="none"), "grad must have y's shape"),
+        (dict(merge=0), "grad must have y's shape"),
     ],
 )
 def test_backward_op_refuses_what_it_cannot_read(change, message):

@@ -8,8 +8,10 @@ from comparison import BF16, DTYPES, F16, F32, F64, LAYOUTS, assert_close, laid_
 from tiers import pairwise, sampled
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
+from torch.utils.flop_counter import FlopCounterMode
 
 from gatedrnn import DIRECTIONS, SpatialGatedRNN, fold_weight_norm
+from gatedrnn._options import MERGES, Options, op_arguments
 from gatedrnn.functional import spatial_gated_rnn
 from gatedrnn.reference import spatial_gated_rnn as reference
 
@@ -21,7 +23,6 @@ GATES = {
     "each": (2, 3, 4, 5, 6),
     "each_pixel": (2, 3, 1, 5, 6),
 }
-MERGES = ("max", "mean", "sum", "none")
 
 
 def tensors_for(gate="channel", dtype=F32, layout="contiguous", *, bias=True, grad=True):
@@ -56,7 +57,7 @@ def test_scan_op_passes_opcheck(gate, merge, dtype):
     tests += ["test_aot_dispatch_dynamic"]
     torch.library.opcheck(
         torch.ops.gatedrnn.scan.default,
-        (*tensors, CODES, merge, "tanh", "clamp", True),
+        (*tensors, *op_arguments(Options(CODES, merge, "tanh", "clamp")), True),
         test_utils=tests,
     )
 
@@ -71,10 +72,11 @@ BACKWARD_OPCHECKS = pairwise(
 @pytest.mark.parametrize(("layout", "merge", "needs"), sampled(BACKWARD_OPCHECKS, 6))
 def test_backward_op_passes_opcheck(layout, merge, needs):
     x, g, weight, bias = tensors_for("channel", F32, layout, grad=False)
-    y, mask = torch.ops.gatedrnn.scan(x, g, weight, bias, CODES, merge, "tanh", "clamp", True)
+    options = op_arguments(Options(CODES, merge, "tanh", "clamp"))
+    y, mask = torch.ops.gatedrnn.scan(x, g, weight, bias, *options, True)
     torch.library.opcheck(
         torch.ops.gatedrnn.scan_backward.default,
-        (torch.randn_like(y), x, g, weight, bias, mask, CODES, merge, "tanh", "clamp", *needs),
+        (torch.randn_like(y), x, g, weight, bias, mask, *options, *needs),
         test_utils=["test_schema", "test_faketensor"],
     )
 
@@ -106,7 +108,7 @@ def test_fake_results_have_the_geometry_of_real_ones(x_layout, g_layout, merge, 
         state = F64 if dtype == F64 else F32
         weight = torch.zeros(3, shape[1], 1, dtype=state)
         bias = torch.zeros(3, shape[1], dtype=state)
-        options = (CODES, merge, "identity", "clamp")
+        options = op_arguments(Options(CODES, merge, "identity", "clamp"))
 
         def both(x, g, weight, bias, options=options):
             y, mask = torch.ops.gatedrnn.scan(x, g, weight, bias, *options, True)
@@ -290,18 +292,23 @@ def test_gradients_that_were_not_foreseen_are_right(merge):
     torch.testing.assert_close(exported.raw_weight.grad, layer.raw_weight.grad)
 
 
-def test_second_derivatives_of_the_bare_ops_are_refused():
+def test_second_derivative_of_the_bare_clamp_is_refused():
     weight = (torch.eye(2) * 2).repeat(2, 2, 1).requires_grad_()
     clamped, _ = torch.ops.gatedrnn.clamp_spectral(weight, True)
     (grad,) = torch.autograd.grad(clamped.square().sum(), weight, create_graph=True)
     with pytest.raises(RuntimeError, match="the bare op, have no second derivative"):
         grad.sum().backward()
-    x = torch.randn(SHAPE, requires_grad=True)
-    options = ([0], "sum", "tanh", "clamp", True)
-    y, _ = torch.ops.gatedrnn.scan(x, None, torch.zeros(1, 4, 4), None, *options)
-    (grad,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="the bare op, have no second derivative"):
-        grad.sum().backward()
+
+
+def test_bare_scan_has_derivatives_of_second_order():
+    x = torch.randn(SHAPE, dtype=F64).requires_grad_()
+    weight = torch.randn(1, 4, 2, dtype=F64).requires_grad_()
+
+    def bare(x, weight):
+        arguments = op_arguments(Options((0,), "sum", "tanh"))
+        return torch.ops.gatedrnn.scan(x, None, weight, None, *arguments, True)[0]
+
+    assert torch.autograd.gradgradcheck(bare, (x, weight))
 
 
 @pytest.mark.parametrize("strict", [False, True])
@@ -379,3 +386,99 @@ def test_inference_mode_and_no_grad_build_no_graph(flag):
         y = spatial_gated_rnn(x, g, weight, bias, directions=NAMES)
     assert y.grad_fn is None
     assert y.is_inference() == flag
+
+
+FORMS = {
+    "function": lambda x, g: spatial_gated_rnn(x, g, torch.full((3, 4, 2), 0.3), directions=NAMES),
+    "layer": SpatialGatedRNN(4, directions=NAMES),
+    "16 bits": SpatialGatedRNN(4, directions=NAMES, dtype=BF16),
+    "frobenius": SpatialGatedRNN(4, directions=NAMES, weight_norm="frobenius"),
+}
+DYNAMICS = {"static": dict(dynamic=False), "automatic": {}, "marked": {}, "all": dict(dynamic=True)}
+SHAPES = pairwise(
+    tuple(DYNAMICS), tuple(GATES), tuple(FORMS), ("contiguous", "channels_last"), (True, False)
+)
+
+
+@pytest.mark.parametrize(("dynamic", "gate", "form", "layout", "training"), sampled(SHAPES, 7))
+def test_compiled_form_takes_every_size(dynamic, gate, form, layout, training):
+    function = FORMS[form]
+    module = compiled(function, **DYNAMICS[dynamic])
+    dtype = BF16 if form == "16 bits" else F32
+    for n, height, width in ((1, 9, 13), (3, 9, 13), (3, 6, 5)):
+        generator = torch.Generator().manual_seed(n)
+        x, g = (
+            None
+            if shape is None
+            else laid_out(torch.randn(shape, generator=generator).to(dtype), layout)
+            for shape in (
+                (n, 4, height, width),
+                GATES[gate] and (n, *GATES[gate][1:-2], height, width),
+            )
+        )
+        if dynamic == "marked":
+            for t in (x, g):
+                if t is not None:
+                    torch._dynamo.mark_dynamic(t, (t.dim() - 2, t.dim() - 1))
+        x.requires_grad_(training)
+        y, expected = module(x, g), function(x, g)
+        assert y.stride() == expected.stride()
+        torch.testing.assert_close(y, expected, rtol=0, atol=0)
+        if training:
+            ours, theirs = (
+                torch.autograd.grad(t.float().square().sum(), x)[0] for t in (y, expected)
+            )
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+class OfChosen(torch.nn.Module):
+    """The layer, of as many images as have a score above one half."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = SpatialGatedRNN(4)
+
+    def forward(self, images, scores):
+        chosen = images[scores > 0.5]
+        return self.layer(chosen, chosen)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
+def test_batch_that_depends_on_data_is_compiled_and_exported(layout):
+    model, scores = OfChosen(), torch.tensor([0.9, 0.1, 0.8, 0.7])
+    images = laid_out(torch.randn(4, 4, 5, 6), layout)
+    expected = model(images, scores)
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        results = [compiled(model)(images, scores)]
+    results.append(torch.export.export(model, (images, scores)).module()(images, scores))
+    for y in results:
+        assert y.stride() == expected.stride()
+        torch.testing.assert_close(y, expected, rtol=0, atol=0)
+
+
+def test_compiled_autograd_takes_the_whole_backward_pass():
+    layer, x = SpatialGatedRNN(4), torch.randn(SHAPE)
+
+    def gradients():
+        layer.zero_grad()
+        layer(x, x).square().sum().backward()
+        return [p.grad for p in layer.parameters()]
+
+    expected = gradients()
+    torch._dynamo.reset()
+    with torch._dynamo.compiled_autograd._enable(
+        torch.compile(backend="aot_eager", fullgraph=True)
+    ):
+        torch.testing.assert_close(gradients(), expected)
+
+
+def test_flops_of_a_scan_are_counted():
+    layer, x = SpatialGatedRNN(4, groups=2), torch.randn(SHAPE, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        layer(x, x).sum().backward()
+    counts = counter.get_flop_counts()["Global"]
+    pixels = 2 * 5 * 6 * 4 * 4  # of all directions and channels
+    # Forward: two products for w h, one for the gate. Backward: w h again, w^T e, e h^T and three
+    # for gates.
+    assert counts[torch.ops.gatedrnn.scan] == 2 * pixels * 3
+    assert counts[torch.ops.gatedrnn.scan_backward] == 2 * pixels * (2 + 2 + 2 + 3)

@@ -8,6 +8,7 @@ import torch
 from comparison import DTYPES, F32, F64, run, spatial_gated_rnn, state_of
 
 from gatedrnn import DIRECTIONS
+from gatedrnn._options import GATE_NORMS, NONLINEARITIES
 from gatedrnn.reference import spatial_gated_rnn as reference
 
 OPPOSITE = dict(zip(DIRECTIONS, [DIRECTIONS[i] for i in (1, 0, 3, 2)], strict=True))
@@ -68,7 +69,7 @@ def test_bad_input_stays_on_its_lines(shape, block, value, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("nonlinearity", ["identity", "tanh", "relu", "sigmoid"])
+@pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_nan_stays_on_the_line_of_a_single_direction(direction, nonlinearity, dtype):
     shape, block = SHAPES[0]
@@ -92,7 +93,7 @@ def test_merge_passes_nan_of_any_direction(merge, pixel, dtype):
     assert_touches(spatial_gated_rnn(*tensors, merge=merge), clean, mask)
 
 
-@pytest.mark.parametrize("gate_norm", [None, "clamp", "tanh", "sigmoid"])
+@pytest.mark.parametrize("gate_norm", GATE_NORMS)
 def test_nan_gate_stays_on_its_lines(gate_norm):
     shape, block = SHAPES[0]
     tensors = inputs_for(shape, block, F32)
@@ -184,8 +185,8 @@ def check_special_values_as_reference(nonlinearity, gate_norm):
             torch.testing.assert_close(found, special, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("nonlinearity", ["identity", "tanh", "relu", "sigmoid"])
-@pytest.mark.parametrize("gate_norm", [None, "clamp", "tanh", "sigmoid"])
+@pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
+@pytest.mark.parametrize("gate_norm", GATE_NORMS)
 def test_special_values_stand_where_the_reference_has_them(gate_norm, nonlinearity):
     check_special_values_as_reference(nonlinearity, gate_norm)
 

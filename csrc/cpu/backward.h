@@ -62,8 +62,7 @@ void backward_block(const BackwardArgs& a, const A* transposed, const BackwardMa
   BackwardTiles<A> s{};
   s.x = arena.take<A>(tile);
   s.gate = arena.take<A>(gate_tile);
-  s.derivative =
-      a.dg && a.gate_norm != GateNorm::kNone && !clamp ? arena.take<A>(gate_tile) : nullptr;
+  s.derivative = a.dg && is_smooth(a.gate_norm) ? arena.take<A>(gate_tile) : nullptr;
   s.xi = arena.take<A>(tile);
   s.mask = a.mask ? arena.take<uint8_t>(tile) : nullptr;
   s.h = arena.take<A>(tile);  // without room for a whole line, one chunk of what is not kept
@@ -101,7 +100,7 @@ void backward_block(const BackwardArgs& a, const A* transposed, const BackwardMa
       static_cast<Chunk<A>&>(r) = f;
       r.w_transposed = transposed + at_channel * a.block;
       r.bit = static_cast<uint8_t>(1 << d);
-      r.scale = a.merge == Merge::kMean ? A(1) / A(a.directions) : A(1);
+      r.scale = merge_scale<A>(a.merge, a.directions);
       r.e = s.e;
       r.delta = s.delta;
       r.state = s.e_state;

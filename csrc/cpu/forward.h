@@ -65,7 +65,7 @@ void forward_block(const ScanArgs& a, const ForwardMaps<A>& maps, bool along_wid
       last.bit[0] = static_cast<uint8_t>(1 << directions.d[waits ? 0 : i]);
       last.bit[1] = static_cast<uint8_t>(1 << d);
       last.merge = separate ? Merge::kSum : a.merge;
-      last.scale = a.merge == Merge::kMean ? A(1) / A(a.directions) : A(1);
+      last.scale = merge_scale<A>(a.merge, a.directions);
       last.first = separate || (!maps.merged && (waits || i == 0));
       A* const y = at<A>(maps.y, a.y_strides, n, separate ? d : 0);
       uint8_t* const mask = maps.mask ? at<uint8_t>(maps.mask, a.y_strides, n, 0) : nullptr;

@@ -153,7 +153,7 @@ struct LineBlock {
       return pack(map, strides, s, gate, to_next,
                   [](auto value) __attribute__((always_inline)) { return clamp_gate(value); });
     pack(map, strides, s, gate, to_next);
-    if (a.gate_norm == GateNorm::kNone || a.gate_norm == GateNorm::kClamp) return;
+    if (!is_smooth(a.gate_norm)) return;
     const int64_t size = s.t * s.c * row();
     for (int64_t i = 0; i < size; i += kLanes<A>) {
       const Wide<A> raw = load<Wide<A>>(gate + i);

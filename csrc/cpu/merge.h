@@ -82,7 +82,7 @@ void leave(const Leaving<A>& f, A* y, uint8_t* mask, const LineStrides& s, const
     const auto to = f.count == 2 ? (f.first ? leave_masked<2, true, A> : leave_masked<2, false, A>)
                                  : (f.first ? leave_masked<1, true, A> : leave_masked<1, false, A>);
     to(f, y, mask, s, shape, ahead);
-  } else if (f.merge == Merge::kMax) {
+  } else if (is_maximum(f.merge)) {
     (f.first ? leave_merged<true, true, A> : leave_merged<true, false, A>)(f, y, s, shape, ahead);
   } else {
     (f.first ? leave_merged<false, true, A> : leave_merged<false, false, A>)(f, y, s, shape, ahead);

@@ -27,7 +27,7 @@ GATEDRNN_DEVICE void load_gradient(const BackwardParams<A>& f, const Task& t, co
                     xi[axis]);
     return;
   }
-  const bool is_max = a.merge == Merge::kMax;
+  const bool is_max = is_maximum(a.merge);
   const int rows = directions[0], columns = directions[1];
   const A scale = merge_scale<A>(a);
   const uint8_t* const mask = is_max ? a.mask + tile_corner(f.p, t, a.y_strides, 0, t.c0) : nullptr;
@@ -114,18 +114,18 @@ GATEDRNN_DEVICE void differentiate_gate_norm(const BackwardParams<A>& f, const T
       if (other) other[at] = factor(other[at]);
     }
   };
-  if (a.gate_norm != GateNorm::kClamp) {
-    with_walk<T>(
-        team, t, gates_of_pixel, a.g_strides, gates, [&]<int W>(int next, const auto& walk) {
-          walk(NoLoad(), [&](int64_t, int cell, bool) {
+  if (is_smooth(a.gate_norm)) {
+    with_walk<T>(team, t, gates_of_pixel, a.g_strides, gates,
+                 [&]<int W>(int next, const auto& walk) {
+                   walk(NoLoad(), [&](int64_t, int cell, bool) {
 #pragma unroll 1
-            for (int k = 0; k < W; ++k, cell += next) {
-              const A gate = gates[cell];
-              const A slope = a.gate_norm == GateNorm::kTanh ? 1 - gate * gate : gate * (1 - gate);
-              scale(cell, [slope](A v) { return v * slope; });
-            }
-          });
-        });
+                     for (int k = 0; k < W; ++k, cell += next) {
+                       const A gate = gates[cell];
+                       const A slope = smooth_derivative(a.gate_norm, gate);
+                       scale(cell, [slope](A v) { return v * slope; });
+                     }
+                   });
+                 });
     return;
   }
   // Of a gate at +-1 the tile does not tell whether it was cut.

@@ -22,7 +22,7 @@ GATEDRNN_DEVICE Winner<A> better(Winner<A> a, Winner<A> b) {
 // a tile cannot be told from its bits.
 enum class Rule { kSum, kMax, kMaxWithWinners };
 GATEDRNN_INLINE Rule rule_of(const ScanArgs& a) {
-  return a.merge != Merge::kMax ? Rule::kSum : a.mask ? Rule::kMaxWithWinners : Rule::kMax;
+  return !is_maximum(a.merge) ? Rule::kSum : a.mask ? Rule::kMaxWithWinners : Rule::kMax;
 }
 // Calls body with it as a constant.
 template <class Body>
@@ -42,7 +42,7 @@ GATEDRNN_DEVICE Winner<A> merged(Winner<A> one, Winner<A> other) {
 // Of the end result.
 template <class A>
 GATEDRNN_DEVICE A merge_scale(const ScanArgs& a) {
-  return a.merge == Merge::kMean ? A(1) / static_cast<A>(a.directions) : A(1);
+  return merge_scale<A>(a.merge, a.directions);
 }
 
 // The tiles of a pass, those of both axes or of the one that has a direction: there it stands for

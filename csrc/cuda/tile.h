@@ -209,9 +209,6 @@ template <class A>
 GATEDRNN_APART A smooth_gate(GateNorm norm, A gate) {
   return gate_norm_of<ScalarMath<A>>(norm, gate);
 }
-GATEDRNN_INLINE bool is_smooth(GateNorm norm) {
-  return norm == GateNorm::kTanh || norm == GateNorm::kSigmoid;
-}
 template <int W, class Walk, class A>
 GATEDRNN_DEVICE void smoothen(const Walk& walk, GateNorm norm, int next, A* tile) {
   walk(NoLoad(), [&](int64_t, int cell, bool) {

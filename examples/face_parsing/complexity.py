@@ -43,18 +43,10 @@ def multiply_adds_by_layer(model, images):
 
 
 def _count(model, images):
-    scan = torch.ops.gatedrnn.scan
-    counter = FlopCounterMode(display=False, custom_mapping={scan: _scan_operations})
+    counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
         model(images)
     return counter
-
-
-def _scan_operations(x, g, weight, *_, **__):
-    """Two a multiply-add, as PyTorch counts them: x (N, C, H, W), weight (D, C, C // groups)."""
-    n, _, h, w = x
-    directions, c, k = weight
-    return 2 * n * h * w * directions * c * (k + (g is not None))
 
 
 def table(sides=SIDES):

@@ -7,6 +7,8 @@ import pytest
 import torch
 from comparison import DEVICE
 
+from gatedrnn import _ops
+
 # Stacks, guards and faults are those of Linux; a GPU runs the kernels themselves.
 collect_ignore_glob = [] if sys.platform == "linux" and DEVICE == "cpu" else ["test_*.py"]
 
@@ -27,6 +29,7 @@ def emulated_ops():
 
     csrc = ROOT / "csrc"
     load("kernels", [csrc / "ops.cpp", *sorted(csrc.glob("cuda/*.cu"))])
+    _ops.register("gatedrnn_emulation")
     return torch.ops.gatedrnn_emulation
 
 

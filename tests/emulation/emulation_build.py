@@ -27,7 +27,7 @@ KEPT = 14 * 24 * 3600  # seconds that a file in BUILD is kept after its last use
 
 FLAGS = [
     *("-x", "c++", "-std=c++20", "-g1", "-fPIC", "-fvisibility=hidden"),
-    *("-Wall", "-Wextra", "-Wno-unknown-pragmas"),
+    *("-Wall", "-Wextra", "-Werror=switch", "-Wno-unknown-pragmas"),
     *("-DGATEDRNN_EMULATION", "-DGATEDRNN_WITH_CUDA=1"),
     "-DTORCH_TARGET_VERSION=0x020a000000000000",  # as in setup.py
     *(f"-I{path}" for path in (HERE, ROOT / "csrc")),

@@ -15,6 +15,7 @@ from gpu_cases import assert_all_close, forward_and_backward, make_inputs, truth
 from test_scan_large import FAR
 
 from gatedrnn import SpatialGatedRNN
+from gatedrnn._options import Options, op_arguments
 from gatedrnn.functional import spatial_gated_rnn
 from gatedrnn.reference import spatial_gated_rnn as reference
 
@@ -22,11 +23,11 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("merge", ["max", "sum", "none"])
+@pytest.mark.parametrize("merge", ["max", "sum", None])
 def test_ops_pass_opcheck(merge, dtype):
     x, g, weight, bias, _ = make_inputs((2, 4, 5, 6), 2, dtype)
     leaves = [t.requires_grad_() for t in (x, g, weight, bias)]
-    options = ([0, 1, 2, 3], merge, "tanh", "clamp")
+    options = op_arguments(Options((0, 1, 2, 3), merge, "tanh", "clamp"))
     torch.library.opcheck(
         torch.ops.gatedrnn.scan.default,
         (*leaves, *options, True),
@@ -46,7 +47,7 @@ def test_ops_refuse_tensors_of_two_devices(elsewhere):
     inputs = list(make_inputs((2, 4, 5, 6), 2, F32)[:4])
     inputs[elsewhere] = inputs[elsewhere].cpu()
     with pytest.raises(RuntimeError, match="must be on x's device"):
-        torch.ops.gatedrnn.scan(*inputs, [0, 1, 2, 3], "max", "identity", "none", False)
+        torch.ops.gatedrnn.scan(*inputs, *op_arguments(Options((0, 1, 2, 3), "max")), False)
 
 
 @pytest.mark.parametrize("autocast", [BF16, torch.float16])
