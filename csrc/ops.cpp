@@ -8,6 +8,8 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <atomic>
+#include <exception>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -31,8 +33,19 @@
 
 namespace gatedrnn {
 
+// The first exception of any thread reaches the caller as it is: PyTorch would turn it into text.
 void parallel_for(int64_t count, const std::function<void(int64_t, int64_t)>& body) {
-  if (count > 0) torch::stable::parallel_for(0, count, 1, body);
+  if (count <= 0) return;
+  std::atomic_flag failed;
+  std::exception_ptr error;
+  torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+    try {
+      body(begin, end);
+    } catch (...) {
+      if (!failed.test_and_set()) error = std::current_exception();
+    }
+  });
+  if (error) std::rethrow_exception(error);
 }
 
 int64_t thread_count() { return torch::stable::get_num_threads(); }

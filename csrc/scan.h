@@ -92,7 +92,8 @@ struct BackwardArgs : ScanArgs {
   void* dbias = nullptr;    // (D, C) dense
 };
 
-// Runs body(begin, end) over pieces of [0, count) on the framework's thread pool.
+// Runs body(begin, end) over pieces of [0, count) on the framework's thread pool. An exception of
+// the body reaches the caller, whichever thread it was thrown in.
 void parallel_for(int64_t count, const std::function<void(int64_t, int64_t)>& body);
 int64_t thread_count();
 

@@ -49,7 +49,8 @@ def spatial_gated_rnn(
         integration: "parallel": all directions read x and their maps are merged; "cascade": each
             direction's map is the next one's x, and the last map is the result.
         merge: "max" (propagates NaN; splits the gradient of a tie evenly), "mean", "sum", or None
-            for the maps themselves. A cascade has no merge.
+            for the maps themselves. A cascade has no merge. The gradient of a maximum that is NaN
+            goes only to directions whose map is NaN there; other directions get exactly 0.
         nonlinearity: theta: "identity", "tanh", "relu" or "sigmoid".
         gate_norm: "clamp" (to [-1, 1]), "tanh", "sigmoid", applied to g inside the scan, or None.
 

@@ -1,8 +1,13 @@
-"""Poisoned memory is poisoned, and what a training step keeps is inputs and one byte an element."""
+"""Poisoned memory is poisoned, and what a training step keeps is inputs and one byte an element.
+Where memory runs out, a call raises, and the next one works."""
 
 import ctypes
+import os
 import platform
+import sys
+from pathlib import Path
 
+import children
 import pytest
 import torch
 
@@ -131,3 +136,13 @@ def test_memory_that_is_not_there_is_named_in_bytes():
     with pytest.raises(RuntimeError, match=f"out of memory: cannot allocate {1 << 47} bytes"):
         spatial_gated_rnn(huge, None, torch.ones(4, 1, 1))
     spatial_gated_rnn(huge[:1, :, :2, :2], None, torch.ones(4, 1, 1))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space, reads /proc")
+def test_call_without_memory_raises_and_the_next_one_works():
+    script = Path(__file__).with_name("memory_limits.py")
+    # One heap for all threads: a thread's own would be address space that nothing uses.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
+    result = children.run([sys.executable, script, 24], env=environment, timeout=280)
+    assert result.returncode == 0, result.stdout + result.stderr

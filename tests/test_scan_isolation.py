@@ -198,3 +198,64 @@ def test_sigmoid_of_minus_infinity_is_zero(dtype):
     weight = torch.zeros(1, 1, 1, dtype=dtype)
     options = dict(directions=DIRECTIONS[:1], nonlinearity="sigmoid")
     assert torch.equal(spatial_gated_rnn(x, None, weight, **options), torch.zeros_like(x))
+
+
+NAN, INF = math.nan, math.inf
+
+
+def check_gradient_of_maximum(gates, grad, expected, block):
+    """dx and dg of a single pixel, where direction d has h = x + g_d: dg is the share of d."""
+    x, bias = torch.ones(1, block, 1, 1), torch.ones(4, block)
+    g = torch.tensor(gates).view(1, 4, 1, 1, 1).repeat(1, 1, block, 1, 1)
+    tensors = (x, g, torch.zeros(4, block, block), bias)
+    _, (dx, dg, *_) = run(spatial_gated_rnn, tensors, torch.full_like(x, grad))
+    shares = torch.tensor(expected).view(1, 4, 1, 1, 1).expand_as(g)
+    assert torch.equal(dx, torch.full_like(x, grad)) or math.isnan(grad)
+    torch.testing.assert_close(dg, shares, rtol=0, atol=0, equal_nan=True)
+
+
+MAXIMA = [  # g, dL/dy, dg
+    ([1.0, 2.0, 2.0, 0.0], INF, [0.0, INF, INF, 0.0]),
+    ([1.0, 2.0, 2.0, 0.0], NAN, [0.0, NAN, NAN, 0.0]),
+    ([INF, 1.0, INF, -INF], 6.0, [3.0, 0.0, 3.0, 0.0]),
+    ([NAN, 1.0, 2.0, 0.0], 6.0, [6.0, 0.0, 0.0, 0.0]),
+    ([1.0, 2.0, NAN, INF], 6.0, [0.0, 0.0, 6.0, 0.0]),
+]
+
+
+@pytest.mark.parametrize("block", [1, 8])
+@pytest.mark.parametrize(("gates", "grad", "expected"), MAXIMA)
+def test_maximum_gives_its_gradient_to_who_attains_it(gates, grad, expected, block):
+    check_gradient_of_maximum(gates, grad, expected, block)
+
+
+@pytest.mark.parametrize("grad", [6.0, INF, NAN])
+def test_gradient_of_several_nan_reaches_only_those(grad):
+    x, bias, gates = torch.ones(1, 1, 1, 1), torch.ones(4, 1), torch.tensor([1, NAN, 2, NAN])
+    tensors = (x, gates.view(1, 4, 1, 1, 1), torch.zeros(4, 1, 1), bias)
+    _, (_, dg, *_) = run(spatial_gated_rnn, tensors, torch.full_like(x, grad))
+    shares = dg.flatten()
+    assert shares[[0, 2]].eq(0).all()
+    torch.testing.assert_close(shares.sum().item(), grad, equal_nan=True)
+
+
+@pytest.mark.parametrize("value", [NAN, INF])
+def test_gradient_meets_a_special_weight_at_the_end_of_a_line_too(value):
+    # w^T e is 0 * w there; the reference has no such product.
+    tensors = (torch.ones(1, 1, 2, 5), None, torch.full((1, 1, 1), value), torch.zeros(1, 1))
+    _, (dx, *_) = run(spatial_gated_rnn, tensors, torch.ones_like, directions=DIRECTIONS[:1])
+    _, (expected, *_) = run(reference, tensors, torch.ones_like, directions=DIRECTIONS[:1])
+    assert torch.equal(expected[..., -1], torch.ones(1, 1, 2))
+    assert dx[..., -1].isnan().all()
+
+
+@pytest.mark.parametrize(("shape", "block"), SHAPES)
+def test_nan_under_a_maximum_leaves_gradients_of_other_lines(shape, block):
+    tensors = inputs_for(shape, block, F32)
+    n, c, i, j = shape[0] - 1, shape[1] // 2, shape[2] // 2, shape[3] // 3
+    tensors[0][n, c, i, j] = NAN
+    y, (dx, dg, *_) = run(spatial_gated_rnn, tensors, torch.ones_like)
+    assert dx.isfinite().all()
+    lines = touched(shape, block, DIRECTIONS, n, c, i, j).any(1)
+    assert torch.equal(y.isnan(), lines)
+    assert dg[~lines].isfinite().all()

@@ -1,62 +1,53 @@
-// Scratch memory of one thread: tiles are taken from a slab that is kept between calls.
+// Scratch memory of one thread: a slab that is kept between calls, cut into tiles.
+//
+// Only `lay_out` allocates, and throws where it cannot. What is not inlined is in arena.cpp: here
+// it would be compiled for every instruction set, and the linker would keep one copy for all.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
-#include <cstring>
-#include <memory>
-#include <vector>
+
+#include "geometry.h"
 
 namespace gatedrnn {
 
+// Cuts memory into tiles, one after the other. Without memory it only counts their bytes.
+class Cutter {
+ public:
+  static constexpr size_t kAlign = 64;
+
+  explicit GATEDRNN_INLINE Cutter(char* memory) : memory_(memory) {}
+  template <class T>
+  GATEDRNN_INLINE T* take(int64_t count) {
+    char* const tile = memory_ == nullptr ? nullptr : memory_ + bytes_;
+    bytes_ += (static_cast<size_t>(count) * sizeof(T) + kAlign - 1) / kAlign * kAlign;
+    return reinterpret_cast<T*>(tile);
+  }
+  GATEDRNN_INLINE size_t bytes() const { return bytes_; }
+
+ private:
+  char* memory_;
+  size_t bytes_ = 0;
+};
+
 class Arena {
  public:
-  Arena() : slab_(thread_slab()) {}
-  ~Arena() {
-    // The next call of this shape finds everything in one slab; a huge one is given back.
-    if (used_ > slab_.bytes || slab_.bytes > kKept) slab_.grow(used_ <= kKept ? used_ : 0);
-  }
+  Arena() = default;
+  ~Arena();  // gives back a huge slab
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
 
-  template <class T>
-  T* take(int64_t count) {
-    const size_t bytes = (static_cast<size_t>(count) * sizeof(T) + kAlign - 1) / kAlign * kAlign;
-    const size_t offset = used_;
-    used_ += bytes;
-    char* memory;
-    if (used_ <= slab_.bytes) {
-      memory = slab_.begin() + offset;
-    } else {
-      extra_.emplace_back().grow(bytes);
-      memory = extra_.back().begin();
-    }
-    if (poisoned()) std::memset(memory, 0xff, bytes);  // NaN in every floating-point type
-    return reinterpret_cast<T*>(memory);
+  // cut(Cutter&) takes all tiles and returns them. It runs twice: to count, and to take.
+  template <class Cut>
+  GATEDRNN_INLINE auto lay_out(const Cut& cut) {
+    Cutter counting(nullptr);
+    cut(counting);
+    Cutter cutter(slab_of(counting.bytes()));
+    return cut(cutter);
   }
 
  private:
-  static constexpr size_t kAlign = 64;
-  static constexpr size_t kKept = 8 << 20;
-
-  struct Slab {
-    std::unique_ptr<char[]> memory;
-    size_t bytes = 0;
-    void grow(size_t size) {
-      memory.reset();
-      memory.reset(size ? new char[size + kAlign] : nullptr);
-      bytes = size;
-    }
-    char* begin() const {
-      const auto address = reinterpret_cast<uintptr_t>(memory.get());
-      return memory.get() + (kAlign - address % kAlign) % kAlign;
-    }
-  };
-  static Slab& thread_slab();
-  static bool poisoned();
-
-  Slab& slab_;
-  std::vector<Slab> extra_;
-  size_t used_ = 0;
+  static char* slab_of(size_t bytes);
 };
 
 }  // namespace gatedrnn

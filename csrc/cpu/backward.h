@@ -58,26 +58,29 @@ void backward_block(const BackwardArgs& a, const A* transposed, const BackwardMa
                 gate_tile = std::max(chunks.capacity() * gate_pixel, row);
   const int64_t slot_size = a.c * a.block + a.c;
 
-  Arena arena;
-  BackwardTiles<A> s{};
-  s.x = arena.take<A>(tile);
-  s.gate = arena.take<A>(gate_tile);
-  s.derivative = a.dg && is_smooth(a.gate_norm) ? arena.take<A>(gate_tile) : nullptr;
-  s.xi = arena.take<A>(tile);
-  s.mask = a.mask ? arena.take<uint8_t>(tile) : nullptr;
-  s.h = arena.take<A>(tile);  // without room for a whole line, one chunk of what is not kept
-  s.u = arena.take<A>(tile);
-  s.e = arena.take<A>(kChunkPixels * tile_pixel);
-  s.dx = arena.take<A>(tile);
-  s.dg = a.dg ? arena.take<A>(gate_tile) : nullptr;
-  s.state = arena.take<A>(tile_pixel);
-  s.delta = arena.take<A>(tile_pixel);
-  s.e_state = arena.take<A>(tile_pixel);
-  s.carries = arena.take<A>(chunks.count * tile_pixel);
   const bool sums = a.dweight || a.dbias;
-  s.dweight = sums ? arena.take<A>(most * a.block * kLanes<A>) : nullptr;
-  s.dbias = sums ? arena.take<A>(most * kLanes<A>) : nullptr;
-  s.no_bias = arena.take<A>(most);
+  Arena arena;
+  const auto s = arena.lay_out([&](Cutter& cutter) {
+    BackwardTiles<A> s{};
+    s.x = cutter.take<A>(tile);
+    s.gate = cutter.take<A>(gate_tile);
+    if (a.dg && is_smooth(a.gate_norm)) s.derivative = cutter.take<A>(gate_tile);
+    s.xi = cutter.take<A>(tile);
+    if (a.mask) s.mask = cutter.take<uint8_t>(tile);
+    s.h = cutter.take<A>(tile);  // without room for a whole line, one chunk of what is not kept
+    s.u = cutter.take<A>(tile);
+    s.e = cutter.take<A>(kChunkPixels * tile_pixel);
+    s.dx = cutter.take<A>(tile);
+    if (a.dg) s.dg = cutter.take<A>(gate_tile);
+    s.state = cutter.take<A>(tile_pixel);
+    s.delta = cutter.take<A>(tile_pixel);
+    s.e_state = cutter.take<A>(tile_pixel);
+    s.carries = cutter.take<A>(chunks.count * tile_pixel);
+    if (sums) s.dweight = cutter.take<A>(most * a.block * kLanes<A>);
+    if (sums) s.dbias = cutter.take<A>(most * kLanes<A>);
+    s.no_bias = cutter.take<A>(most);
+    return s;
+  });
   std::fill(s.no_bias, s.no_bias + most, A{});
   if (!a.g) block.fill_ones(s.gate);
 

@@ -3,7 +3,6 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "cpu/arena.h"
 #include "scan.h"
 
 namespace gatedrnn {
@@ -58,16 +57,5 @@ const CpuKernels& cpu_kernels() {
 }
 
 const char* cpu_capability() { return cpu_kernels().name; }
-
-Arena::Slab& Arena::thread_slab() {
-  thread_local Slab slab;
-  return slab;
-}
-
-bool Arena::poisoned() {
-  // GATEDRNN_POISON_SCRATCH=1 fills scratch memory with NaN: the tests run so.
-  static const bool poison = std::getenv("GATEDRNN_POISON_SCRATCH") != nullptr;
-  return poison;
-}
 
 }  // namespace gatedrnn

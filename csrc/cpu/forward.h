@@ -14,6 +14,12 @@ struct ForwardMaps {
   bool merged;
 };
 
+// The tiles and states that the directions of a block of lines work on.
+template <class A>
+struct ForwardTiles {
+  A *x, *gate, *waiting, *leaving, *state, *no_bias;
+};
+
 template <class A, class S, int B>
 void forward_block(const ScanArgs& a, const ForwardMaps<A>& maps, bool along_width, int64_t n,
                    int64_t line) {
@@ -31,18 +37,22 @@ void forward_block(const ScanArgs& a, const ForwardMaps<A>& maps, bool along_wid
                                         : forward_step<A, B, Also::kNothing>(a.block);
   const Chunks chunks(length, row * most * 3 * sizeof(A));
 
-  Arena arena;
   const int64_t pixels = chunks.capacity(), tile = most * row;
-  A* const x = x_in_place ? nullptr : arena.take<A>(pixels * tile);
-  A* const gate = g_in_place ? nullptr : arena.take<A>(a.g ? pixels * tile : row);
   // The first of two directions waits for the second, where there is room; the last one leaves.
   const bool waits = chunks.resident && directions.count == 2 && !separate;
-  A* const waiting = waits ? arena.take<A>(pixels * tile) : nullptr;
-  A* const leaving = arena.take<A>(kChunkPixels * tile);
-  A* const state = arena.take<A>(tile);
-  A* const no_bias = arena.take<A>(most);
-  std::fill(no_bias, no_bias + most, A{});
-  if (!a.g) block.fill_ones(gate);
+  Arena arena;
+  const auto s = arena.lay_out([&](Cutter& cutter) {
+    ForwardTiles<A> s{};
+    if (!x_in_place) s.x = cutter.take<A>(pixels * tile);
+    if (!g_in_place) s.gate = cutter.take<A>(a.g ? pixels * tile : row);
+    if (waits) s.waiting = cutter.take<A>(pixels * tile);
+    s.leaving = cutter.take<A>(kChunkPixels * tile);
+    s.state = cutter.take<A>(tile);
+    s.no_bias = cutter.take<A>(most);
+    return s;
+  });
+  std::fill(s.no_bias, s.no_bias + most, A{});
+  if (!a.g) block.fill_ones(s.gate);
 
   for (block.c0 = 0; block.c0 < a.c; block.c0 += most) {
     block.shape.c = std::min(most, a.c - block.c0);
@@ -57,9 +67,9 @@ void forward_block(const ScanArgs& a, const ForwardMaps<A>& maps, bool along_wid
       f.block = a.block;
       f.nonlinearity = a.nonlinearity;
       f.w = static_cast<const A*>(a.weight) + at_channel * a.block;
-      f.bias = a.bias ? static_cast<const A*>(a.bias) + at_channel : no_bias;
-      f.state = state;
-      std::fill(state, state + pixel, A{});
+      f.bias = a.bias ? static_cast<const A*>(a.bias) + at_channel : s.no_bias;
+      f.state = s.state;
+      std::fill(s.state, s.state + pixel, A{});
       Leaving<A> last{};
       last.count = waits ? 2 : 1;
       last.bit[0] = static_cast<uint8_t>(1 << directions.d[waits ? 0 : i]);
@@ -79,23 +89,23 @@ void forward_block(const ScanArgs& a, const ForwardMaps<A>& maps, bool along_wid
         if constexpr (std::is_same_v<A, S>)
           if (x_in_place) f.x = block.map_in_place(x_map, a.x_strides, t0);
         if (!x_in_place) {
-          f.x = block.template tile_map<const A>(x + place);
-          if (enter) block.read(x_map, a.x_strides, t0, f.reverse, x + place);
+          f.x = block.template tile_map<const A>(s.x + place);
+          if (enter) block.read(x_map, a.x_strides, t0, f.reverse, s.x + place);
         }
         if constexpr (std::is_same_v<A, S>)
           if (g_in_place) f.g = block.map_in_place(at<S>(a.g, a.g_strides, n, d), a.g_strides, t0);
         if (!g_in_place) {
-          A* const chunk = gate + chunks.place(k) * block.gate_pixel();
+          A* const chunk = s.gate + chunks.place(k) * block.gate_pixel();
           f.g = block.gate_tile(chunk);
           if (a.g && (enter || gates_differ))
             block.read_gate(d, t0, f.reverse, chunk, nullptr, clamp);
         }
 
-        f.h = stays ? waiting + place : leaving;
+        f.h = stays ? s.waiting + place : s.leaving;
         scan(f);
         if (stays) continue;
-        last.tile[0] = waits ? waiting + place : leaving;
-        last.tile[1] = leaving;
+        last.tile[0] = waits ? s.waiting + place : s.leaving;
+        last.tile[1] = s.leaving;
         block.write(last, y, mask, a.y_strides, t0, f.reverse);
       }
     }

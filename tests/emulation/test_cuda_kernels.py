@@ -12,7 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scan_cases import GATE_NORMS, GATES, MERGES, NONLINEARITIES, a_case, cases
 from test_scan import check
-from test_scan_isolation import check_special_values_as_reference
+from test_scan_isolation import (
+    MAXIMA,
+    check_gradient_of_maximum,
+    check_special_values_as_reference,
+)
 from test_scan_large import check_far_pixels
 from tiers import pairwise, sampled
 
@@ -316,6 +320,12 @@ def test_special_values_stand_where_the_reference_has_them(
 ):
     monkeypatch.setenv("GATEDRNN_EMULATION_MULTIPROCESSORS", processors)
     check_special_values_as_reference(nonlinearity, gate_norm)
+
+
+@pytest.mark.parametrize("block", [1, 8])
+def test_maximum_gives_its_gradient_to_who_attains_it(block):
+    for gates, grad, expected in MAXIMA:
+        check_gradient_of_maximum(gates, grad, expected, block)
 
 
 @pytest.mark.parametrize("gate_channels", [1, 20])
