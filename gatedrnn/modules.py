@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .functional import DTYPES, check_options, spatial_gated_rnn
-from .norms import NORMS, clamp_norm
+from .norms import NORMS, clamp_norm, is_sharded
 from .reference import DIRECTIONS
 
 
@@ -91,11 +91,14 @@ class SpatialGatedRNN(nn.Module):
 
     def reset_parameters(self) -> None:
         """w near 0.9 times the identity, which passes a state on for some ten pixels; b = 0."""
-        size = self.raw_weight.shape[2]
+        raw = self.raw_weight
+        eye = torch.eye(raw.shape[2], dtype=raw.dtype, device=raw.device).repeat(self.groups, 1)
+        if is_sharded(raw):
+            from ._sharding import replicated
+
+            eye = replicated(eye, raw)
         with torch.no_grad():
-            self.raw_weight.normal_(std=0.02)
-            channel = torch.arange(self.channels, device=self.raw_weight.device)
-            self.raw_weight[:, channel, channel % size] += 0.9
+            raw.normal_(std=0.02).add_(eye, alpha=0.9)
             if self.bias is not None:
                 self.bias.zero_()
 
@@ -107,15 +110,42 @@ class SpatialGatedRNN(nn.Module):
         4096 pixels is a factor of thousands.
         """
         raw: Tensor = self.raw_weight
+        if self._in_fsdp:
+            from ._sharding import check_whole
+
+            check_whole(self)
         if raw.dtype in (torch.bfloat16, torch.float16):
             raw = raw.float()
         return clamp_norm(raw, self.weight_norm)
 
     @torch.no_grad()
     def project_(self) -> "SpatialGatedRNN":
-        """Replaces the stored parameter by its clamped self, say after an optimizer step."""
+        """Replaces the stored parameter by its clamped self, say after an optimizer step.
+
+        With `fully_shard` every process projects its own shard. In `FullyShardedDataParallel` call
+        it inside of `summon_full_params`.
+
+        Raises:
+            RuntimeError: the change would be lost: FSDP has gathered a copy of the parameter, or
+                `raw_weight` is computed by pruning or a parametrization.
+        """
+        if self._in_fsdp:
+            from ._sharding import check_stored
+
+            check_stored(self)
+        elif "raw_weight" not in self._parameters | self._buffers:
+            raise RuntimeError(
+                "SpatialGatedRNN: project_ must change raw_weight, which pruning or a "
+                "parametrization computes; leave project_ out (the weight is clamped on every "
+                "call), or make raw_weight permanent first, as torch.nn.utils.prune.remove does"
+            )
         self.raw_weight.copy_(self.weight)
         return self
+
+    @property
+    def _in_fsdp(self) -> bool:
+        """Whether fully_shard or FullyShardedDataParallel manages this layer."""
+        return getattr(self, "_is_fsdp_managed_module", False)
 
     def forward(self, x: Tensor, g: Tensor | None = None) -> Tensor:
         """x (N, C, H, W), g as in `spatial_gated_rnn` or None for Eq. (1); the merged maps."""

@@ -4,11 +4,16 @@ A weight (D, C, K) stands for D * C / K square blocks of K x K. A block whose no
 left as it is, bit for bit; a larger one is divided by its norm.
 """
 
+from typing import TYPE_CHECKING, TypeGuard
+
 import torch
 from torch import Tensor
 
 from ._derivatives import unit_clamp
 from ._ops import DEVICES, has_nested_tangents, is_differentiated, is_plain, is_transformed
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 NORMS = ("spectral", "frobenius", None)
 SMALL = 32  # on the CPU, larger blocks are left to LAPACK
@@ -18,7 +23,7 @@ def clamp_norm(weight: Tensor, norm: str | None) -> Tensor:
     """Divides every block of `weight` by max(1, its norm).
 
     Args:
-        weight: (D, C, K), float32 or float64; C is a multiple of K.
+        weight: (D, C, K), float32 or float64; C is a multiple of K. May be a DTensor.
         norm: "spectral" (largest singular value), "frobenius", or None to return `weight` itself.
 
     Returns:
@@ -40,6 +45,10 @@ def clamp_norm(weight: Tensor, norm: str | None) -> Tensor:
     k = weight.shape[-1]
     if norm is None:
         return weight
+    if is_sharded(weight):
+        from ._sharding import clamp_shards
+
+        return clamp_shards(weight, norm)
     if k == 1:
         return unit_clamp(weight)
     small = weight.device.type == "cpu" and k <= SMALL
@@ -133,6 +142,11 @@ def _harmless(blocks: Tensor) -> Tensor:
     harmless = torch.zeros_like(blocks, requires_grad=False)
     harmless[:, 0, 0] = 0.5
     return harmless
+
+
+def is_sharded(t: Tensor) -> TypeGuard["DTensor"]:
+    """Whether `t` is a DTensor, told without an import of torch.distributed."""
+    return hasattr(t, "device_mesh")
 
 
 def _has_kernel(t: Tensor) -> bool:
