@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
 
 from .functional import DTYPES, check_options, spatial_gated_rnn
-from .norms import NORMS, clamp_norm
+from .norms import NORMS, clamp_norm, is_sharded
 from .reference import DIRECTIONS
 
 
@@ -91,11 +92,14 @@ class SpatialGatedRNN(nn.Module):
 
     def reset_parameters(self) -> None:
         """w near 0.9 times the identity, which passes a state on for some ten pixels; b = 0."""
-        size = self.raw_weight.shape[2]
+        raw = self.raw_weight
+        eye = torch.eye(raw.shape[2], dtype=raw.dtype, device=raw.device).repeat(self.groups, 1)
+        if is_sharded(raw):
+            from ._sharding import replicated
+
+            eye = replicated(eye, raw)
         with torch.no_grad():
-            self.raw_weight.normal_(std=0.02)
-            channel = torch.arange(self.channels, device=self.raw_weight.device)
-            self.raw_weight[:, channel, channel % size] += 0.9
+            raw.normal_(std=0.02).add_(eye, alpha=0.9)
             if self.bias is not None:
                 self.bias.zero_()
 
@@ -107,15 +111,42 @@ class SpatialGatedRNN(nn.Module):
         4096 pixels is a factor of thousands.
         """
         raw: Tensor = self.raw_weight
+        if self._in_fsdp:
+            from ._sharding import check_whole
+
+            check_whole(self)
         if raw.dtype in (torch.bfloat16, torch.float16):
             raw = raw.float()
         return clamp_norm(raw, self.weight_norm)
 
     @torch.no_grad()
     def project_(self) -> "SpatialGatedRNN":
-        """Replaces the stored parameter by its clamped self, say after an optimizer step."""
+        """Replaces the stored parameter by its clamped self, say after an optimizer step.
+
+        With `fully_shard` every process projects its own shard. In `FullyShardedDataParallel` call
+        it inside of `summon_full_params`.
+
+        Raises:
+            RuntimeError: the change would be lost: FSDP has gathered a copy of the parameter, or
+                `raw_weight` is computed by pruning or a parametrization.
+        """
+        if self._in_fsdp:
+            from ._sharding import check_stored
+
+            check_stored(self)
+        elif "raw_weight" not in self._parameters | self._buffers:
+            raise RuntimeError(
+                "SpatialGatedRNN: project_ must change raw_weight, which pruning or a "
+                "parametrization computes; leave project_ out (the weight is clamped on every "
+                "call), or make raw_weight permanent first, as torch.nn.utils.prune.remove does"
+            )
         self.raw_weight.copy_(self.weight)
         return self
+
+    @property
+    def _in_fsdp(self) -> bool:
+        """Whether fully_shard or FullyShardedDataParallel manages this layer."""
+        return getattr(self, "_is_fsdp_managed_module", False)
 
     def forward(self, x: Tensor, g: Tensor | None = None) -> Tensor:
         """x (N, C, H, W), g as in `spatial_gated_rnn` or None for Eq. (1); the merged maps."""
@@ -150,7 +181,8 @@ def fold_weight_norm(model: nn.Module) -> nn.Module:
     """A copy of `model` in which every layer's stored weight is the clamped one.
 
     For inference and export: nothing is left to clamp on a call, and a graph traced of the copy
-    has no singular value decomposition in it.
+    has no singular value decomposition in it. Pruning and parametrizations of a layer become
+    permanent in the copy.
 
     Args:
         model: a network that holds `SpatialGatedRNN` layers, or such a layer.
@@ -159,19 +191,52 @@ def fold_weight_norm(model: nn.Module) -> nn.Module:
         the copy, whose layers have `weight_norm=None`; under `torch.no_grad` it gives the same
         maps, bit for bit. The layers' stored weight is float32 where the others are of 16 bits.
 
+    Raises:
+        RuntimeError: a hook other than pruning computes a layer's `raw_weight`.
+
     Example:
         >>> folded = fold_weight_norm(SpatialGatedRNN(8))
         >>> folded.weight is folded.raw_weight
         True
     """
-    model = copy.deepcopy(model)
+    # What hooks compute, as those of pruning do, is no leaf, and deepcopy refuses it.
+    computed = {
+        id(t): t.detach().clone()
+        for module in model.modules()
+        for t in vars(module).values()
+        if isinstance(t, Tensor) and not t.is_leaf
+    }
+    model = copy.deepcopy(model, computed)
     for layer in model.modules():
         if isinstance(layer, SpatialGatedRNN):
+            _make_permanent(layer)
             # Not project_, which would round the weight of a 16-bit layer.
             with torch.no_grad():
                 layer.raw_weight = nn.Parameter(layer.weight, layer.raw_weight.requires_grad)
             layer.weight_norm = None
     return model
+
+
+def _make_permanent(layer: SpatialGatedRNN) -> None:
+    """Replaces parametrizations and pruning by the parameters that they compute."""
+    names = ("raw_weight", "bias")
+    if parametrize.is_parametrized(layer):
+        # Not remove_parametrizations: it changes the class, which a copy shares with its model.
+        with torch.enable_grad():
+            found = [name for name in names if parametrize.is_parametrized(layer, name)]
+            values = {name: getattr(layer, name) for name in found}
+        layer.__class__ = parametrize.type_before_parametrizations(layer)
+        del layer.parametrizations
+        for name, value in values.items():
+            layer.register_parameter(name, nn.Parameter(value.detach(), value.requires_grad))
+    for name in names:
+        if f"{name}_mask" in layer._buffers:
+            prune.remove(layer, name)
+    if "raw_weight" not in layer._parameters:
+        raise RuntimeError(
+            "fold_weight_norm: raw_weight must be a parameter, got one that a hook computes; "
+            "remove the hook first, say by torch.nn.utils.remove_weight_norm(layer, 'raw_weight')"
+        )
 
 
 def _positive(argument: str, given) -> int:

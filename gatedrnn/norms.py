@@ -4,6 +4,8 @@ A weight (D, C, K) stands for D * C / K square blocks of K x K. A block whose no
 left as it is, bit for bit; a larger one is divided by its norm.
 """
 
+from typing import TYPE_CHECKING, TypeGuard
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,9 @@ from ._ops import (
     no_autograd,
 )
 
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
 NORMS = ("spectral", "frobenius", None)
 SMALL = 32  # on the CPU, larger blocks are left to LAPACK
 
@@ -24,7 +29,7 @@ def clamp_norm(weight: Tensor, norm: str | None) -> Tensor:
     """Divides every block of `weight` by max(1, its norm).
 
     Args:
-        weight: (D, C, K), float32 or float64; C is a multiple of K.
+        weight: (D, C, K), float32 or float64; C is a multiple of K. May be a DTensor.
         norm: "spectral" (largest singular value), "frobenius", or None to return `weight` itself.
 
     Returns:
@@ -46,6 +51,10 @@ def clamp_norm(weight: Tensor, norm: str | None) -> Tensor:
     k = weight.shape[-1]
     if norm is None:
         return weight
+    if is_sharded(weight):
+        from ._sharding import clamp_shards
+
+        return clamp_shards(weight, norm)
     if k == 1:
         return unit_clamp(weight)
     small = weight.device.type == "cpu" and k <= SMALL
@@ -143,6 +152,11 @@ def _harmless(blocks: Tensor) -> Tensor:
     harmless = torch.zeros_like(blocks, requires_grad=False)
     harmless[:, 0, 0] = 0.5
     return harmless
+
+
+def is_sharded(t: Tensor) -> TypeGuard["DTensor"]:
+    """Whether `t` is a DTensor, told without an import of torch.distributed."""
+    return hasattr(t, "device_mesh")
 
 
 def _has_kernel(t: Tensor) -> bool:

@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from comparison import BF16, DTYPES, F16, F32, F64, assert_close, through, within_norm
+from torch.nn.utils import parametrize, prune
 
 from gatedrnn import DIRECTIONS, SpatialGatedRNN, fold_weight_norm
 from gatedrnn._options import GATE_NORMS
@@ -218,3 +219,67 @@ def test_folded_copy_has_nothing_to_clamp_and_the_same_maps(dtype, weight_norm):
         folded[0].raw_weight.zero_()
     assert layer.weight_norm == weight_norm
     assert torch.equal(layer.raw_weight, before)
+
+
+class Symmetric(torch.nn.Module):
+    """A parametrization; it has no inverse."""
+
+    def forward(self, weight):
+        return weight.triu() + weight.triu(1).mT
+
+
+def computed(way):
+    """A layer whose raw_weight is computed from other parameters, and is in need of a clamp."""
+    layer = SpatialGatedRNN(4)
+    if way == "pruned":
+        prune.random_unstructured(layer, "raw_weight", 0.5)
+        prune.random_unstructured(layer, "bias", 0.5)
+        layer.raw_weight_orig.data.mul_(3)  # what raw_weight shows of it is old until the next call
+    elif way == "weight_norm":
+        torch.nn.utils.weight_norm(layer, "raw_weight")
+    else:
+        kind = Symmetric() if way == "parametrized" else torch.nn.Identity()
+        parametrize.register_parametrization(layer, "raw_weight", kind)
+        parametrize.register_parametrization(layer, "bias", torch.nn.Tanh())
+        layer.parametrizations.raw_weight.original.data.mul_(3)
+    return layer
+
+
+@pytest.mark.parametrize("way", ["pruned", "parametrized", "identity"])
+@pytest.mark.parametrize("called", [False, True])
+def test_fold_makes_pruning_and_parametrizations_permanent(way, called):
+    layer = computed(way)
+    x = torch.randn(1, 4, 5, 6, generator=torch.Generator().manual_seed(0))
+    if called:
+        layer(x).sum().backward()
+    folded = fold_weight_norm(torch.nn.Sequential(layer))[0]
+    assert type(folded) is SpatialGatedRNN
+    assert sorted(folded.state_dict()) == ["bias", "raw_weight"]
+    with torch.no_grad():
+        assert torch.equal(folded(x), layer(x))
+    torch.testing.assert_close(
+        folded.weight.detach(), within_norm(layer.raw_weight.detach()).float()
+    )
+    names = ["bias_orig", "raw_weight_orig"] if way == "pruned" else []
+    assert sorted(layer._parameters) == names  # the layer itself is as it was
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_fold_refuses_what_it_cannot_make_permanent():
+    with pytest.raises(RuntimeError, match=r"remove_weight_norm\(layer, 'raw_weight'\)$"):
+        fold_weight_norm(computed("weight_norm"))
+
+
+@pytest.mark.parametrize("way", ["pruned", "weight_norm", "parametrized", "identity"])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_projection_of_a_computed_weight_is_refused(way):
+    with pytest.raises(RuntimeError, match=r"as torch\.nn\.utils\.prune\.remove does$"):
+        computed(way).project_()
+
+
+def test_projection_of_a_weight_that_is_a_buffer():
+    layer = SpatialGatedRNN(2)
+    weight = 3 * layer.raw_weight.detach()
+    del layer.raw_weight
+    layer.register_buffer("raw_weight", weight.clone())
+    torch.testing.assert_close(layer.project_().raw_weight, within_norm(weight).float())
