@@ -243,8 +243,9 @@ def test_gradient_of_several_nan_reaches_only_those(grad):
 def test_gradient_meets_a_special_weight_at_the_end_of_a_line_too(value):
     # w^T e is 0 * w there; the reference has no such product.
     tensors = (torch.ones(1, 1, 2, 5), None, torch.full((1, 1, 1), value), torch.zeros(1, 1))
-    _, (dx, *_) = run(spatial_gated_rnn, tensors, torch.ones_like, directions=DIRECTIONS[:1])
-    _, (expected, *_) = run(reference, tensors, torch.ones_like, directions=DIRECTIONS[:1])
+    options = dict(directions=DIRECTIONS[:1], merge="sum")
+    _, (dx, *_) = run(spatial_gated_rnn, tensors, torch.ones_like, **options)
+    _, (expected, *_) = run(reference, tensors, torch.ones_like, **options)
     assert torch.equal(expected[..., -1], torch.ones(1, 1, 2))
     assert dx[..., -1].isnan().all()
 
