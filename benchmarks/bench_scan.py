@@ -138,10 +138,10 @@ def bench_layer(shape, pace):
     x, g = (t.detach().requires_grad_() for t in (inputs.x, inputs.g))
     parameters = list(layer.parameters())
     leaves = [t.clone().requires_grad_() for t in (weight, bias)]
-    options = (*op_arguments(Options((0, 1, 2, 3), "max", gate_norm="clamp")), False)
+    options = (*op_arguments(Options((0, 1, 2, 3), "max", gate_activation="clamp")), False)
 
     def function(x, g, weight, bias):
-        return spatial_gated_rnn(x, g, weight, bias, gate_norm="clamp")
+        return spatial_gated_rnn(x, g, weight, bias, gate_activation="clamp")
 
     def train_layer():
         return torch.autograd.grad(layer(x, g), [x, g, *parameters], inputs.grad)

@@ -217,7 +217,7 @@ void check_device(const char* name, const Tensor& t, const Tensor& x) {
 
 struct Options {
   std::vector<int64_t> directions;
-  int64_t merge, nonlinearity, gate_norm;
+  int64_t merge, nonlinearity, gate_activation;
 };
 
 // Everything that forward and backward read, checked.
@@ -243,7 +243,7 @@ void fill_inputs(ScanArgs& a, const Tensor& x, const std::optional<Tensor>& g, c
   }
   a.merge = option("merge", options.merge, Merge::kSum);
   a.nonlinearity = option("nonlinearity", options.nonlinearity, Nonlinearity::kSigmoid);
-  a.gate_norm = option("gate_norm", options.gate_norm, GateNorm::kSigmoid);
+  a.gate_activation = option("gate_activation", options.gate_activation, GateActivation::kSigmoid);
 
   STD_TORCH_CHECK(weight.dim() == 3 && weight.size(0) == a.directions && weight.size(1) == a.c &&
                       weight.size(2) >= 1 && a.c % weight.size(2) == 0,
@@ -285,10 +285,10 @@ std::vector<int64_t> result_size(const ScanArgs& a, bool per_direction) {
 // y and, for a max merge whose gradient will be asked for, the mask of the winning directions.
 std::tuple<Tensor, Tensor> scan(Tensor x, std::optional<Tensor> g, Tensor weight,
                                 std::optional<Tensor> bias, std::vector<int64_t> directions,
-                                int64_t merge, int64_t nonlinearity, int64_t gate_norm,
+                                int64_t merge, int64_t nonlinearity, int64_t gate_activation,
                                 bool keep_mask) {
   ScanArgs a;
-  fill_inputs(a, x, g, weight, bias, {directions, merge, nonlinearity, gate_norm});
+  fill_inputs(a, x, g, weight, bias, {directions, merge, nonlinearity, gate_activation});
   const bool separate = a.merge == Merge::kNone;
   const MemoryFormat format = separate ? MemoryFormat::Contiguous : format_like(x);
   Tensor y = empty(result_size(a, separate), x.scalar_type(), x, format);
@@ -307,9 +307,9 @@ std::tuple<Tensor, Tensor> scan(Tensor x, std::optional<Tensor> g, Tensor weight
 std::tuple<Tensor, Tensor, Tensor, Tensor> scan_backward(
     Tensor grad, Tensor x, std::optional<Tensor> g, Tensor weight, std::optional<Tensor> bias,
     Tensor mask, std::vector<int64_t> directions, int64_t merge, int64_t nonlinearity,
-    int64_t gate_norm, bool needs_g, bool needs_weight, bool needs_bias) {
+    int64_t gate_activation, bool needs_g, bool needs_weight, bool needs_bias) {
   BackwardArgs a;
-  fill_inputs(a, x, g, weight, bias, {directions, merge, nonlinearity, gate_norm});
+  fill_inputs(a, x, g, weight, bias, {directions, merge, nonlinearity, gate_activation});
   const bool separate = a.merge == Merge::kNone;
   const auto size = result_size(a, separate);
   STD_TORCH_CHECK(grad.dim() == static_cast<int64_t>(size.size()), "grad must have y's shape");
@@ -433,10 +433,10 @@ void implement(Library& m) {
 GATEDRNN_DEFINE(GATEDRNN_LIBRARY, m) {
   m.def(
       "scan(Tensor x, Tensor? g, Tensor weight, Tensor? bias, int[] directions, int merge, "
-      "int nonlinearity, int gate_norm, bool keep_mask) -> (Tensor, Tensor)");
+      "int nonlinearity, int gate_activation, bool keep_mask) -> (Tensor, Tensor)");
   m.def(
       "scan_backward(Tensor grad, Tensor x, Tensor? g, Tensor weight, Tensor? bias, Tensor mask, "
-      "int[] directions, int merge, int nonlinearity, int gate_norm, bool needs_g, "
+      "int[] directions, int merge, int nonlinearity, int gate_activation, bool needs_g, "
       "bool needs_weight, bool needs_bias) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("clamp_spectral(Tensor weight, bool keep) -> (Tensor, Tensor)");
   m.def("clamp_spectral_backward(Tensor grad, Tensor weight, Tensor kept) -> Tensor");

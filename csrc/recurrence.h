@@ -46,50 +46,50 @@ GATEDRNN_INLINE T activation_backward(Nonlinearity kind, T h, T v) {
   return v;
 }
 
-// The norm of the gate, |g_i| <= 1 (section 3.2), and its derivative.
+// The activation of the gate, |g_i| <= 1 (section 3.2), and its derivative.
 template <class M, class T>
-GATEDRNN_INLINE T gate_norm_of(GateNorm kind, T g) {
+GATEDRNN_INLINE T activate_gate(GateActivation kind, T g) {
   const T one = M::constant(1);
   switch (kind) {
-    case GateNorm::kClamp:
+    case GateActivation::kClamp:
       g = M::select(g > one, one, g);
       return M::select(g < -one, -one, g);  // NaN stays NaN
-    case GateNorm::kTanh:
+    case GateActivation::kTanh:
       return M::tanh(g);
-    case GateNorm::kSigmoid:
+    case GateActivation::kSigmoid:
       return M::sigmoid(g);
-    case GateNorm::kNone:
+    case GateActivation::kNone:
       break;
   }
   return g;
 }
 
 template <class M, class T>
-GATEDRNN_INLINE T gate_norm_derivative(GateNorm kind, T g) {
+GATEDRNN_INLINE T gate_activation_derivative(GateActivation kind, T g) {
   const T one = M::constant(1);
   switch (kind) {
-    case GateNorm::kClamp:  // 1 at |g| = 1 exactly, 0 at NaN
+    case GateActivation::kClamp:  // 1 at |g| = 1 exactly, 0 at NaN
       return M::select((g <= one) & (g >= -one), one, T{});
-    case GateNorm::kTanh:
+    case GateActivation::kTanh:
       return smooth_derivative(kind, M::tanh(g));
-    case GateNorm::kSigmoid:
+    case GateActivation::kSigmoid:
       return smooth_derivative(kind, M::sigmoid(g));
-    case GateNorm::kNone:
+    case GateActivation::kNone:
       break;
   }
   return one;
 }
 
-// The derivative of a smooth norm, from the gate under it.
+// The derivative of a smooth activation, from its result.
 template <class T>
-GATEDRNN_INLINE T smooth_derivative(GateNorm kind, T y) {
+GATEDRNN_INLINE T smooth_derivative(GateActivation kind, T y) {
   switch (kind) {
-    case GateNorm::kTanh:
+    case GateActivation::kTanh:
       return 1 - y * y;
-    case GateNorm::kSigmoid:
+    case GateActivation::kSigmoid:
       return y * (1 - y);
-    case GateNorm::kNone:
-    case GateNorm::kClamp:
+    case GateActivation::kNone:
+    case GateActivation::kClamp:
       break;
   }
   return T{} + 1;

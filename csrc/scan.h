@@ -12,7 +12,7 @@ namespace gatedrnn {
 // and the compiler refuses one that lacks a case (-Werror=switch).
 enum class Merge : int { kNone, kMax, kMean, kSum };
 enum class Nonlinearity : int { kIdentity, kTanh, kRelu, kSigmoid };
-enum class GateNorm : int { kNone, kClamp, kTanh, kSigmoid };
+enum class GateActivation : int { kNone, kClamp, kTanh, kSigmoid };
 enum class Dtype : int { kFloat64, kFloat32, kBFloat16, kFloat16 };
 
 // Whether maps are merged by a maximum; the others are added, and multiplied by merge_scale.
@@ -39,14 +39,14 @@ GATEDRNN_INLINE constexpr A merge_scale(Merge merge, int64_t directions) {
   }
   return A(1);
 }
-// Whether a gate's norm takes a function that is long to compute; the others are bounds alone.
-GATEDRNN_INLINE constexpr bool is_smooth(GateNorm norm) {
-  switch (norm) {
-    case GateNorm::kTanh:
-    case GateNorm::kSigmoid:
+// Whether the gate's activation takes a function that is long to compute; the others only clamp.
+GATEDRNN_INLINE constexpr bool is_smooth(GateActivation kind) {
+  switch (kind) {
+    case GateActivation::kTanh:
+    case GateActivation::kSigmoid:
       return true;
-    case GateNorm::kNone:
-    case GateNorm::kClamp:
+    case GateActivation::kNone:
+    case GateActivation::kClamp:
       break;
   }
   return false;
@@ -61,7 +61,7 @@ struct ScanArgs {
   int direction[kDirections] = {};
   Merge merge = Merge::kMax;
   Nonlinearity nonlinearity = Nonlinearity::kIdentity;
-  GateNorm gate_norm = GateNorm::kNone;
+  GateActivation gate_activation = GateActivation::kNone;
 
   const void* x = nullptr;  // (N, C, H, W)
   Strides x_strides;

@@ -67,7 +67,7 @@ def largest_error(
     options: dict = {
         "directions": directions,
         "nonlinearity": rng.choice(["identity", "tanh"]),
-        "gate_norm": rng.choice(["clamp", "tanh", "sigmoid"]),
+        "gate_activation": rng.choice(["clamp", "tanh", "sigmoid"]),
     }
     if rng.random() < 0.25:
         options["integration"] = "cascade"

@@ -83,10 +83,10 @@ def unit_clamp(t: Tensor) -> Tensor:
     return torch.where((t >= -1) & (t <= 1), t, t.detach().clamp(-1, 1))
 
 
-def _normed(g: Tensor | None, gate_norm: str | None) -> Tensor | None:
+def _activated(g: Tensor | None, gate_activation: str | None) -> Tensor | None:
     if g is None:
         return None
-    match gate_norm:
+    match gate_activation:
         case None:
             return g
         case "clamp":
@@ -95,7 +95,7 @@ def _normed(g: Tensor | None, gate_norm: str | None) -> Tensor | None:
             return torch.tanh(g)
         case "sigmoid":
             return torch.sigmoid(g)
-    raise unknown("gate_norm", gate_norm)
+    raise unknown("gate_activation", gate_activation)
 
 
 def _shares(mask: Tensor, options: Options, dtype: torch.dtype) -> Tensor:
@@ -130,7 +130,7 @@ def adjoint(grad, x, g, weight, bias, mask, options: Options):
     if options.merge is not None:
         shares = _shares(mask, options, weight.dtype)
     deltas, dweight, dbias, dgates = [], [], [], []
-    with_norm = _normed(g, options.gate_norm)
+    with_norm = _activated(g, options.gate_activation)
     for d, code in enumerate(options.directions):
         xi = grad[:, d] if options.merge is None else grad * shares[d]
         gate = _per_direction(with_norm, d)
@@ -160,13 +160,13 @@ def adjoint(grad, x, g, weight, bias, mask, options: Options):
         channel = dg.dim() - 3
         if g.shape[channel] == 1:
             dg = dg.sum(channel, keepdim=True)
-        dg = dg * _norm_slope(g, options.gate_norm)
+        dg = dg * _gate_slope(g, options.gate_activation)
         dg = dg.to(dtype)
     return sum(deltas).to(dtype), dg, torch.stack(dweight), torch.stack(dbias)
 
 
-def _norm_slope(g: Tensor, gate_norm: str | None) -> Tensor | float:
-    match gate_norm:
+def _gate_slope(g: Tensor, gate_activation: str | None) -> Tensor | float:
+    match gate_activation:
         case None:
             return 1.0
         case "clamp":
@@ -176,4 +176,4 @@ def _norm_slope(g: Tensor, gate_norm: str | None) -> Tensor | float:
         case "sigmoid":
             y = torch.sigmoid(g)
             return y * (1 - y)
-    raise unknown("gate_norm", gate_norm)
+    raise unknown("gate_activation", gate_activation)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
-from . import _batching, reference
+from . import _vmap, reference
 from ._derivatives import adjoint
 from ._options import DIRECTIONS, MERGES, Options, op_arguments, options_of
 
@@ -71,7 +71,7 @@ def _check_devices(x: Tensor, *others: Tensor | None) -> None:
             raise RuntimeError(f"all tensors must be on x's device {x.device}, got {other.device}")
 
 
-def _scan_fake(x, g, weight, bias, directions, merge, nonlinearity, gate_norm, keep_mask):
+def _scan_fake(x, g, weight, bias, directions, merge, nonlinearity, gate_activation, keep_mask):
     _check_devices(x, g, weight, bias)
     n, c, h, w = x.shape
     if MERGES[merge] is None:
@@ -84,7 +84,7 @@ def _scan_fake(x, g, weight, bias, directions, merge, nonlinearity, gate_norm, k
 
 
 def _scan_backward_fake(
-    grad, x, g, weight, bias, mask, directions, merge, nonlinearity, gate_norm, *needs
+    grad, x, g, weight, bias, mask, directions, merge, nonlinearity, gate_activation, *needs
 ):
     _check_devices(x, grad, g, weight, bias, mask)
     needs_g, needs_weight, needs_bias = needs
@@ -133,8 +133,17 @@ def _scan_backward(ctx, grad, _):
 
 
 def _adjoint_setup(ctx, inputs, output):
-    *tensors, directions, merge, nonlinearity, gate_norm, needs_g, needs_weight, needs_bias = inputs
-    ctx.options = options_of(directions, merge, nonlinearity, gate_norm)
+    (
+        *tensors,
+        directions,
+        merge,
+        nonlinearity,
+        gate_activation,
+        needs_g,
+        needs_weight,
+        needs_bias,
+    ) = inputs
+    ctx.options = options_of(directions, merge, nonlinearity, gate_activation)
     ctx.needs = True, needs_g, needs_weight, needs_bias
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors)
@@ -195,11 +204,11 @@ def _refuse_second_derivative(ctx, *grads):
 def register(library: str) -> None:
     """Registers the rules for the ops of torch.ops.<library>."""
     for name, fake, setup, backward, vmap in (
-        ("scan", _scan_fake, _scan_setup, _scan_backward, _batching.scan),
+        ("scan", _scan_fake, _scan_setup, _scan_backward, _vmap.scan),
         ("scan_backward", _scan_backward_fake, _adjoint_setup, _adjoint_backward,
-         _batching.scan_backward),
+         _vmap.scan_backward),
         ("clamp_spectral", _clamp_spectral_fake, _clamp_setup, _clamp_backward,
-         _batching.clamp_spectral),
+         _vmap.clamp_spectral),
         ("clamp_spectral_backward", _clamp_spectral_backward_fake, None,
          _refuse_second_derivative, None),
     ):  # fmt: skip
@@ -237,7 +246,7 @@ class _Scan(torch.autograd.Function):
 
     setup_context = staticmethod(_scan_setup)
     backward = staticmethod(_scan_backward)
-    vmap = staticmethod(_batching.scan)
+    vmap = staticmethod(_vmap.scan)
 
     @staticmethod
     def forward(*arguments):
@@ -249,7 +258,7 @@ class _ScanBackward(torch.autograd.Function):
 
     setup_context = staticmethod(_adjoint_setup)
     backward = staticmethod(_adjoint_backward)
-    vmap = staticmethod(_batching.scan_backward)
+    vmap = staticmethod(_vmap.scan_backward)
 
     @staticmethod
     def forward(*arguments):
@@ -316,7 +325,7 @@ def by_reference(x, g, weight, bias, options: Options) -> Tensor:
             directions=[DIRECTIONS[code] for code in options.directions],
             merge=options.merge,
             nonlinearity=options.nonlinearity,
-            gate_norm=options.gate_norm,
+            gate_activation=options.gate_activation,
         )
 
 

@@ -9,7 +9,7 @@ from .reference import DIRECTIONS
 
 MERGES = (None, "max", "mean", "sum")
 NONLINEARITIES = ("identity", "tanh", "relu", "sigmoid")
-GATE_NORMS = (None, "clamp", "tanh", "sigmoid")
+GATE_ACTIVATIONS = (None, "clamp", "tanh", "sigmoid")
 
 # By a direction's code, its index in DIRECTIONS as in csrc/geometry.h.
 REVERSED = (1, 0, 3, 2)  # the code of the opposite direction
@@ -23,7 +23,7 @@ class Options(NamedTuple):
     directions: tuple[int, ...]
     merge: str | None = None
     nonlinearity: str = "identity"
-    gate_norm: str | None = None
+    gate_activation: str | None = None
 
 
 # No methods of Options: PyTorch 2.10 cannot compile one of a named tuple.
@@ -33,14 +33,17 @@ def op_arguments(options: Options) -> tuple[list[int], int, int, int]:
         list(options.directions),
         MERGES.index(options.merge),
         NONLINEARITIES.index(options.nonlinearity),
-        GATE_NORMS.index(options.gate_norm),
+        GATE_ACTIVATIONS.index(options.gate_activation),
     )
 
 
-def options_of(directions, merge: int, nonlinearity: int, gate_norm: int) -> Options:
+def options_of(directions, merge: int, nonlinearity: int, gate_activation: int) -> Options:
     """The options of an op's arguments."""
     return Options(
-        tuple(directions), MERGES[merge], NONLINEARITIES[nonlinearity], GATE_NORMS[gate_norm]
+        tuple(directions),
+        MERGES[merge],
+        NONLINEARITIES[nonlinearity],
+        GATE_ACTIVATIONS[gate_activation],
     )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import reference
 from ._ops import DEVICES, no_autocast, scan
-from ._options import GATE_NORMS, MERGES, NONLINEARITIES, Options, direction_code
+from ._options import GATE_ACTIVATIONS, MERGES, NONLINEARITIES, Options, direction_code
 from .reference import DIRECTIONS
 
 INTEGRATIONS = ("parallel", "cascade")
@@ -26,7 +26,7 @@ def spatial_gated_rnn(
     integration: str = "parallel",
     merge: str | None = "max",
     nonlinearity: str = "identity",
-    gate_norm: str | None = None,
+    gate_activation: str | None = None,
 ) -> Tensor:
     """Scans `x` in up to four directions with a spatially variant RNN and merges the maps.
 
@@ -52,7 +52,8 @@ def spatial_gated_rnn(
             for the maps themselves. A cascade has no merge. The gradient of a maximum that is NaN
             goes only to directions whose map is NaN there; other directions get exactly 0.
         nonlinearity: theta: "identity", "tanh", "relu" or "sigmoid".
-        gate_norm: "clamp" (to [-1, 1]), "tanh", "sigmoid", applied to g inside the scan, or None.
+        gate_activation: applied to g inside the scan: "clamp" (to [-1, 1]), "tanh", "sigmoid", or
+            None.
 
     Returns:
         (N, C, H, W) of x's dtype, channels_last when x is so and is not also contiguous; with
@@ -70,7 +71,7 @@ def spatial_gated_rnn(
         >>> spatial_gated_rnn(x, g, weight).shape
         torch.Size([2, 8, 64, 48])
     """
-    directions = check_options(directions, integration, merge, nonlinearity, gate_norm)
+    directions = check_options(directions, integration, merge, nonlinearity, gate_activation)
     _check_tensors(x, g, weight, bias, directions)
     x, g, weight, bias = _autocast(x, g, weight, bias)
     _check_dtypes(x, g, weight, bias)
@@ -80,7 +81,7 @@ def spatial_gated_rnn(
         with no_autocast(x):
             return reference.spatial_gated_rnn(
                 x, g, weight, bias, directions=directions, integration=integration, merge=merge,
-                nonlinearity=nonlinearity, gate_norm=gate_norm,
+                nonlinearity=nonlinearity, gate_activation=gate_activation,
             )  # fmt: skip
 
     state = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -88,7 +89,7 @@ def spatial_gated_rnn(
     bias = None if bias is None else bias.to(state)
     codes = tuple(direction_code(name) for name in directions)
     if integration == "parallel":
-        options = Options(codes, merge, nonlinearity, gate_norm)
+        options = Options(codes, merge, nonlinearity, gate_activation)
         if len(codes) == 1 and merge is not None:
             # One map: nothing to merge, and no mask to keep.
             return scan(x, g, weight, bias, options._replace(merge="sum"))
@@ -96,11 +97,13 @@ def spatial_gated_rnn(
     for d, code in enumerate(codes):
         g_d = g[:, d] if g is not None and g.dim() == 5 else g
         b_d = None if bias is None else bias[d : d + 1]
-        x = scan(x, g_d, weight[d : d + 1], b_d, Options((code,), "sum", nonlinearity, gate_norm))
+        x = scan(
+            x, g_d, weight[d : d + 1], b_d, Options((code,), "sum", nonlinearity, gate_activation)
+        )
     return x
 
 
-def check_options(directions, integration, merge, nonlinearity, gate_norm) -> tuple[str, ...]:
+def check_options(directions, integration, merge, nonlinearity, gate_activation) -> tuple[str, ...]:
     """Raises ValueError unless all options are known and fit; returns the directions' names."""
     if not isinstance(directions, (list, tuple)):  # a set would have an order of its own
         raise ValueError(f"directions must be a list or tuple of names, got {directions!r}")
@@ -114,7 +117,7 @@ def check_options(directions, integration, merge, nonlinearity, gate_norm) -> tu
     _check_choice("integration", integration, INTEGRATIONS)
     _check_choice("merge", merge, MERGES)
     _check_choice("nonlinearity", nonlinearity, NONLINEARITIES)
-    _check_choice("gate_norm", gate_norm, GATE_NORMS)
+    _check_choice("gate_activation", gate_activation, GATE_ACTIVATIONS)
     if integration == "cascade" and merge != "max":
         raise ValueError(
             f"merge must be left at its default with integration='cascade', whose result is the "

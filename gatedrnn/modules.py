@@ -29,8 +29,8 @@ class SpatialGatedRNN(nn.Module):
         merge: "max", "mean", "sum", or None for the stacked maps (N, D, C, H, W).
         nonlinearity: "identity", "tanh", "relu" or "sigmoid".
         bias: whether to learn b (D, C).
-        weight_norm: "spectral" or "frobenius", the norm of each block, held at <= 1; or None.
-        gate_norm: "clamp", "tanh" or "sigmoid", which holds |g| <= 1 inside the scan; or None.
+        weight_constraint: "spectral" or "frobenius", the norm of each block, held at <= 1; or None.
+        gate_activation: holds |g| <= 1 inside the scan: "clamp", "tanh" or "sigmoid"; or None.
         device, dtype: of the parameters.
 
     Raises:
@@ -56,8 +56,8 @@ class SpatialGatedRNN(nn.Module):
         merge: str | None = "max",
         nonlinearity: str = "identity",
         bias: bool = True,
-        weight_norm: str | None = "spectral",
-        gate_norm: str | None = "clamp",
+        weight_constraint: str | None = "spectral",
+        gate_activation: str | None = "clamp",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -70,18 +70,21 @@ class SpatialGatedRNN(nn.Module):
             raise TypeError(f"dtype must be float64, float32, bfloat16 or float16, got {dtype}")
         if channels % groups:
             raise ValueError(f"groups must divide channels ({channels}), got {groups}")
-        if weight_norm not in NORMS:
+        if weight_constraint not in NORMS:
             raise ValueError(
-                f"weight_norm must be one of 'spectral', 'frobenius' or None, got {weight_norm!r}"
+                "weight_constraint must be one of 'spectral', 'frobenius' or None, "
+                f"got {weight_constraint!r}"
             )
         self.channels = channels
         self.groups = groups
-        self.directions = check_options(directions, integration, merge, nonlinearity, gate_norm)
+        self.directions = check_options(
+            directions, integration, merge, nonlinearity, gate_activation
+        )
         self.integration = integration
         self.merge = merge
         self.nonlinearity = nonlinearity
-        self.weight_norm = weight_norm
-        self.gate_norm = gate_norm
+        self.weight_constraint = weight_constraint
+        self.gate_activation = gate_activation
         d = len(self.directions)
         size = channels // groups
         self.raw_weight = nn.Parameter(torch.empty(d, channels, size, device=device, dtype=dtype))
@@ -117,7 +120,7 @@ class SpatialGatedRNN(nn.Module):
             check_whole(self)
         if raw.dtype in (torch.bfloat16, torch.float16):
             raw = raw.float()
-        return clamp_norm(raw, self.weight_norm)
+        return clamp_norm(raw, self.weight_constraint)
 
     @torch.no_grad()
     def project_(self) -> "SpatialGatedRNN":
@@ -167,17 +170,23 @@ class SpatialGatedRNN(nn.Module):
             integration=self.integration,
             merge=self.merge,
             nonlinearity=self.nonlinearity,
-            gate_norm=self.gate_norm,
+            gate_activation=self.gate_activation,
         )
 
     def extra_repr(self) -> str:
         options = f"{self.channels}, groups={self.groups}, directions={self.directions}"
-        for name in ("integration", "merge", "nonlinearity", "weight_norm", "gate_norm"):
+        for name in (
+            "integration",
+            "merge",
+            "nonlinearity",
+            "weight_constraint",
+            "gate_activation",
+        ):
             options += f", {name}={getattr(self, name)!r}"
         return options + f", bias={self.bias is not None}"
 
 
-def fold_weight_norm(model: nn.Module) -> nn.Module:
+def fold_weight_constraint(model: nn.Module) -> nn.Module:
     """A copy of `model` in which every layer's stored weight is the clamped one.
 
     For inference and export: nothing is left to clamp on a call, and a graph traced of the copy
@@ -188,14 +197,14 @@ def fold_weight_norm(model: nn.Module) -> nn.Module:
         model: a network that holds `SpatialGatedRNN` layers, or such a layer.
 
     Returns:
-        the copy, whose layers have `weight_norm=None`; under `torch.no_grad` it gives the same
-        maps, bit for bit. The layers' stored weight is float32 where the others are of 16 bits.
+        the copy, whose layers have `weight_constraint=None`. Under `torch.no_grad` it gives the
+        same maps, bit for bit. The stored weight of a 16-bit layer becomes float32.
 
     Raises:
         RuntimeError: a hook other than pruning computes a layer's `raw_weight`.
 
     Example:
-        >>> folded = fold_weight_norm(SpatialGatedRNN(8))
+        >>> folded = fold_weight_constraint(SpatialGatedRNN(8))
         >>> folded.weight is folded.raw_weight
         True
     """
@@ -213,7 +222,7 @@ def fold_weight_norm(model: nn.Module) -> nn.Module:
             # Not project_, which would round the weight of a 16-bit layer.
             with torch.no_grad():
                 layer.raw_weight = nn.Parameter(layer.weight, layer.raw_weight.requires_grad)
-            layer.weight_norm = None
+            layer.weight_constraint = None
     return model
 
 
@@ -234,7 +243,7 @@ def _make_permanent(layer: SpatialGatedRNN) -> None:
             prune.remove(layer, name)
     if "raw_weight" not in layer._parameters:
         raise RuntimeError(
-            "fold_weight_norm: raw_weight must be a parameter, got one that a hook computes; "
+            "fold_weight_constraint: raw_weight must be a parameter, got one that a hook computes; "
             "remove the hook first, say by torch.nn.utils.remove_weight_norm(layer, 'raw_weight')"
         )
 

@@ -44,7 +44,7 @@ def clamp_norm(weight: Tensor, norm: str | None) -> Tensor:
     """
     if norm not in NORMS:
         raise ValueError(
-            f"weight_norm must be one of 'spectral', 'frobenius' or None, got {norm!r}"
+            f"weight_constraint must be one of 'spectral', 'frobenius' or None, got {norm!r}"
         )
     if weight.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"weight must be float32 or float64, got {weight.dtype}")

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from ._options import ALONG_WIDTH, DIRECTIONS, FROM_END, options_of
-from .modules import fold_weight_norm
+from .modules import fold_weight_constraint
 
 # Operators; None where a value stays as it is.
 _NONLINEARITY = {"identity": None, "tanh": "Tanh", "relu": "Relu", "sigmoid": "Sigmoid"}
-_GATE_NORM = {None: None, "clamp": "Clip", "tanh": "Tanh", "sigmoid": "Sigmoid"}
+_GATE_ACTIVATION = {None: None, "clamp": "Clip", "tanh": "Tanh", "sigmoid": "Sigmoid"}
 _MERGE = {"max": "Max", "mean": "Add", "sum": "Add"}  # of two maps; a mean is divided at the end
 
 
@@ -24,7 +24,7 @@ def export(model: torch.nn.Module, args: tuple, f: Any = None, **options: Any) -
     """`torch.onnx.export` of a network that holds `SpatialGatedRNN` layers, for inference.
 
     The network is copied, put into evaluation mode, and its clamped weights become constants
-    (:func:`gatedrnn.fold_weight_norm`).
+    (:func:`gatedrnn.fold_weight_constraint`).
 
     Args:
         model: the network; it is left as it is.
@@ -44,7 +44,7 @@ def export(model: torch.nn.Module, args: tuple, f: Any = None, **options: Any) -
         >>> program = gatedrnn.onnx.export(layer, (x, g), "layer.onnx")
     """
     table = translation_table() | (options.pop("custom_translation_table", None) or {})
-    model = fold_weight_norm(model).eval()
+    model = fold_weight_constraint(model).eval()
     with torch.no_grad():
         return torch.onnx.export(
             model, args, f, dynamo=True, custom_translation_table=table, **options
@@ -55,7 +55,7 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     """The scan's `custom_translation_table`, for a `torch.onnx.export` of one's own.
 
     Make one for each export. Layers with a spectral norm must be folded before
-    (:func:`gatedrnn.fold_weight_norm`): ONNX has no singular values.
+    (:func:`gatedrnn.fold_weight_constraint`): ONNX has no singular values.
 
     Raises:
         ImportError: `onnx` or `onnxscript` is not installed.
@@ -70,9 +70,9 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
         ) from None
     numbers = itertools.count()
 
-    def scan(x, g, weight, bias, directions, merge, nonlinearity, gate_norm, keep_mask):
+    def scan(x, g, weight, bias, directions, merge, nonlinearity, gate_activation, keep_mask):
         node = _Nodes(ir)
-        options = options_of(directions, merge, nonlinearity, gate_norm)
+        options = options_of(directions, merge, nonlinearity, gate_activation)
         y = _scan(node, f"scan_{next(numbers)}", x, g, weight, bias, options)
         mask = node("Constant", value=ir.tensor([], ir.DataType.UINT8))  # only a backward reads it
         # torch.onnx has set an evaluator that records what is called. A Scan cannot be called: the
@@ -125,7 +125,7 @@ def _scan(node, name, x, g, weight, bias, options):
     gates = [None] * d
     if g is not None:
         rank, channels = len(g.shape), g.shape[-3]
-        g = _normed(node, node.cast(g, maps, state), state, options.gate_norm)
+        g = _activated(node, node.cast(g, maps, state), state, options.gate_activation)
         if rank == 4:
             gates = [in_blocks(g)] * d
         else:
@@ -155,8 +155,8 @@ def _scan(node, name, x, g, weight, bias, options):
     return node.cast(node("Reshape", y, shape, allowzero=1), state, maps)
 
 
-def _normed(node, g, state, gate_norm):
-    kind = _GATE_NORM[gate_norm]
+def _activated(node, g, state, gate_activation):
+    kind = _GATE_ACTIVATION[gate_activation]
     bounds = [node.constant(bound, state) for bound in (-1.0, 1.0)] if kind == "Clip" else []
     return node.applied(kind, g, *bounds)
 

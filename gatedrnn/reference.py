@@ -27,7 +27,7 @@ def _clamp(g):
     return torch.where((g >= -1) & (g <= 1), g, g.detach().clamp(-1, 1))
 
 
-_GATE_NORM = {
+_GATE_ACTIVATION = {
     None: lambda g: g,
     "clamp": _clamp,
     "tanh": torch.tanh,
@@ -72,7 +72,7 @@ def spatial_gated_rnn(
     integration="parallel",
     merge="max",
     nonlinearity="identity",
-    gate_norm=None,
+    gate_activation=None,
 ):
     """Reference of :func:`gatedrnn.functional.spatial_gated_rnn`: same signature, same result.
 
@@ -83,7 +83,7 @@ def spatial_gated_rnn(
     weight = weight.to(state)
     bias = weight.new_zeros(weight.shape[:2]) if bias is None else bias.to(state)
     if g is not None:
-        g = _GATE_NORM[gate_norm](g.to(state))
+        g = _GATE_ACTIVATION[gate_activation](g.to(state))
 
     maps = []
     for d, direction in enumerate(directions):

@@ -29,7 +29,7 @@ def backward(height, width):
     grad = torch.ones_like(x)
 
     def call():
-        y = spatial_gated_rnn(x, x, weight, gate_norm="tanh")
+        y = spatial_gated_rnn(x, x, weight, gate_activation="tanh")
         return torch.autograd.grad(y, (x, weight), grad)
 
     return call

@@ -7,7 +7,7 @@ from comparison import CLEAR, F32, F64, HALF, LAYOUTS, laid_out, within_norm
 from hypothesis import strategies as st
 
 from gatedrnn import DIRECTIONS
-from gatedrnn._options import GATE_NORMS, MERGES, NONLINEARITIES
+from gatedrnn._options import GATE_ACTIVATIONS, MERGES, NONLINEARITIES
 from gatedrnn.reference import spatial_gated_rnn as reference
 
 # Around the lane counts, the tiles of 16 channels, the chunks of 16 pixels; odd; one.
@@ -29,7 +29,7 @@ class Case:
     merge: str | None
     nonlinearity: str
     gate: str | None
-    gate_norm: str | None
+    gate_activation: str | None
     bias: bool
     x_layout: str
     g_layout: str
@@ -38,7 +38,7 @@ class Case:
 
     @property
     def options(self):
-        names = ("directions", "integration", "merge", "nonlinearity", "gate_norm")
+        names = ("directions", "integration", "merge", "nonlinearity", "gate_activation")
         return {name: getattr(self, name) for name in names}
 
     @property
@@ -60,10 +60,10 @@ class Case:
             channels = c if self.gate.endswith("channel") else 1
             size = (n, d, channels, h, w) if "direction" in self.gate else (n, channels, h, w)
             g = normal(*size)
-            if self.gate_norm in (None, "clamp"):
+            if self.gate_activation in (None, "clamp"):
                 # A third of the gates is 1 or -1 exactly; the clamp also sees larger ones.
                 unit = torch.rand(size, generator=generator) < 1 / 3
-                g = g.clamp(-1, 1) if self.gate_norm is None else g
+                g = g.clamp(-1, 1) if self.gate_activation is None else g
                 g = torch.where(unit, g.sign(), g)
             g = laid_out(g.to(self.dtype), self.g_layout)
         weight = within_norm(normal(d, c, self.block) * self.block**-0.5).to(self.weight_dtype)
@@ -98,7 +98,7 @@ def a_case(**changes):
         merge="max",
         nonlinearity="identity",
         gate="channel",
-        gate_norm="clamp",
+        gate_activation="clamp",
         bias=True,
         x_layout="contiguous",
         g_layout="contiguous",
@@ -130,7 +130,7 @@ def cases(draw, dtype, *, images=(1, 2, 3), sizes=SIZES, blocks=BLOCKS, channels
         merge="max" if cascade else draw(st.sampled_from(MERGES)),
         nonlinearity=draw(st.sampled_from(["identity", *NONLINEARITIES])),
         gate=draw(st.sampled_from(GATES)),
-        gate_norm=draw(st.sampled_from(GATE_NORMS)),
+        gate_activation=draw(st.sampled_from(GATE_ACTIVATIONS)),
         bias=draw(st.booleans()),
         x_layout=draw(layouts),
         g_layout=draw(layouts),

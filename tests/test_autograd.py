@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 from comparison import DEVICE, F64, spatial_gated_rnn, within_norm
-from scan_cases import GATE_NORMS, NONLINEARITIES
+from scan_cases import GATE_ACTIVATIONS, NONLINEARITIES
 from tiers import pairwise, sampled
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -18,8 +18,10 @@ GATES = {None: None, "channel": (2, 4), "pixel": (2, 1), "each": (2, 3, 4), "eac
 MERGES = [*ALL_MERGES, "cascade"]
 
 
-def options_of(merge, nonlinearity="identity", gate_norm=None, directions=DIRECTIONS[1:]):
-    options = dict(directions=directions, nonlinearity=nonlinearity, gate_norm=gate_norm)
+def options_of(merge, nonlinearity="identity", gate_activation=None, directions=DIRECTIONS[1:]):
+    options = dict(
+        directions=directions, nonlinearity=nonlinearity, gate_activation=gate_activation
+    )
     if merge == "cascade":
         return options | dict(integration="cascade")
     return options | dict(merge=merge)
@@ -56,26 +58,26 @@ def function_of(tensors, options, rnn=spatial_gated_rnn):
     return function, tuple(tensors[i] for i in there)
 
 
-OPTIONS = ("gate", "merge", "nonlinearity", "gate_norm", "bias")
-PAIRS = pairwise(tuple(GATES), MERGES, NONLINEARITIES, GATE_NORMS, (True, False))
+OPTIONS = ("gate", "merge", "nonlinearity", "gate_activation", "bias")
+PAIRS = pairwise(tuple(GATES), MERGES, NONLINEARITIES, GATE_ACTIVATIONS, (True, False))
 
 
 @pytest.mark.parametrize(OPTIONS, PAIRS)
 def test_first_derivatives_are_those_of_finite_differences(
-    gate, merge, nonlinearity, gate_norm, bias
+    gate, merge, nonlinearity, gate_activation, bias
 ):
     function, tensors = function_of(
-        inputs_for(gate, bias=bias), options_of(merge, nonlinearity, gate_norm)
+        inputs_for(gate, bias=bias), options_of(merge, nonlinearity, gate_activation)
     )
     assert gradcheck(function, tensors, fast_mode=True, check_forward_ad=True)
 
 
 @pytest.mark.parametrize(OPTIONS, sampled(PAIRS, 8))
 def test_second_derivatives_are_those_of_finite_differences(
-    gate, merge, nonlinearity, gate_norm, bias
+    gate, merge, nonlinearity, gate_activation, bias
 ):
     function, tensors = function_of(
-        inputs_for(gate, bias=bias), options_of(merge, nonlinearity, gate_norm)
+        inputs_for(gate, bias=bias), options_of(merge, nonlinearity, gate_activation)
     )
     assert gradgradcheck(function, tensors, fast_mode=True, check_fwd_over_rev=True)
 
@@ -160,12 +162,14 @@ def test_double_backward_through_a_tie_is_that_of_the_reference():
     torch.testing.assert_close(ours, expected, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("gate_norm", [None, "clamp"])
-def test_gates_of_exactly_one_have_the_gradient_of_the_reference(gate_norm):
+@pytest.mark.parametrize("gate_activation", [None, "clamp"])
+def test_gates_of_exactly_one_have_the_gradient_of_the_reference(gate_activation):
     tensors = inputs_for()
     tensors[1] = tensors[1].detach().sign().requires_grad_()
-    function, given = function_of(tensors, options_of("sum", gate_norm=gate_norm))
-    expected, _ = function_of(tensors, options_of("sum", gate_norm=gate_norm), reference)
+    function, given = function_of(tensors, options_of("sum", gate_activation=gate_activation))
+    expected, _ = function_of(
+        tensors, options_of("sum", gate_activation=gate_activation), reference
+    )
     ours = torch.autograd.grad(function(*given).sum(), given)
     torch.testing.assert_close(ours, torch.autograd.grad(expected(*given).sum(), given))
 

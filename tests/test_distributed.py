@@ -138,7 +138,7 @@ def test_projection_of_a_gathered_copy_is_refused(mesh):
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_pieces_of_a_parameter_are_refused_with_the_way_out(mesh, use_orig_params):
     network = fsdp.FullyShardedDataParallel(
-        torch.nn.Sequential(SpatialGatedRNN(4, weight_norm="frobenius")),
+        torch.nn.Sequential(SpatialGatedRNN(4, weight_constraint="frobenius")),
         use_orig_params=use_orig_params,
         device_id=torch.device("cpu"),
     )

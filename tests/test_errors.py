@@ -56,8 +56,8 @@ OPTIONS = [
         "nonlinearity must be one of 'identity', 'tanh', 'relu' or 'sigmoid', got None",
     ),
     (
-        dict(gate_norm="softmax"),
-        "gate_norm must be one of 'clamp', 'tanh', 'sigmoid' or None, got 'softmax'",
+        dict(gate_activation="softmax"),
+        "gate_activation must be one of 'clamp', 'tanh', 'sigmoid' or None, got 'softmax'",
     ),
     (
         dict(integration="cascade", merge="sum"),
@@ -88,8 +88,8 @@ LAYER = [
     (dict(channels=6, groups=4), "groups must divide channels (6), got 4"),
     (dict(channels=6, bias="no"), "bias must be True or False, got 'no'"),
     (
-        dict(channels=6, weight_norm="l1"),
-        "weight_norm must be one of 'spectral', 'frobenius' or None, got 'l1'",
+        dict(channels=6, weight_constraint="l1"),
+        "weight_constraint must be one of 'spectral', 'frobenius' or None, got 'l1'",
     ),
 ]
 
@@ -113,7 +113,7 @@ def test_bad_layer_is_refused(options, message):
 
 
 def test_unknown_norm_is_refused():
-    message = "weight_norm must be one of 'spectral', 'frobenius' or None, got 'max'"
+    message = "weight_constraint must be one of 'spectral', 'frobenius' or None, got 'max'"
     with says(ValueError, message):
         clamp_norm(W, "max")
 

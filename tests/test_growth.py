@@ -60,8 +60,10 @@ def layers(draw, dtype, **options):
     gates = draw(st.sampled_from(["one", "minus_one", "signs", "beyond", "none"]))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 999)))
     d = len(options["directions"])
-    gate_norm = draw(st.sampled_from(["clamp", "clamp", "tanh", "sigmoid"]))
-    layer = SpatialGatedRNN(c, groups=c // k, gate_norm=gate_norm, dtype=dtype, **options)
+    gate_activation = draw(st.sampled_from(["clamp", "clamp", "tanh", "sigmoid"]))
+    layer = SpatialGatedRNN(
+        c, groups=c // k, gate_activation=gate_activation, dtype=dtype, **options
+    )
     layer.raw_weight.data.copy_(weights(kind, d, c, k, generator))
     layer.bias.data.copy_(0.01 * torch.randn(d, c, generator=generator, dtype=F64))
     wide = draw(st.booleans())

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from gatedrnn import SpatialGatedRNN
-from gatedrnn._options import GATE_NORMS, Options, op_arguments
+from gatedrnn._options import GATE_ACTIVATIONS, Options, op_arguments
 from gatedrnn.functional import spatial_gated_rnn
 
 
@@ -44,15 +44,17 @@ def saved(function):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("merge", ["max", "mean", "sum", None])
-@pytest.mark.parametrize("gate_norm", GATE_NORMS)
-def test_autograd_saves_inputs_and_one_byte_an_element(merge, gate_norm, dtype):
+@pytest.mark.parametrize("gate_activation", GATE_ACTIVATIONS)
+def test_autograd_saves_inputs_and_one_byte_an_element(merge, gate_activation, dtype):
     x = torch.randn(2, 4, 24, 36, dtype=dtype, requires_grad=True)
     g = torch.rand(2, 4, 24, 36, dtype=dtype, requires_grad=True)
     state = torch.float64 if dtype == torch.float64 else torch.float32
     weight = torch.randn(4, 4, 4, dtype=state, requires_grad=True)
     bias = torch.randn(4, 4, dtype=state, requires_grad=True)
     inputs = {t.data_ptr(): t.untyped_storage().nbytes() for t in (x, g, weight, bias)}
-    kept, y = saved(lambda: spatial_gated_rnn(x, g, weight, bias, merge=merge, gate_norm=gate_norm))
+    kept, y = saved(
+        lambda: spatial_gated_rnn(x, g, weight, bias, merge=merge, gate_activation=gate_activation)
+    )
     assert inputs.items() <= kept.items()
     others = {address: size for address, size in kept.items() if address not in inputs}
     assert sum(others.values()) == (x.numel() if merge == "max" else 0)

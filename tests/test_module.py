@@ -8,8 +8,8 @@ import torch
 from comparison import BF16, DTYPES, F16, F32, F64, assert_close, through, within_norm
 from torch.nn.utils import parametrize, prune
 
-from gatedrnn import DIRECTIONS, SpatialGatedRNN, fold_weight_norm
-from gatedrnn._options import GATE_NORMS
+from gatedrnn import DIRECTIONS, SpatialGatedRNN, fold_weight_constraint
+from gatedrnn._options import GATE_ACTIVATIONS
 from gatedrnn.reference import spatial_gated_rnn as reference
 
 
@@ -35,10 +35,10 @@ def clamped(weight, norm):
     return (blocks / blocks.norm(dim=1, keepdim=True).clamp(min=1)).reshape(d, c, k)
 
 
-@pytest.mark.parametrize("weight_norm", ["spectral", "frobenius", None])
-@pytest.mark.parametrize("gate_norm", GATE_NORMS)
+@pytest.mark.parametrize("weight_constraint", ["spectral", "frobenius", None])
+@pytest.mark.parametrize("gate_activation", GATE_ACTIVATIONS)
 @pytest.mark.parametrize("merge", ["max", None])
-def test_layer_is_the_reference_of_its_clamped_weight(weight_norm, gate_norm, merge):
+def test_layer_is_the_reference_of_its_clamped_weight(weight_constraint, gate_activation, merge):
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(3, 6, 3, dtype=F64, generator=generator)
     bias = torch.randn(3, 6, dtype=F64, generator=generator)
@@ -47,12 +47,12 @@ def test_layer_is_the_reference_of_its_clamped_weight(weight_norm, gate_norm, me
         directions=[DIRECTIONS[3], DIRECTIONS[0], DIRECTIONS[1]],
         merge=merge,
         nonlinearity="tanh",
-        gate_norm=gate_norm,
+        gate_activation=gate_activation,
     )
-    layer = layer_with(weight, bias, weight_norm=weight_norm, dtype=F64, **options)
-    expected = reference(x, g, clamped(weight, weight_norm), bias, **options)
+    layer = layer_with(weight, bias, weight_constraint=weight_constraint, dtype=F64, **options)
+    expected = reference(x, g, clamped(weight, weight_constraint), bias, **options)
     assert_close(through(layer, x, g).detach(), expected)
-    torch.testing.assert_close(layer.weight.detach(), clamped(weight, weight_norm))
+    torch.testing.assert_close(layer.weight.detach(), clamped(weight, weight_constraint))
 
 
 def test_layer_without_gate_is_the_conventional_recurrence():
@@ -112,7 +112,7 @@ def test_layer_of_any_dtype_scans_with_a_weight_in_the_state_type(dtype):
     y.float().sum().backward()
     assert {p.grad.dtype for p in layer.parameters()} == {dtype}
     exact = [t.detach().double() for t in (x, x, layer.weight, layer.bias)]
-    assert_close(y.detach(), reference(*exact, gate_norm="clamp"))
+    assert_close(y.detach(), reference(*exact, gate_activation="clamp"))
 
 
 def test_cast_layer_is_a_layer_of_that_dtype():
@@ -161,7 +161,7 @@ def test_shapes_follow_channels_groups_and_directions():
 
 def test_text_of_a_layer_names_its_options():
     text = repr(SpatialGatedRNN(6, groups=2, merge="sum", bias=False))
-    for part in ("6, groups=2", "merge='sum'", "weight_norm='spectral'", "bias=False"):
+    for part in ("6, groups=2", "merge='sum'", "weight_constraint='spectral'", "bias=False"):
         assert part in text
 
 
@@ -203,21 +203,21 @@ def test_layer_on_the_meta_device_is_made_real_by_to_empty():
     assert layer(torch.zeros(2, 4, 3, 5)).isfinite().all()
 
 
-@pytest.mark.parametrize("weight_norm", ["spectral", "frobenius", None])
+@pytest.mark.parametrize("weight_constraint", ["spectral", "frobenius", None])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_folded_copy_has_nothing_to_clamp_and_the_same_maps(dtype, weight_norm):
-    layer, x = trained(SpatialGatedRNN(4, groups=2, weight_norm=weight_norm))
+def test_folded_copy_has_nothing_to_clamp_and_the_same_maps(dtype, weight_constraint):
+    layer, x = trained(SpatialGatedRNN(4, groups=2, weight_constraint=weight_constraint))
     network = torch.nn.Sequential(layer, torch.nn.ReLU(), layer).to(dtype)
     x = x.to(dtype)
     before = layer.raw_weight.detach().clone()
-    folded = fold_weight_norm(network)
-    assert folded[0].weight_norm is None
+    folded = fold_weight_constraint(network)
+    assert folded[0].weight_constraint is None
     assert folded[0].weight is folded[0].raw_weight
     assert folded[0] is folded[2]
     with torch.no_grad():
         assert torch.equal(folded(x), network(x))
         folded[0].raw_weight.zero_()
-    assert layer.weight_norm == weight_norm
+    assert layer.weight_constraint == weight_constraint
     assert torch.equal(layer.raw_weight, before)
 
 
@@ -235,7 +235,7 @@ def computed(way):
         prune.random_unstructured(layer, "raw_weight", 0.5)
         prune.random_unstructured(layer, "bias", 0.5)
         layer.raw_weight_orig.data.mul_(3)  # what raw_weight shows of it is old until the next call
-    elif way == "weight_norm":
+    elif way == "weight_constraint":
         torch.nn.utils.weight_norm(layer, "raw_weight")
     else:
         kind = Symmetric() if way == "parametrized" else torch.nn.Identity()
@@ -252,7 +252,7 @@ def test_fold_makes_pruning_and_parametrizations_permanent(way, called):
     x = torch.randn(1, 4, 5, 6, generator=torch.Generator().manual_seed(0))
     if called:
         layer(x).sum().backward()
-    folded = fold_weight_norm(torch.nn.Sequential(layer))[0]
+    folded = fold_weight_constraint(torch.nn.Sequential(layer))[0]
     assert type(folded) is SpatialGatedRNN
     assert sorted(folded.state_dict()) == ["bias", "raw_weight"]
     with torch.no_grad():
@@ -267,10 +267,10 @@ def test_fold_makes_pruning_and_parametrizations_permanent(way, called):
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_fold_refuses_what_it_cannot_make_permanent():
     with pytest.raises(RuntimeError, match=r"remove_weight_norm\(layer, 'raw_weight'\)$"):
-        fold_weight_norm(computed("weight_norm"))
+        fold_weight_constraint(computed("weight_constraint"))
 
 
-@pytest.mark.parametrize("way", ["pruned", "weight_norm", "parametrized", "identity"])
+@pytest.mark.parametrize("way", ["pruned", "weight_constraint", "parametrized", "identity"])
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_projection_of_a_computed_weight_is_refused(way):
     with pytest.raises(RuntimeError, match=r"as torch\.nn\.utils\.prune\.remove does$"):

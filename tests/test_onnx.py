@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import gatedrnn
 import gatedrnn.onnx
 from gatedrnn import DIRECTIONS, SpatialGatedRNN
-from gatedrnn._options import GATE_NORMS, NONLINEARITIES
+from gatedrnn._options import GATE_ACTIVATIONS, NONLINEARITIES
 from gatedrnn.reference import spatial_gated_rnn as reference
 
 CHANNELS = 4
@@ -34,8 +34,8 @@ def forms():
             directions=draw.sample(DIRECTIONS, draw.choice([4, 3, 2, 1])),
             nonlinearity=nonlinearity,
             bias=draw.choice([True, False]),
-            weight_norm=draw.choice(["spectral", "frobenius", None]),
-            gate_norm=draw.choice(GATE_NORMS),
+            weight_constraint=draw.choice(["spectral", "frobenius", None]),
+            gate_activation=draw.choice(GATE_ACTIVATIONS),
         )
         options |= dict(integration="cascade") if merge == "cascade" else dict(merge=merge)
         yield draw.choice(GATES), options
@@ -47,7 +47,7 @@ FORMS = list(forms())
 def filled(layer):
     """With weights that the clamp changes, though none lets a line grow, and a bias."""
     with torch.no_grad():
-        layer.raw_weight.normal_(std=1.0 if layer.weight_norm else 0.2)
+        layer.raw_weight.normal_(std=1.0 if layer.weight_constraint else 0.2)
         if layer.bias is not None:
             layer.bias.normal_(std=0.3)
     return layer
@@ -78,7 +78,7 @@ def gate_of(g, kind, options):
 
 
 def expected_of(layer, x, g):
-    names = ("directions", "integration", "merge", "nonlinearity", "gate_norm")
+    names = ("directions", "integration", "merge", "nonlinearity", "gate_activation")
     options = {name: getattr(layer, name) for name in names}
     tensors = (x, g, layer.weight.detach(), layer.bias)
     return reference(*(None if t is None else t.detach().double() for t in tensors), **options)
@@ -220,7 +220,7 @@ class Twice(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.layer = SpatialGatedRNN(CHANNELS, groups=2, weight_norm=None)
+        self.layer = SpatialGatedRNN(CHANNELS, groups=2, weight_constraint=None)
 
     def forward(self, x, weight):
         return gatedrnn.spatial_gated_rnn(

@@ -9,8 +9,8 @@ MAX = MERGES.index("max")
 X = torch.zeros(2, 6, 4, 5)
 W = torch.zeros(2, 6, 3)
 FORWARD = dict(
-    x=X, g=None, weight=W, bias=None, directions=[0, 2], merge=MAX, nonlinearity=0, gate_norm=0,
-    keep_mask=True,
+    x=X, g=None, weight=W, bias=None, directions=[0, 2], merge=MAX, nonlinearity=0,
+    gate_activation=0, keep_mask=True,
 )  # fmt: skip
 
 
@@ -26,7 +26,7 @@ FORWARD = dict(
         (dict(directions=[1, 1]), "a direction is given twice: 1"),
         (dict(merge=4), "merge must be 0 to 3, got 4"),
         (dict(nonlinearity=4), "nonlinearity must be 0 to 3, got 4"),
-        (dict(gate_norm=-1), "gate_norm must be 0 to 3, got -1"),
+        (dict(gate_activation=-1), "gate_activation must be 0 to 3, got -1"),
         (dict(weight=W[:1]), r"weight must be \(D, C, C / groups\)"),
         (dict(weight=torch.zeros(2, 6, 4)), r"weight must be \(D, C, C / groups\)"),
         (dict(weight=W.double()), "weight must be contiguous and of the state's type"),

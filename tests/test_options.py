@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from gatedrnn import DIRECTIONS, SpatialGatedRNN, _derivatives, functional, onnx, reference
-from gatedrnn._options import GATE_NORMS, MERGES, NONLINEARITIES, Options
+from gatedrnn._options import GATE_ACTIVATIONS, MERGES, NONLINEARITIES, Options
 
 ROOT = Path(__file__).resolve().parents[1]
-OPTIONS = {"Merge": MERGES, "Nonlinearity": NONLINEARITIES, "GateNorm": GATE_NORMS}
+OPTIONS = {"Merge": MERGES, "Nonlinearity": NONLINEARITIES, "GateActivation": GATE_ACTIVATIONS}
 
 
 @pytest.mark.parametrize("enum", OPTIONS)
@@ -36,10 +36,10 @@ def test_direction_codes_are_rows_of_the_native_table():
     [
         (reference._MERGE, MERGES),
         (reference._THETA, NONLINEARITIES),
-        (reference._GATE_NORM, GATE_NORMS),
+        (reference._GATE_ACTIVATION, GATE_ACTIVATIONS),
         (onnx._MERGE, MERGES[1:]),
         (onnx._NONLINEARITY, NONLINEARITIES),
-        (onnx._GATE_NORM, GATE_NORMS),
+        (onnx._GATE_ACTIVATION, GATE_ACTIVATIONS),
     ],
 )
 def test_table_has_every_option(table, names):
@@ -54,8 +54,8 @@ def test_functions_by_option_know_every_name_and_no_other():
 
     for function, names in (
         (lambda name: _derivatives._slope(name, t), NONLINEARITIES),
-        (lambda name: _derivatives._normed(t, name), GATE_NORMS),
-        (lambda name: _derivatives._norm_slope(t, name), GATE_NORMS),
+        (lambda name: _derivatives._activated(t, name), GATE_ACTIVATIONS),
+        (lambda name: _derivatives._gate_slope(t, name), GATE_ACTIVATIONS),
         (shares, MERGES[1:]),
     ):
         for name in names:
@@ -73,5 +73,5 @@ def test_docstring_names_every_option(owner):
 
 def test_readme_names_every_option():
     text = (ROOT / "README.md").read_text()
-    for name in (*MERGES, *NONLINEARITIES, *GATE_NORMS):
+    for name in (*MERGES, *NONLINEARITIES, *GATE_ACTIVATIONS):
         assert name is None or name in text

@@ -104,11 +104,11 @@ def test_nonlinearity_is_applied_to_every_state(rnn, name, theta):
         ("sigmoid", lambda g: 1 / (1 + math.exp(-g))),
     ],
 )
-def test_gate_norm_is_applied_to_every_gate(rnn, name, norm):
+def test_gate_activation_is_applied_to_every_gate(rnn, name, norm):
     h1 = 1 + norm(-3.0) * 1
     h2 = 2 + norm(0.25) * (0.5 * h1 + 1)
     h3 = 3 + norm(1.5) * (0.5 * h2 + 1)
-    y = rnn(X, line(-3, 0.25, 1.5), one(0.5), B, directions=[LEFT], gate_norm=name)
+    y = rnn(X, line(-3, 0.25, 1.5), one(0.5), B, directions=[LEFT], gate_activation=name)
     assert y.flatten().tolist() == pytest.approx([h1, h2, h3], rel=1e-15)
 
 

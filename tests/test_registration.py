@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
-from gatedrnn import DIRECTIONS, SpatialGatedRNN, fold_weight_norm
+from gatedrnn import DIRECTIONS, SpatialGatedRNN, fold_weight_constraint
 from gatedrnn._options import MERGES, Options, op_arguments
 from gatedrnn.functional import spatial_gated_rnn
 from gatedrnn.reference import spatial_gated_rnn as reference
@@ -147,7 +147,7 @@ COMPILED = pairwise(tuple(GATES), ("max", "mean", "sum", None, "cascade"))
 
 @pytest.mark.parametrize(("gate", "merge"), sampled(COMPILED, 7))
 def test_compiled_function_has_the_same_bits_forward_and_backward(gate, merge):
-    options = dict(directions=NAMES, gate_norm="tanh", nonlinearity="tanh")
+    options = dict(directions=NAMES, gate_activation="tanh", nonlinearity="tanh")
     options |= dict(integration="cascade") if merge == "cascade" else dict(merge=merge)
     tensors = tensors_for(gate, layout="channels_last")
 
@@ -161,9 +161,9 @@ def test_compiled_function_has_the_same_bits_forward_and_backward(gate, merge):
     torch.testing.assert_close(grads_compiled, grads, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("weight_norm", ["spectral", "frobenius", None])
-def test_compiled_layer_trains_as_the_plain_one(weight_norm):
-    layer = SpatialGatedRNN(4, groups=2, weight_norm=weight_norm)
+@pytest.mark.parametrize("weight_constraint", ["spectral", "frobenius", None])
+def test_compiled_layer_trains_as_the_plain_one(weight_constraint):
+    layer = SpatialGatedRNN(4, groups=2, weight_constraint=weight_constraint)
     generator = torch.Generator().manual_seed(0)
     layer.raw_weight.data.copy_(torch.randn(layer.raw_weight.shape, generator=generator))
     x, g = (torch.randn(SHAPE, generator=generator) for _ in range(2))
@@ -327,7 +327,7 @@ def test_exported_layer_gives_the_same_map(strict, tmp_path):
 
 def test_exported_folded_layer_is_the_scan_alone():
     x = torch.randn(SHAPE)
-    program = torch.export.export(fold_weight_norm(SpatialGatedRNN(4)), (x, x))
+    program = torch.export.export(fold_weight_constraint(SpatialGatedRNN(4)), (x, x))
     operations = [n.target for n in program.run_decompositions().graph.nodes if n.op != "output"]
     computed = {t for t in operations if isinstance(t, torch._ops.OpOverload)}
     checks = {torch.ops.aten._assert_tensor_metadata.default}
@@ -392,7 +392,7 @@ FORMS = {
     "function": lambda x, g: spatial_gated_rnn(x, g, torch.full((3, 4, 2), 0.3), directions=NAMES),
     "layer": SpatialGatedRNN(4, directions=NAMES),
     "16 bits": SpatialGatedRNN(4, directions=NAMES, dtype=BF16),
-    "frobenius": SpatialGatedRNN(4, directions=NAMES, weight_norm="frobenius"),
+    "frobenius": SpatialGatedRNN(4, directions=NAMES, weight_constraint="frobenius"),
 }
 DYNAMICS = {"static": dict(dynamic=False), "automatic": {}, "marked": {}, "all": dict(dynamic=True)}
 SHAPES = pairwise(

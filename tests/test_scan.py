@@ -125,8 +125,8 @@ def test_gradient_of_a_sum_is_that_of_ones(merge):
         for size in ((2, 3, 6, 5), (2, 3, 6, 5), (4, 3, 3), (4, 3))
     ]
     leaves = [t.clone().requires_grad_() for t in inputs]
-    spatial_gated_rnn(*leaves, merge=merge, gate_norm="tanh").sum().backward()
-    _, expected = run(reference, inputs, torch.ones_like, merge=merge, gate_norm="tanh")
+    spatial_gated_rnn(*leaves, merge=merge, gate_activation="tanh").sum().backward()
+    _, expected = run(reference, inputs, torch.ones_like, merge=merge, gate_activation="tanh")
     for leaf, theirs in zip(leaves, expected, strict=True):
         assert_close(leaf.grad, theirs)
 
@@ -144,7 +144,7 @@ def test_bits_do_not_depend_on_threads_or_run(dtype, shape, block, threads):
     inputs = (x, g, weight.to(F64 if dtype == F64 else F32), bias.to(F64 if dtype == F64 else F32))
 
     def bits():
-        y, grads = run(spatial_gated_rnn, inputs, grad, gate_norm="clamp")
+        y, grads = run(spatial_gated_rnn, inputs, grad, gate_activation="clamp")
         return [y, *grads]
 
     threads(1)

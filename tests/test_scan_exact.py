@@ -25,7 +25,7 @@ def integer_cases(draw, dtype):
         directions=directions,
         merge=draw(st.sampled_from(merges)),
         nonlinearity=draw(st.sampled_from(["identity", "relu"])),
-        gate_norm=draw(st.sampled_from([None, "clamp"])),
+        gate_activation=draw(st.sampled_from([None, "clamp"])),
     )
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
 
@@ -35,7 +35,7 @@ def integer_cases(draw, dtype):
     layout = st.sampled_from(LAYOUTS)
     x = laid_out(integers(2, n, c, h, w), draw(layout))
     shape = draw(st.sampled_from([(n, c, h, w), (n, 1, h, w), (n, d, c, h, w), (n, d, 1, h, w)]))
-    largest = 3 if options["gate_norm"] == "clamp" else 1
+    largest = 3 if options["gate_activation"] == "clamp" else 1
     g = laid_out(integers(largest, *shape), draw(layout))
     column = torch.randint(block, (d, c, 1), generator=generator)
     weight = torch.zeros(d, c, block, dtype=dtype).scatter_(2, column, integers(1, d, c, 1))
@@ -123,12 +123,12 @@ def test_nonlinearity_is_that_of_torch(name, function, dtype):
         ("clamp", lambda g: torch.where(g.abs() <= 1, g, g.detach().clamp(-1, 1))),
     ],
 )
-def test_gate_norm_is_that_of_torch(name, function, dtype):
+def test_gate_activation_is_that_of_torch(name, function, dtype):
     # With x = 0, w = 0, b = 1 the map is the normed gate itself.
     g = sweep(dtype)[None, None, :, None]
     state = state_of(dtype)
     inputs = (torch.zeros_like(g), g, torch.zeros(1, 1, 1, dtype=state), torch.ones(1, 1).to(state))
-    options = dict(directions=["left_to_right"], gate_norm=name)
+    options = dict(directions=["left_to_right"], gate_activation=name)
     y, (_, dg, _, _) = run(spatial_gated_rnn, inputs, torch.ones_like, **options)
     exact = g.double().requires_grad_()
     expected = function(exact)
@@ -149,6 +149,6 @@ def test_clamp_has_derivative_one_at_one_exactly(dtype, sign):
     g = sign * torch.tensor([1, 1 + eps, 1 - eps / 2], dtype=dtype)[None, None, :, None]
     state = state_of(dtype)
     inputs = (torch.zeros_like(g), g, torch.zeros(1, 1, 1, dtype=state), torch.ones(1, 1).to(state))
-    options = dict(directions=["left_to_right"], gate_norm="clamp")
+    options = dict(directions=["left_to_right"], gate_activation="clamp")
     _, (_, dg, _, _) = run(spatial_gated_rnn, inputs, torch.ones_like, **options)
     assert dg.flatten().tolist() == [1, 0, 1]

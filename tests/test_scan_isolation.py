@@ -8,7 +8,7 @@ import torch
 from comparison import DTYPES, F32, F64, run, spatial_gated_rnn, state_of
 
 from gatedrnn import DIRECTIONS
-from gatedrnn._options import GATE_NORMS, NONLINEARITIES
+from gatedrnn._options import GATE_ACTIVATIONS, NONLINEARITIES
 from gatedrnn.reference import spatial_gated_rnn as reference
 
 OPPOSITE = dict(zip(DIRECTIONS, [DIRECTIONS[i] for i in (1, 0, 3, 2)], strict=True))
@@ -93,11 +93,11 @@ def test_merge_passes_nan_of_any_direction(merge, pixel, dtype):
     assert_touches(spatial_gated_rnn(*tensors, merge=merge), clean, mask)
 
 
-@pytest.mark.parametrize("gate_norm", GATE_NORMS)
-def test_nan_gate_stays_on_its_lines(gate_norm):
+@pytest.mark.parametrize("gate_activation", GATE_ACTIVATIONS)
+def test_nan_gate_stays_on_its_lines(gate_activation):
     shape, block = SHAPES[0]
     tensors = inputs_for(shape, block, F32)
-    options = dict(merge=None, gate_norm=gate_norm)
+    options = dict(merge=None, gate_activation=gate_activation)
     clean = spatial_gated_rnn(*tensors, **options)
     tensors[1][0, 2, 1, 5] = math.nan
     mask = touched(shape, block, DIRECTIONS, 0, 2, 1, 5)
@@ -170,9 +170,9 @@ def test_infinite_bias_stays_in_its_channel(lines, nonlinearity):
         assert torch.equal(ours.isfinite(), theirs.isfinite())
 
 
-def check_special_values_as_reference(nonlinearity, gate_norm):
+def check_special_values_as_reference(nonlinearity, gate_activation):
     """NaN, inf and -inf stand in the result and in each gradient where the reference has them."""
-    options = dict(merge="sum", nonlinearity=nonlinearity, gate_norm=gate_norm)
+    options = dict(merge="sum", nonlinearity=nonlinearity, gate_activation=gate_activation)
     for block, where, value in itertools.product([1, 2], range(4), [math.nan, math.inf, -math.inf]):
         x, g, weight, bias = inputs_for((1, 4, 18, 17), block, F32)
         grad = torch.randn(x.shape, generator=torch.Generator().manual_seed(9))
@@ -186,9 +186,9 @@ def check_special_values_as_reference(nonlinearity, gate_norm):
 
 
 @pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
-@pytest.mark.parametrize("gate_norm", GATE_NORMS)
-def test_special_values_stand_where_the_reference_has_them(gate_norm, nonlinearity):
-    check_special_values_as_reference(nonlinearity, gate_norm)
+@pytest.mark.parametrize("gate_activation", GATE_ACTIVATIONS)
+def test_special_values_stand_where_the_reference_has_them(gate_activation, nonlinearity):
+    check_special_values_as_reference(nonlinearity, gate_activation)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -42,7 +42,7 @@ def check_far_pixels(dim, block):
     x, g, grad = (far_view(shape, dim, generator) for _ in range(3))
     weight = within_norm(torch.randn(4, shape[1], block, generator=generator)).float()
     bias = torch.randn(4, shape[1], generator=generator)
-    options = dict(merge="sum", gate_norm="tanh")
+    options = dict(merge="sum", gate_activation="tanh")
     y, grads = run(spatial_gated_rnn, (x, g, weight, bias), grad, **options)
     exact = [t.double() for t in (x, g, weight, bias)]
     expected, expected_grads = run(reference, exact, grad.double(), **options)

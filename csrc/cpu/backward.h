@@ -47,7 +47,7 @@ void backward_block(const BackwardArgs& a, const A* transposed, const BackwardMa
   const Lines lines = lines_of(a.h, a.w, along_width);
   const int64_t row = block.row(), most = channels_per_tile(a);
   const bool gates_differ = a.g && a.gate_directions, separate = a.merge == Merge::kNone;
-  const bool clamp = a.g && a.gate_norm == GateNorm::kClamp;
+  const bool clamp = a.g && a.gate_activation == GateActivation::kClamp;
   const auto forward = clamp ? forward_step<A, B, Also::kClampAndKeep>(a.block)
                              : forward_step<A, B, Also::kKeep>(a.block);
   const auto backward =
@@ -64,7 +64,7 @@ void backward_block(const BackwardArgs& a, const A* transposed, const BackwardMa
     BackwardTiles<A> s{};
     s.x = cutter.take<A>(tile);
     s.gate = cutter.take<A>(gate_tile);
-    if (a.dg && is_smooth(a.gate_norm)) s.derivative = cutter.take<A>(gate_tile);
+    if (a.dg && is_smooth(a.gate_activation)) s.derivative = cutter.take<A>(gate_tile);
     s.xi = cutter.take<A>(tile);
     if (a.mask) s.mask = cutter.take<uint8_t>(tile);
     s.h = cutter.take<A>(tile);  // without room for a whole line, one chunk of what is not kept
@@ -172,7 +172,7 @@ void backward_block(const BackwardArgs& a, const A* transposed, const BackwardMa
         r.mask = winners;
         r.h = s.h + place;
         r.u = s.u + place;
-        r.norm_derivative = s.derivative ? s.derivative + gate_place : nullptr;
+        r.gate_derivative = s.derivative ? s.derivative + gate_place : nullptr;
         r.dx = s.dx + place;
         r.dg = s.dg ? s.dg + gate_place : nullptr;
         r.fresh_dx = enter;

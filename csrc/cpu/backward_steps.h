@@ -15,7 +15,7 @@ struct BackwardChunk : Chunk<A> {
   A scale;
   const A* h;  // [t][c][lane], kept by forward_chunk
   const A* u;
-  const A* norm_derivative;  // of the gate, laid out as g; null also for a clamp, which needs none
+  const A* gate_derivative;  // of the gate, laid out as g; null also for a clamp, which needs none
   A* e;                      // [t][c][lane], written: e_i = g_i * delta_i
   A* delta;                  // [c][lane], scratch
   A* state;                  // [c][lane]: e of the pixel behind the chunk; afterwards of its first
@@ -74,7 +74,7 @@ GATEDRNN_INLINE void gradient_row(const BackwardChunk<A>& f, int64_t t, int64_t 
   const A* const u = f.u + t * size;
   const A* const g = f.g.data + t * f.g.t;
   A* const dg = f.dg + t * f.g.t;
-  const A* const derivative = f.norm_derivative ? f.norm_derivative + t * f.g.t : nullptr;
+  const A* const derivative = f.gate_derivative ? f.gate_derivative + t * f.g.t : nullptr;
   // One gate for all channels: their shares add up.
   const int64_t count = f.g.c ? size : row;
   for (int64_t i = 0; i < count; i += lanes) {
@@ -129,7 +129,7 @@ void backward_chunk(const BackwardChunk<A>& chunk) {
   const BackwardChunk<A> f = chunk;  // a copy that no store can alias
   constexpr int row = B * kLanes<A>;
   if constexpr (GATEDRNN_VECTOR_BYTES == 64 && K == 8) {
-    if (f.nonlinearity == Nonlinearity::kIdentity && f.dg && f.g.c && !f.norm_derivative &&
+    if (f.nonlinearity == Nonlinearity::kIdentity && f.dg && f.g.c && !f.gate_derivative &&
         f.fresh_dx == f.fresh_dg) {
       const auto step = f.mask ? f.fresh_dx ? backward_in_registers<B, K, Clamp, true, true, A>
                                             : backward_in_registers<B, K, Clamp, true, false, A>

@@ -30,9 +30,9 @@ void forward_block(const ScanArgs& a, const ForwardMaps<A>& maps, bool along_wid
   const bool gates_differ = a.g && a.gate_directions, separate = a.merge == Merge::kNone;
   // x and g that lie right for the lanes are read where they are; the rest goes through tiles.
   const bool x_in_place = block.template in_place<S>(a.x_strides);
-  const bool clamp = a.gate_norm == GateNorm::kClamp;
-  const bool g_in_place =
-      a.g && block.template in_place<S>(a.g_strides) && (a.gate_norm == GateNorm::kNone || clamp);
+  const bool clamp = a.gate_activation == GateActivation::kClamp;
+  const bool g_in_place = a.g && block.template in_place<S>(a.g_strides) &&
+                          (a.gate_activation == GateActivation::kNone || clamp);
   const auto scan = g_in_place && clamp ? forward_step<A, B, Also::kClamp>(a.block)
                                         : forward_step<A, B, Also::kNothing>(a.block);
   const Chunks chunks(length, row * most * 3 * sizeof(A));

@@ -142,8 +142,8 @@ struct LineBlock {
     for (A* end = tile + rows * row(); tile < end; tile += row())
       std::fill(tile + shape.l, tile + row(), A{});
   }
-  // Reads g of direction d and applies its norm, but for a clamp that is left to the scan;
-  // derivative, if not null, gets the norm's.
+  // Reads g of direction d and applies its activation, but for a clamp that is left to the scan;
+  // derivative, if not null, gets the derivative of that.
   void read_gate(int64_t d, int64_t t0, bool reverse, A* gate, A* derivative, bool clamp) const {
     const TileShape s = gate_shape();
     const LineStrides strides = line_strides(a.g_strides, along_width);
@@ -153,13 +153,14 @@ struct LineBlock {
       return pack(map, strides, s, gate, to_next,
                   [](auto value) __attribute__((always_inline)) { return clamp_gate(value); });
     pack(map, strides, s, gate, to_next);
-    if (!is_smooth(a.gate_norm)) return;
+    if (!is_smooth(a.gate_activation)) return;
     const int64_t size = s.t * s.c * row();
     for (int64_t i = 0; i < size; i += kLanes<A>) {
       const Wide<A> raw = load<Wide<A>>(gate + i);
       if (derivative)
-        store(derivative + i, gate_norm_derivative<VectorMath<Wide<A>>>(a.gate_norm, raw));
-      store(gate + i, gate_norm_of<VectorMath<Wide<A>>>(a.gate_norm, raw));
+        store(derivative + i,
+              gate_activation_derivative<VectorMath<Wide<A>>>(a.gate_activation, raw));
+      store(gate + i, activate_gate<VectorMath<Wide<A>>>(a.gate_activation, raw));
     }
     if (s.l < row())
       for (int64_t i = 0; i < size; i += row()) std::fill(gate + i + s.l, gate + i + row(), A{});

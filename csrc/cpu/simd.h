@@ -218,7 +218,7 @@ struct VectorMath {
 // ---- the clamp of gates
 // --------------------------------------------------------------------------
 
-// gate_norm_of for kClamp in two instructions that leave the multiply-add units alone, which
+// activate_gate for kClamp in two instructions that leave the multiply-add units alone, which
 // comparisons do not. Both hand on their second operand where it is NaN.
 template <class V>
 GATEDRNN_INLINE V clamp_gate(V g) {
@@ -235,7 +235,7 @@ GATEDRNN_INLINE V clamp_gate(V g) {
   if constexpr (std::is_same_v<V, Vector<float, 8>>)
     return (V)_mm256_max_ps(_mm256_set1_ps(-1), _mm256_min_ps(_mm256_set1_ps(1), (__m256)g));
 #endif
-  return gate_norm_of<VectorMath<V>>(GateNorm::kClamp, g);
+  return activate_gate<VectorMath<V>>(GateActivation::kClamp, g);
 }
 
 // v where g is within [-1, 1], else 0: the derivative of the clamp.

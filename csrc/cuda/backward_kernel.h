@@ -65,7 +65,7 @@ GATEDRNN_DEVICE void write_gradients(const BackwardParams<A>& f) {
     int64_t corner = tile_corner(f.p, t, s, direction, summed ? 0 : t.c0);
     if (is_gate) {
       corner += f.p.channel_tile(t.unit) * f.gate_tile_size;
-      differentiate_gate_norm<A, T>(f, t, direction, tiles.g[only], one, other);
+      differentiate_gate_activation<A, T>(f, t, direction, tiles.g[only], one, other);
       meet<T>();
     }
     write_gradient<A, T>(t, apart ? kOnly : t.visit, is_gate ? f.dg : f.dx, corner, s,

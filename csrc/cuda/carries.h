@@ -33,8 +33,8 @@ GATEDRNN_APART float walk_chunk(const ChunkParams& f, int d, int64_t n, int64_t 
       const int64_t t = direction.reverse ? begin + end - 1 - i : i;
       float gate = 1;
       if (a.g)
-        gate = gate_norm_of<ScalarMath<float>>(
-            a.gate_norm, to_state<float>(static_cast<const S*>(a.g)[g_line + t * g.t]));
+        gate = activate_gate<ScalarMath<float>>(
+            a.gate_activation, to_state<float>(static_cast<const S*>(a.g)[g_line + t * g.t]));
       h = preactivation(to_state<float>(static_cast<const S*>(a.x)[x_line + t * x.t]), gate,
                         b + w * h);
     }

@@ -23,7 +23,7 @@ GATEDRNN_DEVICE void load_gradient(const BackwardParams<A>& f, const Task& t, co
 #pragma unroll 1
     for (int axis = 0; axis < kAxes; ++axis)
       if (const int d = directions[axis]; d >= 0)
-        read_map<T>(team, f.p, t, a.dtype, a.grad, a.grad_strides, d, true, GateNorm::kNone,
+        read_map<T>(team, f.p, t, a.dtype, a.grad, a.grad_strides, d, true, GateActivation::kNone,
                     xi[axis]);
     return;
   }
@@ -87,7 +87,7 @@ GATEDRNN_DEVICE void load_gradient(const BackwardParams<A>& f, const Task& t, co
     });
   });
   if (done) return;
-  read_map<T>(team, f.p, t, a.dtype, a.grad, a.grad_strides, 0, true, GateNorm::kNone, xi[0]);
+  read_map<T>(team, f.p, t, a.dtype, a.grad, a.grad_strides, 0, true, GateActivation::kNone, xi[0]);
   meet<T>();
   with_walk<T>(team, t, t.channels, a.y_strides, mask, [&]<int W>(int next, const auto& walk) {
     walk([&](int64_t at) { return winners_at.template operator()<W>(at); },
@@ -97,12 +97,12 @@ GATEDRNN_DEVICE void load_gradient(const BackwardParams<A>& f, const Task& t, co
   });
 }
 
-// Makes of dL/d(gate under its norm), in the tiles of one map of gates, dL/dg.
+// Makes of dL/d(activated gate), in the tiles of one map of gates, dL/dg.
 template <class A, class T>
-GATEDRNN_DEVICE void differentiate_gate_norm(const BackwardParams<A>& f, const Task& t, int64_t d,
-                                             const A* gates, A* one, A* other) {
+GATEDRNN_DEVICE void differentiate_gate_activation(const BackwardParams<A>& f, const Task& t,
+                                                   int64_t d, const A* gates, A* one, A* other) {
   const BackwardArgs& a = f.a;
-  if (a.gate_norm == GateNorm::kNone) return;
+  if (a.gate_activation == GateActivation::kNone) return;
   const auto team = whole_block<T>();
   const int gates_of_pixel = a.gate_channels ? t.channels : 1;
   const int served = a.gate_channels ? 1 : t.channels;  // channels that a gate serves
@@ -114,14 +114,14 @@ GATEDRNN_DEVICE void differentiate_gate_norm(const BackwardParams<A>& f, const T
       if (other) other[at] = factor(other[at]);
     }
   };
-  if (is_smooth(a.gate_norm)) {
+  if (is_smooth(a.gate_activation)) {
     with_walk<T>(team, t, gates_of_pixel, a.g_strides, gates,
                  [&]<int W>(int next, const auto& walk) {
                    walk(NoLoad(), [&](int64_t, int cell, bool) {
 #pragma unroll 1
                      for (int k = 0; k < W; ++k, cell += next) {
                        const A gate = gates[cell];
-                       const A slope = smooth_derivative(a.gate_norm, gate);
+                       const A slope = smooth_derivative(a.gate_activation, gate);
                        scale(cell, [slope](A v) { return v * slope; });
                      }
                    });

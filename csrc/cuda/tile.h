@@ -206,14 +206,14 @@ GATEDRNN_DEVICE void write_tile(const Team<Size>& team, const Task& t, const Str
 
 // A gate under tanh or sigmoid, which are long.
 template <class A>
-GATEDRNN_APART A smooth_gate(GateNorm norm, A gate) {
-  return gate_norm_of<ScalarMath<A>>(norm, gate);
+GATEDRNN_APART A smooth_gate(GateActivation kind, A gate) {
+  return activate_gate<ScalarMath<A>>(kind, gate);
 }
 template <int W, class Walk, class A>
-GATEDRNN_DEVICE void smoothen(const Walk& walk, GateNorm norm, int next, A* tile) {
+GATEDRNN_DEVICE void smoothen(const Walk& walk, GateActivation kind, int next, A* tile) {
   walk(NoLoad(), [&](int64_t, int cell, bool) {
 #pragma unroll 1
-    for (int k = 0; k < W; ++k, cell += next) tile[cell] = smooth_gate(norm, tile[cell]);
+    for (int k = 0; k < W; ++k, cell += next) tile[cell] = smooth_gate(kind, tile[cell]);
   });
 }
 
@@ -225,14 +225,14 @@ GATEDRNN_DEVICE void spread(typename T::Value* tile, int cell) {
   for (int c = 1; c < T::kChannels; ++c) tile[T::other_channel(cell, c)] = gate;
 }
 
-// Reads a tile of a map of x's dtype: x, dL/dy, or gates, which get their norm.
+// Reads a tile of a map of x's dtype: x, dL/dy, or gates, which get their activation.
 template <class T, int Size>
 GATEDRNN_DEVICE void read_map(const Team<Size>& team, const TilePlan& p, const Task& t, Dtype dtype,
                               const void* map, const Strides& s, int64_t d, bool has_channels,
-                              GateNorm norm, typename T::Value* tile) {
+                              GateActivation kind, typename T::Value* tile) {
   using A = typename T::Value;
   const int64_t corner = tile_corner(p, t, s, d, has_channels ? t.c0 : 0);
-  const A limit = norm == GateNorm::kClamp ? A(1) : A(INFINITY);
+  const A limit = kind == GateActivation::kClamp ? A(1) : A(INFINITY);
   with_storage<A>(dtype, [&](auto* type) {
     using S = std::remove_pointer_t<decltype(type)>;
     const S* const from = static_cast<const S*>(map) + corner;
@@ -247,7 +247,7 @@ GATEDRNN_DEVICE void read_map(const Team<Size>& team, const TilePlan& p, const T
              store_cells(tile, cell, next, values);
            });
       // Apart, each by the thread that has written it.
-      if (is_smooth(norm)) smoothen<W>(walk, norm, next, tile);
+      if (is_smooth(kind)) smoothen<W>(walk, kind, next, tile);
       if constexpr (W == 1 && T::kSpreadsGates) {
         if (!has_channels) walk(NoLoad(), [&](int64_t, int cell, bool) { spread<T>(tile, cell); });
       }
@@ -261,13 +261,13 @@ GATEDRNN_INLINE int gate_size(const TilePlan& p, const ScanArgs& a) {
   return T::kPixels * (T::kSpreadsGates || a.gate_channels ? p.channels : 1);
 }
 
-// Gates under their norm, of direction d. Without g they are one.
+// Activated gates of direction d. Without g they are one.
 template <class T, int Size>
 GATEDRNN_DEVICE void load_gate(const Team<Size>& team, const TilePlan& p, const Task& t,
                                const ScanArgs& a, int64_t d, typename T::Value* tile) {
   if (a.g)
     read_map<T>(team, p, t, a.dtype, a.g, a.g_strides, a.gate_directions ? d : 0, a.gate_channels,
-                a.gate_norm, tile);
+                a.gate_activation, tile);
   else
     for (int i = team.rank; i < gate_size<T>(p, a); i += Size) tile[i] = typename T::Value(1);
 }
@@ -286,7 +286,7 @@ GATEDRNN_DEVICE void load_inputs(const Team<Size>& team, const TilePlan& p, cons
   // Together, where they lie alike: twice the loads are under way.
   if (T::kChannels > 0 && a.g && a.gate_channels && !a.gate_directions &&
       lie_alike(a.x_strides, a.g_strides)) {
-    const A limit = a.gate_norm == GateNorm::kClamp ? A(1) : A(INFINITY);
+    const A limit = a.gate_activation == GateActivation::kClamp ? A(1) : A(INFINITY);
     A* const gates = g[0];
     bool done = false;
     with_storage<A>(a.dtype, [&](auto* type) {
@@ -311,12 +311,12 @@ GATEDRNN_DEVICE void load_inputs(const Team<Size>& team, const TilePlan& p, cons
                    store_cells(x, cell, next, values);
                    store_cells(gates, cell, next, bounded);
                  });
-            if (is_smooth(a.gate_norm)) smoothen<W>(walk, a.gate_norm, next, gates);
+            if (is_smooth(a.gate_activation)) smoothen<W>(walk, a.gate_activation, next, gates);
           });
     });
     if (done) return;
   }
-  read_map<T>(team, p, t, a.dtype, a.x, a.x_strides, 0, true, GateNorm::kNone, x);
+  read_map<T>(team, p, t, a.dtype, a.x, a.x_strides, 0, true, GateActivation::kNone, x);
 #pragma unroll 1
   for (int axis = 0; axis < (a.gate_directions ? kAxes : 1); ++axis) {
     const int d = directions[axis];

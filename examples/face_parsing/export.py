@@ -77,7 +77,7 @@ def export_network(network, example, path, kind, *, dynamic=True):
     inputs = [example[:1], torch.cat([example, example[:1]])] if dynamic else [example]
     sizes = ({0: torch.export.Dim("images", min=1)},) if dynamic else None
     with torch.no_grad(), quiet_torch(), tempfile.TemporaryDirectory() as folder:
-        folded = gatedrnn.fold_weight_norm(network)
+        folded = gatedrnn.fold_weight_constraint(network)
         program = torch.export.export(folded, (inputs[-1],), dynamic_shapes=sizes)
         file = Path(folder, f"network{ENDINGS[kind]}")
         write(program, file)

@@ -62,7 +62,7 @@ def propagation_of(parser, image, parsing):
         directions=layer.directions,
         merge=None,
         nonlinearity=layer.nonlinearity,
-        gate_norm=layer.gate_norm,
+        gate_activation=layer.gate_activation,
     )[0].cpu()
     return Propagation(
         face.round().to(torch.uint8),

@@ -10,7 +10,7 @@ import torch
 from comparison import BF16, DTYPES, F16, F32, F64, assert_close, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scan_cases import GATE_NORMS, GATES, MERGES, NONLINEARITIES, a_case, cases
+from scan_cases import GATE_ACTIVATIONS, GATES, MERGES, NONLINEARITIES, a_case, cases
 from test_scan import check
 from test_scan_isolation import (
     MAXIMA,
@@ -39,7 +39,7 @@ PAIRS = pairwise(
     GATES,
     MERGES,
     NONLINEARITIES,
-    GATE_NORMS,
+    GATE_ACTIVATIONS,
     DTYPES,
     PROCESSORS,
     ("contiguous", "channels_last", "transposed"),
@@ -48,7 +48,7 @@ PAIRS = pairwise(
 )
 
 
-def check_pair(block, gate, merge, nonlinearity, gate_norm, dtype, processors, *others):
+def check_pair(block, gate, merge, nonlinearity, gate_activation, dtype, processors, *others):
     """Checks one of PAIRS; the number of processors is the caller's."""
     layout, directions, size = others
     check(
@@ -60,7 +60,7 @@ def check_pair(block, gate, merge, nonlinearity, gate_norm, dtype, processors, *
             merge=merge,
             nonlinearity=nonlinearity,
             gate=gate,
-            gate_norm=gate_norm,
+            gate_activation=gate_activation,
             x_layout=layout,
             g_layout=layout,
             grad_layout=layout,
@@ -228,7 +228,7 @@ def test_bits_do_not_depend_on_the_order_of_threads(
         monkeypatch.setenv("GATEDRNN_EMULATION_SEED", str(seed))
         monkeypatch.setenv("GATEDRNN_EMULATION_RESIDENT_BLOCKS", resident)
         y, grads = run(
-            spatial_gated_rnn, (x, g, weight, bias), grad, merge=merge, gate_norm="clamp"
+            spatial_gated_rnn, (x, g, weight, bias), grad, merge=merge, gate_activation="clamp"
         )
         bits = [y, *grads]
         expected = expected or bits
@@ -241,7 +241,7 @@ def test_layer_runs_on_the_kernels():
     x, g = torch.randn(2, 1, 8, 20, 18, dtype=F64)
     tensors = (x, g, layer.weight.detach(), layer.bias.detach())
     y, grads = run(lambda x, g: layer(x, g), (x, g), torch.ones_like)
-    expected, expected_grads = run(reference, tensors, torch.ones_like, gate_norm="clamp")
+    expected, expected_grads = run(reference, tensors, torch.ones_like, gate_activation="clamp")
     assert_close(y, expected)
     for ours, theirs in zip(grads, expected_grads, strict=False):
         assert_close(ours, theirs)
@@ -267,7 +267,7 @@ def test_layer_runs_on_the_kernels():
 def test_rows_in_pieces_match_reference(check_all, shape, gate_layout, dtype):
     # Of dense maps as wide as eight tiles, or a multiple of that, a task has pieces of one channel.
     check_all(shape=shape, block=1, dtype=dtype, g_layout=gate_layout)
-    check_all(shape=shape, block=1, dtype=dtype, merge="sum", bias=False, gate_norm="tanh")
+    check_all(shape=shape, block=1, dtype=dtype, merge="sum", bias=False, gate_activation="tanh")
     for directions in (DIRECTIONS[1:2], DIRECTIONS[::2], DIRECTIONS[1:]):
         check_all(shape=shape, block=1, dtype=dtype, directions=directions)
 
@@ -305,21 +305,23 @@ def test_chunks_say_nan_or_infinity_only_where_the_loop_does(
 
 
 @pytest.mark.parametrize(
-    ("processors", "nonlinearity", "gate_norm"),
+    ("processors", "nonlinearity", "gate_activation"),
     sampled(
         [
             (processors, *options)
             for processors in PROCESSORS
-            for options in zip(NONLINEARITIES, GATE_NORMS[1:] + GATE_NORMS[:1], strict=True)
+            for options in zip(
+                NONLINEARITIES, GATE_ACTIVATIONS[1:] + GATE_ACTIVATIONS[:1], strict=True
+            )
         ],
         3,
     ),
 )
 def test_special_values_stand_where_the_reference_has_them(
-    nonlinearity, gate_norm, processors, monkeypatch
+    nonlinearity, gate_activation, processors, monkeypatch
 ):
     monkeypatch.setenv("GATEDRNN_EMULATION_MULTIPROCESSORS", processors)
-    check_special_values_as_reference(nonlinearity, gate_norm)
+    check_special_values_as_reference(nonlinearity, gate_activation)
 
 
 @pytest.mark.parametrize("block", [1, 8])
@@ -333,5 +335,5 @@ def test_a_cut_gate_has_no_gradient_whatever_comes_in(gate_channels):
     x, grad = torch.randn(2, 1, 20, 18, 17).unbind(0)
     g = torch.full((1, gate_channels, 18, 17), 2.0, requires_grad=True)
     grad[0, 3, 5, 6] = float("nan")
-    spatial_gated_rnn(x, g, torch.zeros(4, 20, 1), gate_norm="clamp").backward(grad)
+    spatial_gated_rnn(x, g, torch.zeros(4, 20, 1), gate_activation="clamp").backward(grad)
     assert torch.equal(g.grad, torch.zeros_like(g))

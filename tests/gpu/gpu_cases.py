@@ -18,7 +18,7 @@ SHAPES = [
     ((1, 40, 34, 18), 40),
     ((4, 8, 1, 50), 4),
 ]
-OPTIONS = dict(merge="max", gate_norm="tanh")
+OPTIONS = dict(merge="max", gate_activation="tanh")
 
 
 def make_inputs(shape, block, dtype=F32, seed=0, device="cuda"):

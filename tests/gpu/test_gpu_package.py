@@ -94,7 +94,7 @@ def test_offsets_above_2_to_31_reach_the_right_pixels(dim):
     x, g, grad = views
     weight = within_norm(torch.randn(4, shape[1], 2, generator=generator)).float().cuda()
     bias = torch.randn(4, shape[1], generator=generator).cuda()
-    tensors, options = (x, g, weight, bias, grad), dict(merge="sum", gate_norm="tanh")
+    tensors, options = (x, g, weight, bias, grad), dict(merge="sum", gate_activation="tanh")
     assert_all_close(forward_and_backward(*tensors, **options), truth(tensors, **options))
 
 
@@ -161,11 +161,11 @@ torch.testing.assert_close(y.detach().cpu(), expected)
     assert len(warnings) == 1
 
 
-@pytest.mark.parametrize("weight_norm", ["spectral", "frobenius"])
+@pytest.mark.parametrize("weight_constraint", ["spectral", "frobenius"])
 @pytest.mark.parametrize("k", [2, 7, 32, 40])
-def test_gradient_through_the_clamp_is_that_of_the_cpu(k, weight_norm):
+def test_gradient_through_the_clamp_is_that_of_the_cpu(k, weight_constraint):
     generator = torch.Generator().manual_seed(k)
-    layer = SpatialGatedRNN(k, weight_norm=weight_norm, dtype=F64)
+    layer = SpatialGatedRNN(k, weight_constraint=weight_constraint, dtype=F64)
     layer.raw_weight.data.copy_(torch.randn(4, k, k, generator=generator, dtype=F64))
     cotangent = torch.randn(4, k, k, generator=generator, dtype=F64)
     (expected,) = torch.autograd.grad(layer.weight, layer.raw_weight, cotangent)

@@ -61,11 +61,11 @@ def test_op_and_function_do_not_wait(shape, block, dtype, no_waiting):
         spatial_gated_rnn(*tensors[:4], integration="cascade")
 
 
-@pytest.mark.parametrize("weight_norm", ["spectral", "frobenius", None])
+@pytest.mark.parametrize("weight_constraint", ["spectral", "frobenius", None])
 @pytest.mark.parametrize("groups", [1, 4, 8])
-def test_layer_does_not_wait(groups, weight_norm, no_waiting):
+def test_layer_does_not_wait(groups, weight_constraint, no_waiting):
     torch.cuda.set_sync_debug_mode("default")
-    layer = SpatialGatedRNN(8, groups=groups, weight_norm=weight_norm).cuda()
+    layer = SpatialGatedRNN(8, groups=groups, weight_constraint=weight_constraint).cuda()
     x = make_inputs((1, 8, 20, 24), 8)[0]
     torch.cuda.set_sync_debug_mode("error")
     layer(x, x).sum().backward()
@@ -146,9 +146,9 @@ def test_graphed_layer_trains_as_the_plain_one():
     assert all(map(torch.equal, ours, parameter_gradients(layer, layer, x, g)))
 
 
-@pytest.mark.parametrize("weight_norm", ["spectral", None])
-def test_layer_compiled_to_graphs_trains_as_the_plain_one(weight_norm):
-    layer = SpatialGatedRNN(8, weight_norm=weight_norm).cuda()
+@pytest.mark.parametrize("weight_constraint", ["spectral", None])
+def test_layer_compiled_to_graphs_trains_as_the_plain_one(weight_constraint):
+    layer = SpatialGatedRNN(8, weight_constraint=weight_constraint).cuda()
     torch._dynamo.reset()
     compiled = torch.compile(layer, mode="reduce-overhead", fullgraph=True)
     for seed in range(5):  # eager, recorded, then replayed
