@@ -132,7 +132,10 @@ def adjoint(grad, x, g, weight, bias, mask, options: Options):
     deltas, dweight, dbias, dgates = [], [], [], []
     with_norm = _activated(g, options.gate_activation)
     for d, code in enumerate(options.directions):
-        xi = grad[:, d] if options.merge is None else grad * shares[d]
+        if options.merge is None:
+            xi = grad[:, d]
+        else:  # a direction without a share gets 0, of a gradient of infinity too
+            xi = torch.where(shares[d] > 0, grad * shares[d], 0)
         gate = _per_direction(with_norm, d)
         h = _single(
             x, gate, weight[d], None if bias is None else bias[d], code, options.nonlinearity

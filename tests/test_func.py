@@ -312,3 +312,13 @@ def test_dual_level_of_another_thread_changes_no_bits(monkeypatch):
         done.set()
         thread.join()
     assert all(map(torch.equal, ours, expected))
+
+
+def test_losers_of_a_maximum_have_no_gradient_of_second_order_either():
+    # As in the kernel: what does not attain the maximum gets 0, of an infinite gradient too.
+    x, gates = torch.ones(1, 1, 1, 1), torch.tensor([1.0, 2.0]).view(1, 2, 1, 1, 1)
+    inputs = (x, gates, torch.zeros(2, 1, 1), torch.ones(2, 1))
+    options = _ops.Options((0, 1), "max")
+    mask = torch.full((1, 1, 1, 1), 2, dtype=torch.uint8)
+    _, dg, *_ = _ops.adjoint(torch.full_like(x, float("inf")), *inputs, mask, options)
+    assert dg.flatten().tolist() == [0, float("inf")]

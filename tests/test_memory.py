@@ -146,5 +146,5 @@ def test_call_without_memory_raises_and_the_next_one_works():
     script = Path(__file__).with_name("memory_limits.py")
     # One heap for all threads: a thread's own would be address space that nothing uses.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
-    result = children.run([sys.executable, script, 24], env=environment, timeout=280)
+    result = children.run([sys.executable, script, 12], env=environment, timeout=280)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -4,6 +4,9 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <new>
+#include <stdexcept>
+#include <string>
 
 namespace gatedrnn {
 namespace {
@@ -28,7 +31,10 @@ bool poisoned() {
 char* Arena::slab_of(size_t bytes) {
   if (bytes > slab.bytes) {
     slab = {};  // first, so that the old and the new one are never held together
-    slab.memory.reset(new char[bytes + kAlign]);
+    slab.memory.reset(new (std::nothrow) char[bytes + kAlign]);
+    if (!slab.memory)
+      throw std::runtime_error("gatedrnn: out of memory: cannot allocate " + std::to_string(bytes) +
+                               " bytes for a thread's scratch memory");
     slab.bytes = bytes;
   }
   char* const memory = slab.memory.get();
