@@ -117,20 +117,25 @@ def _toolkit(nvcc: str) -> Toolkit:
 
 def _try_to_compile(nvcc: str, architecture: str) -> None:
     """Parts may be missing or of another release, or the C++ compiler one that nvcc refuses."""
+    source = "#include <cuda_bf16.h>\n__global__ void kernel() {}\n"
+    why = compile_error("trial.cu", source, nvcc, FLAGS[0], f"-arch={architecture}")
+    if why:
+        raise CannotBuild(f"{nvcc} does not compile: {why}")
+
+
+def compile_error(name: str, source: str, *compiler: str) -> str | None:
+    """Why a compiler fails on a small source of this file name, in a line; None if it does not."""
     with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder, "trial.cu")
-        source.write_text("#include <cuda_bf16.h>\n__global__ void kernel() {}\n")
-        target = str(source.with_suffix(".o"))
+        path = Path(folder, name)
+        path.write_text(source)
         try:
-            _output(nvcc, FLAGS[0], f"-arch={architecture}", "-c", str(source), "-o", target)
+            _output(*compiler, "-c", str(path), "-o", str(path.with_suffix(".o")))
         except subprocess.CalledProcessError as error:
             found = re.search(r".*\b(error|fatal)\b.*", error.output)
-            why = found[0] if found else error.output.strip() or str(error)
+            return (found[0] if found else error.output.strip() or str(error)).splitlines()[0]
         except (OSError, subprocess.SubprocessError) as error:
-            why = str(error)
-        else:
-            return
-    raise CannotBuild(f"{nvcc} does not compile: {why}")
+            return str(error)
+    return None
 
 
 def request() -> str:

@@ -6,8 +6,11 @@ GATEDRNN_CUDA and TORCH_CUDA_ARCH_LIST are build_cuda.py's.
 
 import json
 import os
+import shlex
+import shutil
 import subprocess
 import sys
+import sysconfig
 from glob import glob
 from importlib import metadata
 from pathlib import Path
@@ -82,6 +85,25 @@ def compile_flags() -> list[str]:
     return flags
 
 
+def check_compiler(command: str) -> None:
+    """Ends the build with one line if the C++ compiler cannot build the library."""
+    compiler = shlex.split(command)
+    if not compiler or shutil.which(compiler[0]) is None:
+        why = f"{command!r} is not there"
+    else:
+        source = "#include <Python.h>\n#include <type_traits>\n"
+        source += "static_assert(std::is_same_v<std::remove_cvref_t<const int&>, int>);\n"
+        paths = [f"-I{sysconfig.get_path(name)}" for name in ("include", "platinclude")]
+        error = build_cuda.compile_error("trial.cpp", source, *compiler, "-std=c++20", *paths)
+        why = f"{command!r} does not compile: {error}" if error else None
+    if why:
+        sys.exit(
+            f"gatedrnn: building needs GCC or Clang with C++20, and Python's headers; {why}. "
+            "Install them (Debian and Ubuntu: apt install g++ python3-dev), or name the compiler: "
+            "CXX=clang++"
+        )
+
+
 def native_library() -> Extension:
     # The one place where sources are listed; build_cuda.py adds the objects of csrc/cuda/*.cu.
     sources = ["csrc/ops.cpp", "csrc/bindings.cpp", *sorted(glob("csrc/cpu/*.cpp"))]
@@ -125,6 +147,9 @@ def build_command() -> type:
     class BuildNative(cpp_extension.BuildExtension):
         def finalize_options(self) -> None:
             super().finalize_options()
+            if not WINDOWS:
+                usual = "c++" if self.use_ninja else sysconfig.get_config_var("CXX")
+                check_compiler(os.environ.get("CXX") or usual or "c++")
             # An editable installation's own is gone after it, and with it what need not be compiled
             # again. Instrumented objects stay apart from ordinary ones, and each PyTorch's.
             kind = ["objects", SANITIZE.replace(",", "+"), self.plat_name]

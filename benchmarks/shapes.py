@@ -42,7 +42,9 @@ class Shape:
 
     def __str__(self):
         kind = {1: "", self.c: " diagonal"}.get(self.groups, f" {self.groups} groups")
-        return f"{self.name} ({self.n},{self.c},{self.h},{self.w}){kind}"
+        sizes = f"{self.n},{self.c},{self.h},{self.w}"
+        title = self.name if self.name.startswith(sizes) else f"{self.name} ({sizes})"
+        return f"{title}{kind}"
 
 
 SHAPES = {
@@ -95,7 +97,7 @@ def by_name(name):
         return SHAPES[name]
     sizes = name.split(",")
     if len(sizes) in (4, 5) and all(size.strip().isdecimal() for size in sizes):
-        shape = Shape("given", *map(int, sizes))
+        shape = Shape(name.replace(" ", ""), *map(int, sizes))
         if shape.elements == 0 or shape.groups == 0 or shape.c % shape.groups:
             raise ValueError(
                 f"a shape needs sizes of at least 1 and groups that divide C, got {name!r}"

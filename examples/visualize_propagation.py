@@ -20,7 +20,6 @@ sys.path.insert(0, str(ROOT / "examples" / "face_parsing"))
 
 import checkpoint  # noqa: E402
 import commands  # noqa: E402
-import evaluate  # noqa: E402
 import propagation  # noqa: E402
 import propagation_pictures  # noqa: E402
 import transforms  # noqa: E402
@@ -92,6 +91,8 @@ def read_scene(path, photograph):
         CheckpointError, DataError: a file cannot be used, or the network has no gate or is for
             a part of the face.
     """
+    import evaluate  # needs more packages than the other pictures do
+
     try:
         state = checkpoint.load(path)
         model = evaluate.load_model(state, "cpu", path=path)
@@ -172,7 +173,8 @@ def parse_arguments():
         "--out",
         metavar="DIR",
         type=Path,
-        help="default: this folder; without any argument docs, for the README",
+        default=Path(),
+        help="default: the current folder",
     )
     args = parser.parse_args()
     if args.gate and args.checkpoint:
@@ -181,8 +183,6 @@ def parse_arguments():
         parser.error("--checkpoint must be given with --image FILE, got none")
     if args.image and not args.checkpoint:
         parser.error("--image must be given with --checkpoint FILE, got none")
-    if args.out is None:
-        args.out = Path() if args.gate or args.checkpoint or args.pixel else ROOT / "docs"
     return args
 
 

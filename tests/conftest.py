@@ -7,6 +7,7 @@ scratch memory through a variable that they read once, hence before the package 
 import os
 
 os.environ["GATEDRNN_POISON_SCRATCH"] = "1"
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # of onnxruntime, which would write to the home folder
 os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # without it cuBLAS is not deterministic
 
 import hypothesis

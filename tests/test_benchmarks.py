@@ -63,6 +63,17 @@ def test_bad_shape_is_refused(name):
         shapes.by_name(name)
 
 
+def test_given_shapes_are_named_by_their_sizes():
+    names = ["2,3,5,7", "2, 6,5,7,2", "2,6,5,7"]
+    made = [shapes.by_name(name) for name in names]
+    assert [shape.name for shape in made] == ["2,3,5,7", "2,6,5,7,2", "2,6,5,7"]
+    rows = [
+        {"shape": s.name, "phase": "train", "contender": "gatedrnn", "median": 1e-3, "ratio": 1}
+        for s in made
+    ]
+    assert len(bench_scan.markdown(rows).splitlines()) == 2 + len(names)
+
+
 def test_unknown_shape_lists_the_known_ones():
     with pytest.raises(ValueError, match=r"unknown shape 'face'; known: .*parser-1.*face-8"):
         shapes.by_name("face")
@@ -222,7 +233,7 @@ def test_quick_run_writes_valid_json(tmp_path):
     assert report["sizes"][0]["to_smallest"] == 1
     assert set(report["layer"][0]["times"]) >= {"layer", "clamp", "functional"}
     assert report["machine"]["commit"]
-    assert "| given | train |" in (tmp_path / "scan.md").read_text()
+    assert "| 2,4,5,7 | train |" in (tmp_path / "scan.md").read_text()
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import shutil
 import sys
 import sysconfig
@@ -173,6 +174,63 @@ def isolated_build(tmp_path):
         return result.stdout.splitlines()[-1]
 
     return build
+
+
+@pytest.fixture
+def check_compiler(monkeypatch):
+    """The check of setup.py, which here builds nothing."""
+    monkeypatch.setattr("setuptools.setup", lambda **_: None)
+    monkeypatch.setattr("sys.argv", ["setup.py", "egg_info"])
+    monkeypatch.setattr("sys.path", [*sys.path])
+    return runpy.run_path(str(ROOT / "setup.py"))["check_compiler"]
+
+
+def a_compiler(folder, *lines):
+    """A program that can be given as CXX."""
+    path = folder / "cxx"
+    path.write_text("\n".join(["#!/bin/sh", *lines, ""]))
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the compiler is not at CXX")
+def test_compiler_that_can_build_passes(check_compiler):
+    assert check_compiler(os.environ.get("CXX", "c++")) is None
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the compiler is not at CXX")
+@pytest.mark.parametrize(
+    ("lines", "why"),
+    [
+        (None, "is not there"),
+        (["echo 'cc1plus: error: unrecognized option'; exit 1"], "cc1plus: error: unrecognized"),
+        (["echo 'trial.cpp:1:10: fatal error: Python.h: None'; exit 1"], "Python.h: None"),
+        (["exit 4"], "returned non-zero exit status 4"),
+    ],
+)
+def test_compiler_that_cannot_build_is_one_line(check_compiler, tmp_path, lines, why):
+    command = a_compiler(tmp_path, *lines) if lines else str(tmp_path / "cxx")
+    with pytest.raises(SystemExit) as stop:
+        check_compiler(command)
+    (line,) = stop.value.code.splitlines()
+    assert line.startswith("gatedrnn: building needs GCC or Clang with C++20")
+    assert command in line
+    assert why in line
+    assert "apt install g++" in line
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the compiler is not at CXX")
+@pytest.mark.build
+@pytest.mark.slow
+def test_build_without_a_compiler_ends_in_one_line(tmp_path):
+    for name in ("setup.py", "build_cuda.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "gatedrnn").mkdir()
+    environment = {"CXX": str(tmp_path / "cxx"), "PYTHONWARNINGS": "ignore"}
+    result = run(tmp_path / "setup.py", "build_ext", cwd=tmp_path, **environment)
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("gatedrnn: building needs GCC or Clang with C++20")
 
 
 @pytest.mark.build

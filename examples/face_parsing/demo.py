@@ -5,16 +5,15 @@ import hashlib
 import html
 import io
 import os
-import signal
 import sys
-import tempfile
-import threading
+import time
 from pathlib import Path
 
 import commands
 import cv2
 import gradio as gr
 import inside
+import privacy
 import results
 import torch
 from datasets import FINE, DataError
@@ -23,10 +22,12 @@ from face_parser import FaceParser
 from photographs import PhotographError, as_tensor, read
 from PIL import Image
 from recolour import PARTS, colour_of, recolour_part
+from starlette.middleware import Middleware
 
 ADDRESS = "127.0.0.1"
 SIDE = 1600  # pixels of a photograph's longer side: the detector looks at no more
 SESSIONS = 20  # pages whose photograph is kept in memory
+SWEEP = 60  # seconds between two looks for old files
 CSS = """
 #areas table {width: 100%; border-collapse: collapse}
 #areas * {border: none !important}
@@ -146,7 +147,9 @@ def stored(picture):
     picture.save(data, "webp")
     name = hashlib.sha256(data.getbuffer()).hexdigest()
     path = Path(os.environ["GRADIO_TEMP_DIR"], f"{name}.webp")
-    if not path.exists():
+    try:
+        os.utime(path)  # used again, so that `privacy.sweep` leaves it
+    except FileNotFoundError:
         path.write_bytes(data.getbuffer())
     return path
 
@@ -182,9 +185,9 @@ def main():
     args = parser.parse_args()
 
     faces = FaceParser.load(args.models, device=args.device)
-    with tempfile.TemporaryDirectory() as folder:  # the photographs go when the page does
+    with privacy.stoppable(), privacy.photograph_folder() as folder:
         # Gradio calls its own server, which no proxy would find.
-        os.environ.update(GRADIO_TEMP_DIR=folder, no_proxy=ADDRESS)
+        os.environ.update(GRADIO_TEMP_DIR=str(folder), no_proxy=ADDRESS)
         page = make_page(faces)
         try:
             _, url, _ = page.launch(
@@ -199,14 +202,16 @@ def main():
                 state_session_capacity=SESSIONS,
                 theme=gr.themes.Default(font="sans-serif", font_mono="monospace"),
                 css=CSS,
+                app_kwargs={"middleware": [Middleware(privacy.OwnPagesOnly, address=ADDRESS)]},
             )
         except OSError:
             given = f"{args.port} is not" if args.port else "none from 7860 to 7959 is"
             raise DataError(f"--port must be free, {given}") from None
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
         try:
             print(url, flush=True)
-            threading.Event().wait()
+            while True:
+                time.sleep(SWEEP)
+                privacy.sweep(folder)
         except KeyboardInterrupt:
             page.close(verbose=False)
 

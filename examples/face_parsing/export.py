@@ -8,6 +8,7 @@ the key points (N, 5, 2).
 import argparse
 import contextlib
 import logging
+import os
 import statistics
 import sys
 import tempfile
@@ -161,6 +162,8 @@ def write_onnx(program, file):
 
 
 def load_onnx(file):
+    # Or it writes a device id into the home folder, and sends facts to its maker.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ImportError:

@@ -1,15 +1,20 @@
 """The page in a real browser: a photograph, another colour, what is no photograph; nobody else."""
 
 import contextlib
+import http.client
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
+import urllib.parse
 
 import demo
+import privacy
 import pytest
 import small_parser
 from example_scripts import EXAMPLE, refused
@@ -37,7 +42,7 @@ def folder(tmp_path_factory):
 def running(folder, *, environment):
     """The page's process and its address; what it prints goes to ``log.txt`` too."""
     uploads = folder / "uploads"
-    uploads.mkdir()
+    uploads.mkdir(exist_ok=True)
     script = [small_parser.__file__, EXAMPLE / "demo.py", "--models", folder]
     with open(folder / "log.txt", "w") as log:
         process = subprocess.Popen(
@@ -65,16 +70,25 @@ def running(folder, *, environment):
         process.stdout.close()
 
 
+def left_in(uploads):
+    """The files in a folder for temporary files, and the page's own folders."""
+    return [p for p in uploads.rglob("*") if p.is_file() or p.name.startswith(privacy.FOLDER)]
+
+
 @pytest.fixture(scope="module")
-def url(folder):
+def environment():
     path = os.pathsep.join(filter(None, [str(EXAMPLE.parents[1]), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+
+
+@pytest.fixture(scope="module")
+def url(folder, environment):
     with running(folder, environment=environment) as (process, url):
         yield url
     # Ended by a signal, it has taken the photographs with it and talked to nobody.
     log = (folder / "log.txt").read_text()
     assert process.returncode == 0, log
-    assert [path for path in (folder / "uploads").rglob("*") if path.is_file()] == []
+    assert left_in(folder / "uploads") == []
     assert small_parser.LEAVES not in log
     assert "Traceback" not in log
 
@@ -214,6 +228,168 @@ def test_page_is_on_the_loopback_address_only(url):
     socket.create_connection(("127.0.0.1", port), timeout=5).close()
     with pytest.raises(ConnectionRefusedError):  # what listens on every address would answer
         socket.create_connection(("127.0.0.2", port), timeout=5)
+
+
+def ask(url, method="GET", path="/", body=None, **headers):
+    """The status and the text of an answer; headers as given, Host too."""
+    connection = http.client.HTTPConnection(urllib.parse.urlsplit(url).netloc, timeout=PATIENCE)
+    with contextlib.closing(connection):
+        connection.request(method, path, body, headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+
+
+def send(url, content, **headers):
+    """Upload a file, as a form does."""
+    form = f'--X\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n{content}'
+    headers["Content-Type"] = "multipart/form-data; boundary=X"
+    return ask(url, "POST", "/gradio_api/upload", f"{form}\r\n--X--\r\n", **headers)
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1", "localhost", "LOCALHOST"])
+def test_page_answers_to_its_own_names(url, name):
+    port = urllib.parse.urlsplit(url).port
+    host = f"{name}:{port}"
+    assert ask(url, Host=host)[0] == 200
+    assert send(url, name, Host=host, Origin=f"http://{host.lower()}")[0] == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/gradio_api/info"])
+@pytest.mark.parametrize(
+    "host", ["evil.example:{}", "127.0.0.1", "localhost:1", "127.0.0.1.x:{}", ""]
+)
+def test_another_host_is_refused(url, path, host):
+    host = host.format(urllib.parse.urlsplit(url).port)
+    status, words = ask(url, path=path, Host=host)
+    assert status == 403
+    assert words.startswith("Host must be 127.0.0.1:")
+    assert words.endswith(f"got {host!r}: open {url.rstrip('/')}")
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["http://evil.example", "null", "http://127.0.0.1:1", "https://127.0.0.1:{}", "file://"],
+)
+def test_uploads_of_another_site_are_refused(url, folder, origin):
+    origin = origin.format(urllib.parse.urlsplit(url).port)
+    before = set((folder / "uploads").rglob("*"))
+    status, words = send(url, origin, Origin=origin)
+    assert status == 403
+    assert words.startswith("Origin must be http://127.0.0.1:")
+    assert set((folder / "uploads").rglob("*")) == before
+
+
+@pytest.fixture
+def temporary(tmp_path, monkeypatch):
+    """A folder for temporary files, empty."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return tmp_path
+
+
+needs_locks = pytest.mark.skipif(privacy.fcntl is None, reason="needs locks of folders")
+
+
+@needs_locks
+def test_folders_of_killed_pages_go_and_others_stay(temporary):
+    killed = temporary / f"{privacy.FOLDER}killed"
+    (killed / "a").mkdir(parents=True)
+    (killed / "a" / "photo.png").touch()
+    other = temporary / "other"
+    other.mkdir()
+    (temporary / f"{privacy.FOLDER}link").symlink_to(other)
+    (temporary / f"{privacy.FOLDER}file").touch()
+    with privacy.photograph_folder() as first:
+        (first / "photo.png").touch()
+        with privacy.photograph_folder() as second:
+            assert first != second
+            assert (first / "photo.png").exists()
+            assert not killed.exists()
+        assert not second.exists()
+    left = {path.name for path in temporary.iterdir()}
+    assert left == {"other", f"{privacy.FOLDER}link", f"{privacy.FOLDER}file"}
+
+
+@needs_locks
+def test_folder_of_another_user_stays(temporary, monkeypatch):
+    folder = temporary / f"{privacy.FOLDER}x"
+    folder.mkdir()
+    monkeypatch.setattr("os.getuid", lambda: folder.stat().st_uid + 1)
+    privacy.remove_stale_folders()
+    assert folder.exists()
+
+
+def test_old_files_go_while_the_page_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    picture = Image.new("RGB", (8, 8), "grey")
+    again, idle = demo.stored(picture), demo.stored(Image.new("RGB", (8, 8), "red"))
+    upload = tmp_path / "upload" / "photo.png"
+    upload.parent.mkdir()
+    upload.touch()
+    new = tmp_path / "new.png"
+    new.touch()
+    long_ago = time.time() - privacy.KEEP - 60
+    for path in (again, idle, upload, upload.parent):
+        os.utime(path, (long_ago, long_ago))
+    content = again.read_bytes()
+    assert demo.stored(picture) == again  # shown again
+    privacy.sweep(tmp_path)
+    os.utime(upload.parent, (long_ago, long_ago))  # its file went a while ago
+    privacy.sweep(tmp_path)
+    assert set(tmp_path.iterdir()) == {again, new}
+    assert again.read_bytes() == content
+    again.unlink()
+    assert demo.stored(picture).read_bytes() == content
+
+
+@pytest.mark.parametrize("name", privacy.STOPS)
+def test_signals_end_the_page_in_order(name):
+    if not hasattr(signal, name):
+        pytest.skip(f"there is no {name} here")
+    number = getattr(signal, name)
+    before = signal.getsignal(number)
+    ended = []
+
+    def page():
+        with privacy.stoppable():
+            try:
+                signal.raise_signal(number)
+            finally:
+                signal.raise_signal(number)  # the second must not break the end off
+                signal.raise_signal(signal.SIGTERM)
+                ended.append(name)
+
+    with pytest.raises(KeyboardInterrupt):
+        page()
+    assert ended == [name]
+    assert signal.getsignal(number) == before
+
+
+def test_an_ignored_signal_stays_ignored():
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as nohup does with SIGHUP
+    try:
+        with privacy.stoppable():
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@needs_locks
+@pytest.mark.slow
+def test_closed_terminal_takes_the_photographs_and_a_kill_leaves_them_to_the_next(
+    folder, environment, tmp_path
+):
+    for path in folder.glob("*.pt"):
+        shutil.copy(path, tmp_path)
+    uploads = tmp_path / "uploads"
+    for number in (signal.SIGKILL, signal.SIGHUP):
+        with running(tmp_path, environment=environment) as (process, url):
+            assert send(url, "not a photograph")[0] == 200
+            folders = [path for path in left_in(uploads) if path.is_dir()]
+            assert len(folders) == 1  # the killed page's is gone
+            assert len(left_in(uploads)) == 2
+            process.send_signal(number)
+            process.wait(PATIENCE)
+        assert len(left_in(uploads)) == (2 if number == signal.SIGKILL else 0)
 
 
 def test_port_in_use_is_one_line(monkeypatch, capsys, folder):

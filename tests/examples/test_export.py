@@ -1,5 +1,6 @@
 """Exported networks run without the example, and give its logits."""
 
+import os
 import sys
 
 import checkpoint
@@ -9,7 +10,7 @@ import export
 import numpy as np
 import pytest
 import torch
-from example_scripts import call, refused
+from example_scripts import EXAMPLE, call, refused
 from models import build_model
 from settings import Settings
 from test_checkpoint import STATE
@@ -28,7 +29,8 @@ USERS = {
     "export": TORCH.replace("LOAD", "torch.export.load(sys.argv[1]).module()"),
     "aoti": TORCH.replace("LOAD", "torch._inductor.aoti_load_package(sys.argv[1])"),
     "onnx": """
-import sys
+import os, sys
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import numpy, onnxruntime
 session = onnxruntime.InferenceSession(sys.argv[1])
 (logits,) = session.run(None, {"images": numpy.load(sys.argv[2])})
@@ -124,6 +126,28 @@ def test_file_that_differs_is_an_error_and_the_old_one_stays(added, trained, tmp
     assert error.startswith("error: what was written differs from the network by")
     assert out.read_text() == "old"
     assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.slow
+def test_onnx_export_writes_no_device_id(trained, tmp_path, script_environment):
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = script_environment | dict.fromkeys(["HOME", "TMPDIR", "XDG_CACHE_HOME"], home)
+    for name in ("ORT_DISABLE_TELEMETRY", "CI"):
+        environment.pop(name, None)
+    out = tmp_path / "best.onnx"
+    script = [EXAMPLE / "export.py", "--checkpoint", trained, "--to", "onnx", "--out", out]
+    children.run([sys.executable, *script], env=environment, timeout=280, check=True)
+    assert [path for path in home.rglob("*") if path.is_file()] == []
+
+
+def test_telemetry_is_off_before_onnxruntime_is_imported(monkeypatch):
+    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "")
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(export.ExportError, match="needs onnxruntime"):
+        export.load_onnx("best.onnx")
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
 
 
 @pytest.mark.parametrize("missing", ["onnxscript", "onnxruntime"])

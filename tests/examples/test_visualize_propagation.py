@@ -1,6 +1,8 @@
 """The pictures of how a pixel spreads: what they show is what the layer does."""
 
+import importlib
 import io
+import sys
 
 import checkpoint
 import evaluate
@@ -255,16 +257,25 @@ def test_long_animation_leaves_out_steps_but_not_the_first_and_the_last(
 
 
 def test_default_pictures_are_written_and_small(command, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(command, "ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
     assert call(monkeypatch, command) == 0
     names = ["propagation.gif", "propagation.png"]
-    assert sorted(p.name for p in (tmp_path / "docs").iterdir()) == names
-    assert (tmp_path / "docs" / "propagation.gif").stat().st_size < 300_000
-    with Image.open(tmp_path / "docs" / "propagation.png") as file:
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
+    assert (tmp_path / "propagation.gif").stat().st_size < 300_000
+    with Image.open(tmp_path / "propagation.png") as file:
         assert file.width > 1000
-    assert capsys.readouterr().out.split() == [
-        str(tmp_path / "docs" / name) for name in reversed(names)
-    ]
+    assert capsys.readouterr().out.split() == names[::-1]
+
+
+def test_pictures_without_a_network_need_no_package_of_the_networks(
+    propagation, image, tmp_path, monkeypatch
+):
+    monkeypatch.delitem(sys.modules, "visualize_propagation", raising=False)
+    for name in ("cv2", "maxflow", "evaluate", "onnx", "gradio", "tqdm"):
+        monkeypatch.setitem(sys.modules, name, None)
+    command = importlib.import_module("visualize_propagation")
+    monkeypatch.delitem(sys.modules, "visualize_propagation")
+    assert call(monkeypatch, command, "--gate", image, "--out", tmp_path / "new") == 0
 
 
 def test_drawn_gate_map_keeps_its_shape_and_its_walls(command, propagation, image, tmp_path):
@@ -367,7 +378,7 @@ def test_old_pictures_survive_a_full_disk(command, image, tmp_path, monkeypatch,
 
     here = tmp_path / "here"
     here.mkdir()
-    monkeypatch.chdir(here)  # the default, but for the README's pictures
+    monkeypatch.chdir(here)  # the default
     (here / "propagation.png").write_bytes(b"old")
     monkeypatch.setattr("os.fsync", full_disk)
     assert "No space left" in refused(monkeypatch, capsys, command, "--gate", image)
