@@ -48,7 +48,7 @@ def test_a_good_set_is_described(tree, here, monkeypatch, capsys):
         "helen-validation.png",
     ]
     assert sorted(tree.rglob("*")) == before
-    assert list((here.parent / "cache").glob("*.npy"))
+    assert list((here.parent / "cache").rglob("*.npy"))
 
 
 def test_class_shares_are_those_of_the_labels(tmp_path, here, monkeypatch, capsys):
