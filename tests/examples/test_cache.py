@@ -431,6 +431,16 @@ def test_default_folder_follows_the_environment(monkeypatch):
     assert str(default_folder()) == "/home/me/.cache/gatedrnn"
 
 
+def test_a_user_without_a_home_has_a_default_folder(monkeypatch):
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("GATEDRNN_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(cache.Path, "home", home)
+    assert default_folder().name == f"gatedrnn-{os.getuid()}"
+
+
 def test_the_fingerprint_is_of_name_size_time_and_rule(tree):
     records = helen.find(tree, "train")
     marks = [cache.fingerprint(tree, records, "rule"), cache.fingerprint(tree, records, "another")]

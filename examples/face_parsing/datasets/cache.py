@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import stat
+import tempfile
 import time
 import zlib
 from pathlib import Path
@@ -55,10 +56,18 @@ class Key(NamedTuple):
 
 
 def default_folder():
-    """$GATEDRNN_CACHE, else gatedrnn in $XDG_CACHE_HOME, else in ~/.cache."""
+    """$GATEDRNN_CACHE, else gatedrnn in $XDG_CACHE_HOME, else in ~/.cache.
+
+    A user without a home directory gets a folder of their own among the temporary files.
+    """
     if os.environ.get("GATEDRNN_CACHE"):
         return Path(os.environ["GATEDRNN_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gatedrnn"
+    if os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"]) / "gatedrnn"
+    try:
+        return Path.home() / ".cache" / "gatedrnn"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"gatedrnn-{os.getuid()}"
 
 
 def checked_folder(folder, root):
