@@ -134,6 +134,12 @@ def test_bad_arguments_are_one_line(tree, here, monkeypatch, capsys):
         assert words in refused(monkeypatch, capsys, command, *arguments)
 
 
+def test_a_root_that_is_a_loop_of_links_is_one_line(here, monkeypatch, capsys):
+    (here / "loop").symlink_to("loop")
+    arguments = ["inspect", "--dataset", "helen", "--root", here / "loop"]
+    assert str(here / "loop") in refused(monkeypatch, capsys, command, *arguments)
+
+
 def test_the_folder_runs_as_a_program(here, script_environment):
     arguments = ["inspect", "--dataset", "synthetic", "--split", "test", "--limit", "3"]
     done = children.run(
