@@ -1,6 +1,7 @@
 """Files that are whole or not there: atomic writing, and the checkpoint's own format."""
 
 import contextlib
+import errno
 import io
 import itertools
 import os
@@ -9,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import torch
+from datasets.files import note
 from settings import FIELDS, check
 
 try:
@@ -18,6 +20,7 @@ except ImportError:  # not a POSIX system: nothing is locked
 
 TEMPORARY = ".gatedrnn-tmp"  # in the names of files that are not whole yet
 PATIENCE = 3.0  # seconds that a process which was told to stop has to let go of its folder
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF, errno.ENOSYS)
 _numbers = itertools.count()
 KIND = "gatedrnn face parser, version 3"
 # name: type of each entry; see train.py for what they hold.
@@ -85,7 +88,7 @@ def _hold(folder):
             raise CheckpointError(f"--out must be a folder, {folder} is not") from None
         try:
             if fcntl:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(handle, folder)
             if os.path.samestat(os.fstat(handle), os.stat(folder)):
                 return handle
         except FileNotFoundError:
@@ -96,6 +99,16 @@ def _hold(folder):
                 raise CheckpointError(f"another process is writing to {folder}") from None
             time.sleep(0.1)
         os.close(handle)
+
+
+def _lock(handle, folder):
+    """Lock a folder, or print a note where its file system has no locks."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        note(f"{folder} cannot be locked ({error.strerror}): let only one run write to it")
 
 
 def temporary_beside(path):

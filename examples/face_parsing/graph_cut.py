@@ -7,7 +7,6 @@ it until none of them does. With two labels the result is then the minimum; with
 it by at most the minimum's own pairwise part.
 """
 
-import maxflow
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -113,6 +112,8 @@ def expansion(labels, label, costs, across, down):
     (keep, keep), (keep, change), (change, keep) and (change, change = 0), is
     A + (C - A) [first changes] - C [second changes] + (B + C - A) [first keeps, second changes].
     """
+    import maxflow  # here, so that what cuts no graph runs without this GPL package
+
     height, width = labels.shape
     # What a change costs more than keeping.
     change = costs[label] - np.take_along_axis(costs, labels[None], 0)[0]

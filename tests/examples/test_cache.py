@@ -38,7 +38,7 @@ def read(tree, folder, split="train", **options):
 
 
 def files(folder, ending="*"):
-    return sorted(folder.glob(ending))
+    return sorted((folder / cache.FOLDER).glob(ending))
 
 
 def assert_same(faces, others):
@@ -228,8 +228,8 @@ from pathlib import Path
 from datasets import cache
 whole = cache._write
 def wait(file, rows, count, side):
-    (Path(sys.argv[3]) / f"{id(wait)}-{time.time_ns()}.here").touch()
-    while len(list(Path(sys.argv[3]).glob("*.here"))) < 2:
+    (Path(sys.argv[3]) / cache.FOLDER / f"{id(wait)}-{time.time_ns()}.here").touch()
+    while len(list(Path(sys.argv[3]).rglob("*.here"))) < 2:
         time.sleep(0.01)
     return whole(file, rows, count, side)
 cache._write = wait
@@ -280,15 +280,75 @@ def test_a_killed_writer_leaves_nothing_that_counts(tree, folder, no_decoding):
     assert_same(read(tree, folder), plain)
 
 
-def test_a_fresh_unlocked_temporary_is_left_alone(folder):
-    folder.mkdir()
-    young, old, lone = folder / "a.tmp", folder / "b.tmp", folder / "c.npy"
+def test_a_fresh_unlocked_temporary_is_left_alone(tmp_path):
+    stem = "helen-train-fine-128-all-0123456789abcdef0123"
+    young, old, lone = (
+        tmp_path / f"{stem}.{ending}" for ending in ("0123456789ab.tmp", "ba9876543210.tmp", "npy")
+    )
     for path in (young, old, lone):
         path.write_bytes(b"")
     os.utime(old, (0, 0))
     os.utime(lone, (0, 0))
-    cache.remove_leftovers(folder)
-    assert files(folder) == [young]
+    cache.remove_leftovers(tmp_path)
+    assert sorted(tmp_path.iterdir()) == [young]
+
+
+def test_files_of_others_are_left_alone(tree, folder):
+    """In the folder that the user names, and in the cache's own."""
+    own = folder / cache.FOLDER
+    own.mkdir(parents=True)
+    stem = "helen-train-fine-128-all"
+    names = ["results.npy", "draft.tmp", "helen-train.npy", f"{stem}-mine.npy", f"{stem}-mine.tmp"]
+    mine = {path / name for path in (folder, own) for name in names}
+    for path in mine:
+        path.write_bytes(b"mine")
+        os.utime(path, (0, 0))
+    read(tree, folder)
+    read(tree, folder, limit=2)
+    touch(trees.image("helen", tree, 0))
+    read(tree, folder)  # removes the stale files of the cache
+    assert len(files(folder, "*.json")) == 2
+    assert all(path.read_bytes() == b"mine" for path in mine)
+
+
+def test_the_cache_is_private(tree, folder):
+    before = os.umask(0)
+    try:
+        read(tree, folder)
+    finally:
+        os.umask(before)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    own = folder / cache.FOLDER
+    own.chmod(0o777)
+    read(tree, folder)
+    assert own.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("place", [".", cache.FOLDER])
+def test_the_folder_of_another_user_is_refused(place, tree, folder, monkeypatch):
+    (folder / cache.FOLDER).mkdir(parents=True)
+    found = os.lstat
+
+    def lstat(path):
+        status = found(path)
+        if path == folder / place:
+            return os.stat_result([*status[:4], os.geteuid() + 1, *status[5:]])
+        return status
+
+    monkeypatch.setattr(os, "lstat", lstat)
+    with pytest.raises(DataError, match=r"must be yours, it belongs to user .*--no-cache"):
+        read(tree, folder)
+    assert files(folder) == []
+
+
+def test_a_link_in_place_of_the_cache_is_refused(tree, folder, tmp_path):
+    """Another user could choose where it leads."""
+    folder.mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (folder / cache.FOLDER).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match="must not be a link"):
+        read(tree, folder)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
 def test_a_file_that_changes_while_it_is_read_is_not_cached(tree, folder, monkeypatch, capsys):
@@ -369,6 +429,16 @@ def test_default_folder_follows_the_environment(monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/home/me")
     assert str(default_folder()) == "/home/me/.cache/gatedrnn"
+
+
+def test_a_user_without_a_home_has_a_default_folder(monkeypatch):
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("GATEDRNN_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(cache.Path, "home", home)
+    assert default_folder().name == f"gatedrnn-{os.getuid()}"
 
 
 def test_the_fingerprint_is_of_name_size_time_and_rule(tree):

@@ -145,3 +145,14 @@ def test_missing_checkpoint_is_one_line(tmp_path):
     for path in (tmp_path / "none.pt", tmp_path):
         with pytest.raises(CheckpointError, match="no checkpoint at"):
             checkpoint.load(path)
+
+
+@pytest.mark.parametrize("number", checkpoint.NO_LOCKS)
+def test_a_file_system_without_locks_is_a_note(number, tmp_path, monkeypatch, capsys):
+    def refuse(handle, operation):
+        raise OSError(number, "No locks available")
+
+    monkeypatch.setattr(checkpoint.fcntl, "flock", refuse)
+    with checkpoint.claimed(tmp_path / "out"):
+        assert (tmp_path / "out").is_dir()
+    assert f"note: {tmp_path / 'out'} cannot be locked" in capsys.readouterr().err

@@ -223,6 +223,18 @@ def break_landmarks(name, root):
     return str(path), "'106'"
 
 
+def break_zero_landmarks(name, root):
+    path = trees.landmarks(root, 1)
+    path.write_text("106\n" + "0 0\n" * 106)
+    return str(path), "must have landmarks that lie apart"
+
+
+def break_empty_masks(name, root):
+    for part in trees.PARTS:
+        Image.new("L", (80, 80)).save(trees.label(name, root, 1, part))
+    return "are all empty", str(trees.image(name, root, 1))
+
+
 def break_missing_landmarks(name, root):
     path = trees.landmarks(root, 1)
     path.unlink()
@@ -234,6 +246,8 @@ BREAKS[break_missing_image] = LISTED  # elsewhere the photographs themselves are
 BREAKS[break_unknown_label] = BREAKS[break_colour_label] = NAMES[2:]  # values are not classes
 BREAKS[break_faceless] = ("helen", "lapa")  # cut about the face
 BREAKS[break_landmarks] = BREAKS[break_missing_landmarks] = ("lapa",)
+BREAKS[break_zero_landmarks] = ("lapa",)
+BREAKS[break_empty_masks] = ("celebamask-hq",)
 
 
 @pytest.mark.parametrize(
@@ -292,6 +306,15 @@ def test_no_root_no_folder_an_empty_one_and_a_file_are_told_apart(name, tmp_path
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="a file, not a folder"):
         open_dataset(name, tmp_path / "file", "train")
+
+
+def test_lapa_takes_capital_letters_and_leaves_out_the_files_of_macos(tmp_path):
+    tree = trees.write_tree("lapa", tmp_path)
+    path = trees.image("lapa", tree, 1)
+    path.with_name(f"._{path.name}").write_bytes(b"not a photograph")
+    path.rename(path.with_suffix(".JPG"))
+    faces = open_dataset("lapa", tree, "train")
+    assert len(faces.images) == 3
 
 
 @pytest.mark.parametrize("name", ["celebamask-hq", "lapa"])

@@ -1,7 +1,10 @@
 """The graph cut against all labellings of tiny grids."""
 
+import importlib
 import itertools
+import sys
 
+import graph_cut
 import numpy as np
 import pytest
 import torch
@@ -147,6 +150,14 @@ def test_search_finds_a_smoothness_or_zero():
     doubled = labels.repeat_interleave(2, 1).repeat_interleave(2, 2)
     assert search(probabilities, boundary, doubled) == (best, score)
     assert search(onehot, boundary, labels) == (0, 1.0)
+
+
+def test_only_a_cut_needs_the_package_under_the_gpl(monkeypatch):
+    monkeypatch.setitem(sys.modules, "maxflow", None)
+    importlib.reload(graph_cut)
+    parts = random_energy(np.random.default_rng(0), 2, 3, 4)
+    with pytest.raises(ImportError, match="maxflow"):
+        graph_cut.expansion(np.zeros((3, 4), int), 0, *parts)
 
 
 def test_what_does_not_fit_is_refused():

@@ -48,7 +48,7 @@ def test_a_good_set_is_described(tree, here, monkeypatch, capsys):
         "helen-validation.png",
     ]
     assert sorted(tree.rglob("*")) == before
-    assert list((here.parent / "cache").glob("*.npy"))
+    assert list((here.parent / "cache").rglob("*.npy"))
 
 
 def test_class_shares_are_those_of_the_labels(tmp_path, here, monkeypatch, capsys):
@@ -132,6 +132,12 @@ def test_bad_arguments_are_one_line(tree, here, monkeypatch, capsys):
         ([], "inspect"),
     ):
         assert words in refused(monkeypatch, capsys, command, *arguments)
+
+
+def test_a_root_that_is_a_loop_of_links_is_one_line(here, monkeypatch, capsys):
+    (here / "loop").symlink_to("loop")
+    arguments = ["inspect", "--dataset", "helen", "--root", here / "loop"]
+    assert str(here / "loop") in refused(monkeypatch, capsys, command, *arguments)
 
 
 def test_the_folder_runs_as_a_program(here, script_environment):

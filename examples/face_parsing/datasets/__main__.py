@@ -85,8 +85,11 @@ def sheet_path(args, split, *, several):
     if args.out and several:
         path = path.with_name(f"{path.stem}-{split}{path.suffix}")
     if args.root is not None:
-        root = Path(args.root).resolve()
-        if root in path.resolve().parents:
+        try:
+            root, place = Path(args.root).resolve(), path.resolve()
+        except (RuntimeError, OSError) as error:  # a loop of links
+            raise DataError(f"cannot use --root {args.root}: {error}") from None
+        if root in place.parents:
             raise DataError(f"will not write {path} into the data set's own folder: give --out")
     if not path.parent.is_dir():
         raise DataError(f"no folder {path.parent} to write {path.name} in")

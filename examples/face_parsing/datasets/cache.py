@@ -8,7 +8,10 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import secrets
+import stat
+import tempfile
 import time
 import zlib
 from pathlib import Path
@@ -25,6 +28,13 @@ except ImportError:  # not a POSIX system: leftovers are told by their age alone
     fcntl = None
 
 FORMAT = 1
+# A folder that holds the cache's files only. The user's folder may hold other files.
+FOLDER = "gatedrnn-faces"
+PRIVATE = 0o700  # the mode of the folder: photographs of people are nobody else's business
+NAME = re.compile(
+    r"[a-z-]+-(train|validation|test)-(coarse|fine)-\d+-(all|\d+)-[0-9a-f]{20}"
+    r"\.(npy|json|[0-9a-f]{12}\.tmp)"
+)
 FRESH = 60  # seconds for which an unlocked temporary is left alone: it may be about to be locked
 OLD = 2 * 24 * 3600  # seconds after which one is removed where files cannot be locked
 CHUNK = 1 << 24
@@ -46,17 +56,26 @@ class Key(NamedTuple):
 
 
 def default_folder():
-    """$GATEDRNN_CACHE, else gatedrnn in $XDG_CACHE_HOME, else in ~/.cache."""
+    """$GATEDRNN_CACHE, else gatedrnn in $XDG_CACHE_HOME, else in ~/.cache.
+
+    A user without a home directory gets a folder of their own among the temporary files.
+    """
     if os.environ.get("GATEDRNN_CACHE"):
         return Path(os.environ["GATEDRNN_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gatedrnn"
+    if os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"]) / "gatedrnn"
+    try:
+        return Path.home() / ".cache" / "gatedrnn"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"gatedrnn-{os.getuid()}"
 
 
 def checked_folder(folder, root):
-    """The cache's folder as a Path.
+    """The folder for the cache's files, as a Path: ``FOLDER`` in ``folder``. It may not exist yet.
 
     Raises:
-        DataError: it lies at or below the data set's root, which is not ours to write to.
+        DataError: it is at or below the data set's root, which is not ours to write to; or another
+            user owns it and could plant files in it.
     """
     folder = Path(folder)
     try:
@@ -65,7 +84,24 @@ def checked_folder(folder, root):
         raise DataError(f"cannot use the cache folder {folder} for {root}: {error}") from None
     if place == root or root in place.parents:
         raise DataError(f"the cache folder {folder} lies in the data set's own folder {root}")
-    return place
+    _check_owner(place, ours=(0,))  # root's is as good: /tmp
+    _check_owner(place / FOLDER)
+    return place / FOLDER
+
+
+def _check_owner(folder, ours=()):
+    """Refuse a folder of another user; ``ours`` are users who are trusted as well."""
+    try:
+        status = os.lstat(folder)
+    except OSError:  # not there yet, or found unusable later
+        return
+    if stat.S_ISLNK(status.st_mode):  # somebody else may choose where it leads
+        raise DataError(f"the cache folder {folder} must not be a link")
+    if hasattr(os, "geteuid") and status.st_uid not in (os.geteuid(), *ours):
+        raise DataError(
+            f"the cache folder {folder} must be yours, it belongs to user {status.st_uid}: "
+            "choose another with --cache DIR, or --no-cache"
+        )
 
 
 def record_type(side):
@@ -103,6 +139,8 @@ def open_or_fill(folder, key, root, records, rule, rows, decoder, *, skip_bad):
         A structured array (N,) of ``record_type``, mapped copy-on-write, and the skipped lines;
         None and () where the cache cannot be written, with a note on the error stream.
     """
+    with contextlib.suppress(OSError):  # not there yet
+        folder.chmod(PRIVATE)
     mark = fingerprint(root, records, rule)
     path = folder / f"{key.stem()}-{mark}.npy"
     found = _open(path, key.side)
@@ -110,7 +148,8 @@ def open_or_fill(folder, key, root, records, rule, rows, decoder, *, skip_bad):
     if found is not None and (skip_bad or not found[1]):
         return found
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(PRIVATE, parents=True, exist_ok=True)
+        folder.mkdir(PRIVATE, exist_ok=True)
         remove_leftovers(folder)
         with _temporary(folder, path.stem) as file:
             kept = _write(file, rows(), len(records), key.side)
@@ -204,16 +243,17 @@ def _temporary(folder, stem):
 
 def remove_leftovers(folder):
     """Remove what killed writers left: temporaries that no process has locked, lone .npy files."""
-    for path in folder.glob("*.npy"):
-        with contextlib.suppress(OSError):
-            lone = not path.with_suffix(".json").exists()
-            if lone and time.time() - path.stat().st_mtime > FRESH:
-                path.unlink()
-    for path in folder.glob("*.tmp"):
+    for path in _files_of(folder):
         with contextlib.suppress(OSError):
             age = time.time() - path.stat().st_mtime
-            if age > FRESH and _abandoned(path, age):
+            lone = path.suffix == ".npy" and not path.with_suffix(".json").exists()
+            if age > FRESH and (lone or (path.suffix == ".tmp" and _abandoned(path, age))):
                 path.unlink()
+
+
+def _files_of(folder):
+    """The files in a folder whose names are those that this module makes."""
+    return [path for path in folder.iterdir() if NAME.fullmatch(path.name)]
 
 
 def _abandoned(path, age):
@@ -232,8 +272,8 @@ def _abandoned(path, age):
 
 def _remove_stale(folder, key, path):
     """Remove the files of the same key that have another fingerprint."""
-    for other in folder.glob(f"{key.stem()}-*.json"):
-        if other.stem == path.stem:
+    for other in _files_of(folder):
+        if other.suffix != ".json" or other.stem == path.stem:
             continue
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             if json.loads(other.read_text())["key"] == key._asdict():

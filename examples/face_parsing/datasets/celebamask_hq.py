@@ -71,7 +71,7 @@ def read(record):
     """Labels (H, W) uint8 in TABLE, and no points.
 
     Raises:
-        DataError: the face has no mask, or masks of different sizes.
+        DataError: the face has no mask, masks of different sizes, or empty ones only.
     """
     if not record.labels:
         raise DataError(f"{NAME}: {record.image} has no mask file in {MASKS}")
@@ -86,4 +86,6 @@ def read(record):
                 f"{record.labels[0]} is {labels.shape[1]} x {labels.shape[0]}"
             )
         labels[mask > 0] = 1 + PARTS.index(Path(path).stem.partition("_")[2])
+    if not labels.any():
+        raise DataError(f"{NAME}: the masks of {record.image} are all empty: {record.labels[0]}")
     return labels, None

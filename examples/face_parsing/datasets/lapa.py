@@ -31,7 +31,7 @@ def find(root, split):
     folder = LISTS[split].partition("/")[0]
     parts = [f"{folder}/{part}" for part in ("images", "labels", "landmarks")]
     folder = files.require(NAME, HOME, root, parts) / folder
-    names = [n for n in files.entry_names(NAME, folder / "images") if n.endswith(".jpg")]
+    names = [n for n in files.entry_names(NAME, folder / "images") if is_photograph(n)]
     if not names:
         raise DataError(
             f"{NAME}: no '<id>.jpg' in {folder / 'images'} ({files.found(folder / 'images')}); "
@@ -48,12 +48,20 @@ def find(root, split):
     ]
 
 
+def is_photograph(name):
+    """Whether a file is a face's photograph; macOS leaves `._*` files next to those."""
+    return name.lower().endswith(".jpg") and not name.startswith(".")
+
+
 def read(record):
     """Labels (H, W) uint8 in TABLE, and points (5, 2) float32 from the landmarks."""
     (path,) = record.labels
     labels = files.read_pixels(NAME, path, record.origin)
     files.check_values(NAME, path, labels, len(TABLE.names))
-    return labels, _read_landmarks(record.landmarks, record.origin)[list(FIVE)]
+    points = _read_landmarks(record.landmarks, record.origin)[list(FIVE)]
+    if np.ptp(points, axis=0).max() < 1:
+        raise DataError(f"{NAME}: {record.landmarks} must have landmarks that lie apart")
+    return labels, points
 
 
 def _read_landmarks(path, origin):
