@@ -45,7 +45,7 @@ def new_state(settings, facts, *, faces, world=1):
         "best": -1.0,  # the highest validation accuracy
         "model": model.state_dict(),
         "average": {name: value.clone() for name, value in model.state_dict().items()},
-        "optimizer": torch.optim.AdamW(model.parameters()).state_dict(),
+        "optimizer": {},  # by a parameter's number: AdamW's tensors for it
         "scaler": {},
     }
 
@@ -68,27 +68,43 @@ class Training:
         try:
             self.model.load_state_dict(state["model"])
             self.average.load_state_dict(state["average"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            self._restore_optimizer(state["optimizer"])
             if state["scaler"]:
                 self.scaler.load_state_dict(state["scaler"])
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             words = " ".join(str(error).split())
             raise CheckpointError(
                 f"the checkpoint's state does not fit its settings: {words}"
             ) from None
         self.parallel = processes.wrap(self.model, device)
 
+    def _restore_optimizer(self, stored):
+        """Give AdamW back its tensors; ValueError if they are not those of the parameters."""
+        (group,) = self.optimizer.param_groups
+        parameters = {str(number): value for number, value in enumerate(group["params"])}
+        for number, values in stored.items():
+            parameter = parameters[str(number)]
+            shapes = {name: value.shape for name, value in values.items()}
+            expected = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+            if shapes != expected or (values["exp_avg_sq"] < 0).any() or values["step"] < 1:
+                raise ValueError(f"the optimizer's tensors of parameter {number}")
+            # With the parameter's strides: others could round otherwise.
+            self.optimizer.state[parameter] = {
+                "step": values["step"].float(),
+                "exp_avg": torch.zeros_like(parameter).copy_(values["exp_avg"]),
+                "exp_avg_sq": torch.zeros_like(parameter).copy_(values["exp_avg_sq"]),
+            }
+
     def write_to(self, state):
-        """FloatingPointError if a weight is not finite: such a state is never saved."""
-        for name, value in self.model.state_dict().items():
-            if not value.isfinite().all():
-                raise FloatingPointError(f"weight '{name}' is not finite at step {state['step']}")
-        state.update(
-            model=self.model.state_dict(),
-            average=self.average.state_dict(),
-            optimizer=self.optimizer.state_dict(),
-            scaler=self.scaler.state_dict(),
-        )
+        """FloatingPointError if a number is not finite: such a state is never saved."""
+        optimizer = self.optimizer.state_dict()["state"]
+        weights = {"model": self.model.state_dict(), "average": self.average.state_dict()}
+        for kind, tensors in (weights | optimizer).items():
+            for name, value in tensors.items():
+                if not value.isfinite().all():
+                    words = f"weight '{name}'" if kind in weights else f"AdamW's '{name}'"
+                    raise FloatingPointError(f"{words} is not finite at step {state['step']}")
+        state.update(weights, optimizer=optimizer, scaler=self.scaler.state_dict())
 
 
 def train(state, train_faces, validation, *, view, device, save, processes=None, workers=0):
@@ -121,12 +137,14 @@ def train(state, train_faces, validation, *, view, device, save, processes=None,
             train_epoch(training, state, train_faces, view, save=save, stop=stop, workers=workers)
             row = {name: total / state["seen"] for name, total in state["sums"].items()}
             if processes.first and len(validation.images):
-                row["validation"] = evaluate.score(training.average, validation)
-            score = row.get("validation", math.inf)  # without validation the last is the best
-            best = score > state["best"] or score == math.inf
+                score = evaluate.score(training.average, validation)
+                if math.isfinite(score):  # NaN where no validation face shows a key point
+                    row["validation"] = score
+            # Without validation the last is the best.
+            best = "validation" not in row or row["validation"] > state["best"]
             state["history"] = [*state["history"], row]
             state.update(epoch=state["epoch"] + 1, batch=0, sums={}, seen=0)
-            state["best"] = max(score, state["best"])
+            state["best"] = max(state["best"], row.get("validation", -1.0))
             training.write_to(state)
             save(state, best=best)
             if processes.first:
