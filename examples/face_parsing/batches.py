@@ -67,6 +67,18 @@ def generator(*key):
     return torch.Generator().manual_seed(seed >> 1)  # manual_seed takes a signed number
 
 
+def shared(batch):
+    """A batch in shared memory, moved there by the worker itself.
+
+    PyTorch would do it in a thread of the worker. If memory is short there, the batch is lost, and
+    the training waits for it forever. Here, it is an error that reaches the training.
+    """
+    for tensor in batch:
+        if tensor is not None:
+            tensor.share_memory_()
+    return batch
+
+
 def batches(epoch, *, start=0, workers=0, pin_memory=False):
     """Yields the batches from number ``start`` on, made by ``workers`` processes."""
     loader = DataLoader(
@@ -74,6 +86,7 @@ def batches(epoch, *, start=0, workers=0, pin_memory=False):
         batch_size=None,
         sampler=range(start, len(epoch)),
         num_workers=workers,
+        collate_fn=shared if workers else None,
         pin_memory=pin_memory,
     )
     # A signal to the whole group stops the training between two steps, and the workers must last

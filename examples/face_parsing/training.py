@@ -1,5 +1,6 @@
 """The training loop: from a state to a later one, step by step, in one process or several."""
 
+import contextlib
 import math
 import time
 
@@ -17,6 +18,11 @@ WARM_UP = 50  # steps
 AVERAGING = 8  # the average spans about the last 1 / (AVERAGING + 1) of all steps so far
 SAVE_SECONDS = 120  # a longer epoch is saved in between
 SAVED = "saved; --resume goes on from here"
+KILLED = "a process that makes the batches (--workers) was killed"
+NO_SHARED_MEMORY = (
+    "the processes that make the batches (--workers) share them in /dev/shm, which is full: make "
+    "it larger (docker run --shm-size=2g), or use --workers 0"
+)
 
 
 def new_state(settings, facts, *, faces, world=1):
@@ -176,13 +182,16 @@ def train_epoch(training, state, faces, view, *, save, stop, workers):
         disable=None if processes.first else True,
     )
     start = saved = time.perf_counter()
-    for batch in unbroken(bar):
-        means, stopping = train_step(training, state, batch, len(epoch), stop.requested)
-        count = len(epoch.chosen[state["batch"]])
-        for name, mean in means.items():
-            state["sums"][name] = state["sums"].get(name, 0.0) + mean * count
-        state["seen"] += count
-        state["batch"] += 1
+    # Several processes stop after the same step, so none of them can stop while it waits.
+    for batch in unbroken(bar, stop.at_once if processes.world == 1 else contextlib.nullcontext):
+        stopping = batch is None
+        if batch is not None:
+            means, stopping = train_step(training, state, batch, len(epoch), stop.requested)
+            count = len(epoch.chosen[state["batch"]])
+            for name, mean in means.items():
+                state["sums"][name] = state["sums"].get(name, 0.0) + mean * count
+            state["seen"] += count
+            state["batch"] += 1
         now = time.perf_counter()
         if stopping or now - saved > SAVE_SECONDS:
             state["seconds"] += now - start
@@ -194,14 +203,34 @@ def train_epoch(training, state, faces, view, *, save, stop, workers):
     state["seconds"] += time.perf_counter() - start
 
 
-def unbroken(made):
-    """The batches; StoppedError if a process that makes them is gone."""
-    try:
-        yield from made
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+def unbroken(made, waiting):
+    """The batches, and None in place of one if a request to stop came while it was waited for.
+
+    Args:
+        waiting: makes the context to wait in.
+
+    Raises:
+        StoppedError: a process that makes the batches is gone, or has no memory to share them.
+    """
+    made = iter(made)
+    while True:
+        batch = None
+        try:
+            with waiting():
+                batch = next(made)
+        except StopIteration:
+            return
+        except KeyboardInterrupt:
+            pass
+        except RuntimeError as error:
+            if "shared memory" in str(error) or "Bus error" in str(error):
+                raise StoppedError(NO_SHARED_MEMORY) from None
+            if "is killed by signal" in str(error) or "exited unexpectedly" in str(error):
+                raise StoppedError(KILLED) from None
             raise
-        raise StoppedError("a process that makes the batches (--workers) was killed") from None
+        yield batch
+        if batch is None:
+            return
 
 
 def train_step(training, state, batch, steps, stop_requested):
