@@ -20,7 +20,7 @@ except ImportError:  # not a POSIX system: nothing is locked
     fcntl = None
 
 TEMPORARY = ".gatedrnn-tmp"  # in the names of files that are not whole yet
-PATIENCE = 3.0  # seconds that a process which was told to stop has to let go of its folder
+PATIENCE = 5.0  # seconds that a process which was told to stop has to let go of its folder
 _numbers = itertools.count()
 KIND = "gatedrnn training, version 4"
 LARGEST = 2**53  # of a state's numbers; up to there, a float holds every integer

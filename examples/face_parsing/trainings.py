@@ -11,7 +11,6 @@ from typing import NamedTuple
 import checkpoint
 import settings as settings_module
 from checkpoint import CheckpointError
-from processes import PARENT
 from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
@@ -40,7 +39,8 @@ def start(args, training, given):
     """
     out = args.out / training.name
     out.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(HERE / "train.py"), "--config", str(training.config)]
+    command = [sys.executable, str(HERE / "watched.py"), str(os.getpid()), str(HERE / "train.py")]
+    command += ["--config", str(training.config)]
     command += ["--out", str(out), "--device", str(args.device), "--cache", str(args.cache)]
     if training.root is not None:
         command += ["--root", str(training.root)]
@@ -52,7 +52,7 @@ def start(args, training, given):
     if (out / "last.pt").exists():
         command.append("--resume")
     threads = max(1, (os.cpu_count() or 1) // args.jobs)  # unless the user has said how many
-    environment = {"OMP_NUM_THREADS": str(threads), **os.environ, PARENT: str(os.getpid())}
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
     with open(log_of(args, training), "ab") as log:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
