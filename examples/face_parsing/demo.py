@@ -205,7 +205,7 @@ def main():
             raise DataError(f"--port must be free, {given}") from None
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
         try:
-            print(url, flush=True)
+            commands.say(url)
             threading.Event().wait()
         except KeyboardInterrupt:
             page.close(verbose=False)

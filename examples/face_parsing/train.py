@@ -23,6 +23,7 @@ import fine
 import pictures
 import settings as settings_module
 from checkpoint import CheckpointError
+from console import say
 from datasets import DATASETS, DRAWN, FINE, SPLITS, DataError
 from models import PointsNet
 from processes import Processes
@@ -284,8 +285,8 @@ def train_chain(args, given):
         result = {"dataset": dataset, "faces": len(faces.images), **fine.summary(parser, faces)}
         text = json.dumps(result, indent=2) + "\n"
         checkpoint.write_atomically(args.out / "metrics.json", text.encode())
-    print(evaluate.as_text(result))
-    print(f"face parser in {path}, {path.stat().st_size / 1e6:.2f} MB")
+    say(*evaluate.as_lines(result))
+    say(f"face parser in {path}, {path.stat().st_size / 1e6:.2f} MB")
 
 
 def run(args, given, out, processes):
@@ -339,8 +340,8 @@ def run(args, given, out, processes):
             workers=args.workers,
         )
     if processes.first:
-        print(evaluate.as_text(write_results(out, state, stills, device=device)))
-        print(f"results in {out}")
+        say(*evaluate.as_lines(write_results(out, state, stills, device=device)))
+        say(f"results in {out}")
         commands.report_skipped(*faces.values())
 
 

@@ -8,6 +8,7 @@ import evaluate
 import torch
 from batches import Epoch, batches
 from checkpoint import CheckpointError
+from console import say
 from losses import losses_of
 from models import build_model
 from processes import Processes, StoppedError, StopRequest
@@ -155,7 +156,7 @@ def train(state, train_faces, validation, *, view, device, save, processes=None,
             save(state, best=best)
             if processes.first:
                 words = "  ".join(f"{k} {v:.4f}" for k, v in row.items())
-                print(f"epoch {state['epoch']}/{training.settings.epochs}  {words}")
+                say(f"epoch {state['epoch']}/{training.settings.epochs}  {words}")
 
 
 def train_epoch(training, state, faces, view, *, save, stop, workers):

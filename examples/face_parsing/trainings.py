@@ -11,6 +11,7 @@ from typing import NamedTuple
 import checkpoint
 import settings as settings_module
 from checkpoint import CheckpointError
+from console import say
 from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
@@ -97,9 +98,7 @@ def train_all(args, needed, given):
             while waiting and len(running) < args.jobs:
                 training = waiting.pop(0)
                 running[training] = start(args, training, given)
-                bar.write(
-                    f"note: {training.name} logs to {log_of(args, training)}", file=sys.stderr
-                )
+                say(f"note: {training.name} logs to {log_of(args, training)}", file=sys.stderr)
             time.sleep(POLL_SECONDS)
             for training, process in list(running.items()):
                 if process.poll() is None:

@@ -8,6 +8,7 @@ import os
 import cv2
 import numpy as np
 from checkpoint import temporary_beside
+from console import printable
 from photographs import PhotographError
 from tqdm import tqdm
 
@@ -58,7 +59,7 @@ def frames(capture, *, every=1, title=None):
     """
     total = count_of(capture, every=every)
     try:
-        with tqdm(total=total, desc=title, unit="frame", disable=None) as bar:
+        with tqdm(total=total, desc=title and printable(title), unit="frame", disable=None) as bar:
             while True:
                 read, frame = capture.read()
                 if not read:
