@@ -188,7 +188,7 @@ def _are_numbers(values):
 def _is_layout(value):
     try:
         Layout.of(value)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, OverflowError, TypeError, ValueError):
         return False
     return True
 
@@ -236,7 +236,7 @@ def read(path, kind):
         raise CheckpointError(f"{path} is damaged: its content does not have the digest in line 2")
     try:
         return _decode(content)
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is not a checkpoint of this program: {error}") from None
 
 

@@ -181,7 +181,7 @@ class FaceParser:
             if missing := {"points", "face"} - networks.keys():
                 raise KeyError(missing)
             return cls.of(networks, Layout.of(stored["layout"]), device=device)
-        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError):
+        except (AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError):
             raise CheckpointError(f"{path} holds no face parser that this program knows") from None
 
     @classmethod

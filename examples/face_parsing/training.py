@@ -1,6 +1,7 @@
 """The training loop: from a state to a later one, step by step, in one process or several."""
 
 import contextlib
+import errno
 import math
 import time
 
@@ -21,8 +22,8 @@ SAVE_SECONDS = 120  # a longer epoch is saved in between
 SAVED = "saved; --resume goes on from here"
 KILLED = "a process that makes the batches (--workers) was killed"
 NO_SHARED_MEMORY = (
-    "the processes that make the batches (--workers) share them in /dev/shm, which is full: make "
-    "it larger (docker run --shm-size=2g), or use --workers 0"
+    "the processes that make the batches (--workers) share them in /dev/shm, which is full or "
+    "missing: make it larger (docker run --shm-size=2g), or use --workers 0"
 )
 
 
@@ -228,6 +229,10 @@ def unbroken(made, waiting):
                 raise StoppedError(NO_SHARED_MEMORY) from None
             if "is killed by signal" in str(error) or "exited unexpectedly" in str(error):
                 raise StoppedError(KILLED) from None
+            raise
+        except OSError as error:  # of the queues between the processes
+            if error.errno in (errno.ENOENT, errno.ENOSPC, errno.ENOSYS):
+                raise StoppedError(NO_SHARED_MEMORY) from None
             raise
         yield batch
         if batch is None:

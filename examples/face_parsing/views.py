@@ -75,7 +75,7 @@ class Layout(NamedTuple):
         """From what :meth:`as_dict` made.
 
         Raises:
-            KeyError, TypeError, ValueError: it is something else.
+            KeyError, OverflowError, TypeError, ValueError: it is something else.
         """
         shape = np.array(stored["shape"], float).reshape(len(POINTS), 2)
         boxes = {part: tuple(float(v) for v in stored[part]) for part in PARTS}

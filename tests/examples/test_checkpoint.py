@@ -159,6 +159,7 @@ def written(path, text, numbers=b""):
 
 
 PLAIN = STATE | {"model": {}, "average": {}, "optimizer": {}}
+FACE = {"settings": {**STATE["settings"], "view": "face"}}
 ONE = struct.pack("<f", 1.0)
 
 
@@ -169,6 +170,7 @@ ONE = struct.pack("<f", 1.0)
         (["float32", [1]], 2 * ONE),  # too many
         (["float32", [10**30, 0]], b""),
         (["float32", [10**30]], ONE),
+        (["int64", [10**18]], ONE),
         (["float32", [-1]], ONE),
         (["float32", [-1, -1]], ONE),
         (["float32", [1.0]], ONE),
@@ -218,8 +220,12 @@ def test_a_tensor_that_cannot_be_is_one_line(tensor, numbers, path):
         {"history": [{"output": "low"}]},
         {"history": [{"output": {"a": 0.5}}]},
         {"layout": {"shape": [[0.0, 0.0]] * 5}},
+        {
+            "layout": {"shape": [[10**400, 0.0]] * 5},
+            "settings": {**STATE["settings"], "view": "face"},
+        },
         {"layout": []},
-        {"settings": {**STATE["settings"], "view": "face"}},
+        FACE,
     ],
 )
 def test_an_entry_that_cannot_be_is_one_line(changes, path):
