@@ -74,7 +74,10 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise SettingsError("--tensorboard needs the package tensorboard") from None
-        self.writer = SummaryWriter(str(folder), purge_step=len(history) + 1)
+        try:
+            self.writer = SummaryWriter(str(folder), purge_step=len(history) + 1)
+        except UnicodeEncodeError:
+            raise SettingsError(f"--tensorboard needs --out in UTF-8, got {folder}") from None
 
     def write(self, state):
         for name, value in state["history"][-1].items():

@@ -245,6 +245,15 @@ def test_best_checkpoint_is_the_best_on_validation(tmp_path, monkeypatch, one_th
     assert json.loads((tmp_path / "metrics.json").read_text())["epochs"] == 3
 
 
+def test_out_may_have_any_name(tmp_path, monkeypatch, one_thread, capsys):
+    out = tmp_path / os.fsdecode(b"\xff\x1b[2J")
+    assert call(monkeypatch, train, *QUICK, "--epochs", 1, "--out", out) == 0
+    assert capsys.readouterr().out.endswith(f"results in {tmp_path}/\\udcff\\x1b[2J\n")
+    pytest.importorskip("tensorboard")
+    resumed = ["--resume", "--no-cache", "--tensorboard", "--out", out]
+    assert "needs --out in UTF-8" in refused(monkeypatch, capsys, train, *resumed)
+
+
 def test_settings_come_from_the_file_and_options_win(tmp_path, monkeypatch, one_thread):
     file = tmp_path / "settings.toml"
     file.write_text('model = "mo"\nlimit = 2\nepochs = 1\nschedule = "cosine"\nclip = 1\n')
