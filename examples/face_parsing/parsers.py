@@ -100,7 +100,7 @@ def kept(file, known, refinement):
         if not 0 <= found["smoothness"] <= graph_cut.LARGEST:
             return None
         return {"smoothness": found["smoothness"]}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (KeyError, OSError, RecursionError, TypeError, ValueError):
         return None  # none, or damaged: it is searched again
 
 

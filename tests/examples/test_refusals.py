@@ -141,6 +141,7 @@ def test_lfw_pl_trains_evaluates_and_counts_skipped_faces(tmp_path, monkeypatch,
 
 
 def test_second_training_into_one_folder_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(checkpoint, "PATIENCE", 0.2)
     with checkpoint.claimed(tmp_path / "out"):
         error = refused(monkeypatch, capsys, train, *QUICK, "--out", tmp_path / "out")
         assert f"another process is writing to {tmp_path / 'out'}" in error
