@@ -1,6 +1,7 @@
 """The augmented batches of an epoch: the same for any number of workers and of processes."""
 
 import signal
+import traceback
 from typing import NamedTuple
 
 import numpy as np
@@ -97,4 +98,12 @@ def batches(epoch, *, start=0, workers=0, pin_memory=False):
         iterator = iter(loader)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    yield from iterator
+    try:
+        yield from iterator
+    except BaseException as error:
+        # The error's frames hold the iterator, and its end is what stops the workers. Left to
+        # Python's exit, they would be waited for without end, as they hear no SIGTERM.
+        traceback.clear_frames(error.__traceback__)
+        raise
+    finally:
+        del iterator

@@ -1,6 +1,7 @@
 """Training from end to end: results, bit-exact resuming, interruptions, settings."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -166,6 +167,7 @@ def test_full_shared_memory_is_one_line(tmp_path, monkeypatch, one_thread, capsy
     error = refused(monkeypatch, capsys, train, *arguments)
     assert "/dev/shm, which is full or missing" in error
     assert "--workers 0" in error
+    assert multiprocessing.active_children() == []  # Python's exit would wait for them
 
 
 def test_a_worker_puts_its_batches_into_shared_memory_itself():
