@@ -206,7 +206,7 @@ def main():
     args.out.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
         checkpoint.write_atomically(args.out / name, data)
-        print(args.out / name)
+        commands.say(args.out / name)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The augmented batches of an epoch: the same for any number of workers and of processes."""
 
 import signal
+import traceback
 from typing import NamedTuple
 
 import numpy as np
@@ -67,6 +68,18 @@ def generator(*key):
     return torch.Generator().manual_seed(seed >> 1)  # manual_seed takes a signed number
 
 
+def shared(batch):
+    """A batch in shared memory, moved there by the worker itself.
+
+    PyTorch would do it in a thread of the worker. If memory is short there, the batch is lost, and
+    the training waits for it forever. Here, it is an error that reaches the training.
+    """
+    for tensor in batch:
+        if tensor is not None:
+            tensor.share_memory_()
+    return batch
+
+
 def batches(epoch, *, start=0, workers=0, pin_memory=False):
     """Yields the batches from number ``start`` on, made by ``workers`` processes."""
     loader = DataLoader(
@@ -74,6 +87,7 @@ def batches(epoch, *, start=0, workers=0, pin_memory=False):
         batch_size=None,
         sampler=range(start, len(epoch)),
         num_workers=workers,
+        collate_fn=shared if workers else None,
         pin_memory=pin_memory,
     )
     # A signal to the whole group stops the training between two steps, and the workers must last
@@ -84,4 +98,12 @@ def batches(epoch, *, start=0, workers=0, pin_memory=False):
         iterator = iter(loader)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    yield from iterator
+    try:
+        yield from iterator
+    except BaseException as error:
+        # The error's frames hold the iterator, and its end is what stops the workers. Left to
+        # Python's exit, they would be waited for without end, as they hear no SIGTERM.
+        traceback.clear_frames(error.__traceback__)
+        raise
+    finally:
+        del iterator

@@ -2,16 +2,19 @@
 
 import contextlib
 import errno
-import io
+import hashlib
 import itertools
+import json
+import math
 import os
 import time
-import zipfile
 from pathlib import Path
 
+import numpy as np
 import torch
 from datasets.files import note
 from settings import FIELDS, check
+from views import Layout
 
 try:
     import fcntl
@@ -19,10 +22,11 @@ except ImportError:  # not a POSIX system: nothing is locked
     fcntl = None
 
 TEMPORARY = ".gatedrnn-tmp"  # in the names of files that are not whole yet
-PATIENCE = 3.0  # seconds that a process which was told to stop has to let go of its folder
+PATIENCE = 5.0  # seconds that a process which was told to stop has to let go of its folder
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF, errno.ENOSYS)
 _numbers = itertools.count()
-KIND = "gatedrnn face parser, version 3"
+KIND = "gatedrnn training, version 4"
+LARGEST = 2**53  # of a state's numbers; up to there, a float holds every integer
 # name: type of each entry; see train.py for what they hold.
 ENTRIES = {
     "settings": dict,
@@ -143,9 +147,7 @@ def write_atomically(path, data):
 def save(path, state):
     """Write a training state (a dict with ``ENTRIES``) atomically."""
     assert state.keys() == ENTRIES.keys()
-    buffer = io.BytesIO()
-    torch.save({"kind": KIND, **state}, buffer)
-    write_atomically(path, buffer.getvalue())
+    write(path, KIND, state)
 
 
 def load(path):
@@ -160,45 +162,132 @@ def load(path):
     state = read(path, KIND)
     for name, kind in ENTRIES.items():
         value = state.get(name)
-        negative = kind is int and isinstance(value, int) and value < 0
-        if not isinstance(value, kind) or negative:
+        low = 0 if kind is int else -1
+        if type(value) is not kind or (kind in (int, float) and not low <= value <= LARGEST):
             raise CheckpointError(f"checkpoint {path} has no usable entry '{name}'")
-    if not all(isinstance(name, str) for name in state["classes"]):
-        raise CheckpointError(f"checkpoint {path} has no usable entry 'classes'")
-    if not finite(state["average"]):
-        raise CheckpointError(f"checkpoint {path} holds weights that are not finite")
     unknown = state["settings"].keys() - FIELDS.keys()
     if unknown:
-        raise CheckpointError(f"checkpoint {path}: unknown setting {min(map(str, unknown))!r}")
+        raise CheckpointError(f"checkpoint {path}: unknown setting {min(unknown)!r}")
     for name in FIELDS:
         try:
             state["settings"][name] = check(name, state["settings"].get(name))
         except ValueError as error:
             raise CheckpointError(f"checkpoint {path}: {error}") from None
+    for name, good in _contents(state).items():
+        if not good:
+            raise CheckpointError(f"checkpoint {path} has no usable entry '{name}'")
     return state
 
 
-def finite(weights):
-    """Whether no tensor of a ``state_dict`` has NaN or infinity in it."""
-    tensors = [value for value in weights.values() if isinstance(value, torch.Tensor)]
-    return all(bool(tensor.isfinite().all()) for tensor in tensors)
+def _contents(state):
+    """By entry, whether one of the right type has the right content."""
+    begun = {bool(state[name]) for name in ("batch", "seen", "sums")}  # all of an epoch's, or none
+    whole = state["settings"]["view"] == "whole"
+    return {
+        "classes": all(isinstance(name, str) for name in state["classes"]),
+        "layout": not state["layout"] if whole else _is_layout(state["layout"]),
+        "sums": len(begun) == 1 and _are_numbers(state["sums"]),
+        "history": len(state["history"]) == state["epoch"]
+        and all(map(_are_numbers, state["history"])),
+        "model": all(isinstance(value, torch.Tensor) for value in state["model"].values()),
+        "average": all(isinstance(value, torch.Tensor) for value in state["average"].values()),
+    }
+
+
+def _are_numbers(values):
+    return isinstance(values, dict) and all(type(value) is float for value in values.values())
+
+
+def _is_layout(value):
+    try:
+        Layout.of(value)
+    except (KeyError, OverflowError, TypeError, ValueError):
+        return False
+    return True
+
+
+# A file is three lines and then numbers: its kind; the SHA-256 of all after that line; the state
+# as JSON, with a tensor's type and shape in its place; the tensors' numbers, one after the other.
+# No pickle and no archive: nothing in a file can run, unpack to more than it is, or name a tensor
+# without its numbers.
+TYPES = {"float32": np.dtype("<f4"), "int64": np.dtype("<i8")}
+
+
+def write(path, kind, state):
+    """Write a state atomically, for :func:`read`.
+
+    Args:
+        kind: one line that tells what the state is.
+        state: a dict of dicts with names as keys, lists, strings, numbers, None and tensors of
+            ``TYPES``; every number is finite.
+    """
+    tensors = []
+
+    def placeholder(tensor):
+        name = str(tensor.dtype).removeprefix("torch.")
+        tensors.append(tensor.detach().cpu().numpy().astype(TYPES[name]).tobytes())
+        return {"tensor": [name, list(tensor.shape)]}
+
+    text = json.dumps(state, default=placeholder, allow_nan=False)
+    content = b"".join([text.encode(), b"\n", *tensors])
+    digest = hashlib.sha256(content).hexdigest()
+    write_atomically(path, f"{kind}\n{digest}\n".encode() + content)
 
 
 def read(path, kind):
-    """What ``torch.save`` wrote of a dict with ``"kind": kind``, onto the CPU, without that entry.
+    """The state that :func:`write` wrote, onto the CPU.
 
     Raises:
-        CheckpointError: damaged, or of another kind.
+        CheckpointError: damaged, of another kind, or with a number that is not finite.
     """
+    line = f"{kind}\n".encode()
+    with open(path, "rb") as file:
+        if file.read(len(line)) != line:
+            raise CheckpointError(f"{path} is not a checkpoint of this program, or is damaged")
+        digest, _, content = file.read().partition(b"\n")
+    if digest != hashlib.sha256(content).hexdigest().encode():
+        raise CheckpointError(f"{path} is damaged: its content does not have the digest in line 2")
     try:
-        # torch.load does not look at the checksums that torch.save wrote; zipfile does.
-        with zipfile.ZipFile(path) as archive:
-            whole = archive.testzip() is None
-        state = torch.load(path, map_location="cpu", weights_only=True) if whole else None
-    except Exception:  # a damaged file can make either reader raise nearly anything
-        whole = False
-    if not whole:
-        raise CheckpointError(f"{path} is damaged, or not a checkpoint of this program")
-    if not isinstance(state, dict) or state.pop("kind", None) != kind:
-        raise CheckpointError(f"{path} is not a checkpoint of this program")
+        return _decode(content)
+    except (KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a checkpoint of this program: {error}") from None
+
+
+def _decode(content):
+    """The state in all that the digest is of."""
+    text, _, numbers = content.partition(b"\n")
+    start = 0
+
+    def tensor_of(found):
+        nonlocal start
+        if found.keys() != {"tensor"}:
+            return found
+        name, shape = found["tensor"]
+        if not all(type(size) is int and size >= 0 for size in shape):
+            raise ValueError("a tensor's shape is not one")
+        count = math.prod(shape)  # of Python's integers: nothing wraps around
+        array = np.frombuffer(numbers, TYPES[name], count, start).reshape(shape)
+        start += array.nbytes
+        if not np.isfinite(array).all():
+            raise ValueError("a weight is not finite")
+        return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
+
+    # Called for an object once it has been read, so for tensors in their order.
+    state = json.loads(
+        text, object_hook=tensor_of, parse_float=finite_float, parse_constant=finite_float
+    )
+    if not isinstance(state, dict) or start != len(numbers):
+        raise ValueError("its parts do not fit")
     return state
+
+
+def finite_float(text):
+    """A float of its text.
+
+    Raises:
+        ValueError: it is NaN or infinite, or no number.
+    """
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is not finite")
+    return value

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from checkpoint import CheckpointError
+from console import accept_every_name, printable, say
 from datasets import DATASETS, DataError, default_folder, open_dataset, open_mixed
 from photographs import NoFaceError, PhotographError
 from processes import StoppedError
@@ -21,7 +22,8 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose complaint is one line, without the usage in front."""
 
     def error(self, message):
-        self.exit(WRONG, f"error: {message}\n")
+        say(f"error: {one_line(message)}", file=sys.stderr)
+        self.exit(WRONG)
 
 
 def path(text):
@@ -72,7 +74,7 @@ def add_data_arguments(parser):
         metavar="DIR",
         type=path,
         default=default_folder(),
-        help=f"where decoded faces are kept; default: {default_folder()}",
+        help=f"where decoded faces are kept; default: {printable(default_folder())}",
     )
     parser.add_argument("--no-cache", action="store_true", help="decode into memory every time")
     parser.add_argument("--device", type=device, default="cpu")
@@ -108,7 +110,7 @@ def report_skipped(*splits):
     """Say what --skip-bad left out, on the error stream."""
     skipped = [line for faces in splits for line in faces.skipped]
     if skipped:
-        print(f"note: {len(skipped)} bad faces skipped, the first: {skipped[0]}", file=sys.stderr)
+        say(f"note: {len(skipped)} bad faces skipped, the first: {skipped[0]}", file=sys.stderr)
 
 
 def one_line(error):
@@ -118,12 +120,13 @@ def one_line(error):
 
 def exit_code(main):
     """Run ``main`` and turn what a user can cause into one line and an exit code."""
+    accept_every_name()
     try:
         main()
     except (*EXPECTED, NoFaceError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        say(f"error: {one_line(error)}", file=sys.stderr)
         return FACELESS if isinstance(error, NoFaceError) else WRONG
     except KeyboardInterrupt as stop:
-        print(": ".join(["interrupted", *map(str, stop.args)]), file=sys.stderr)
+        say(": ".join(["interrupted", *map(str, stop.args)]), file=sys.stderr)
         return INTERRUPTED
     return 0

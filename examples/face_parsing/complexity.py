@@ -2,6 +2,7 @@
 
 import commands
 import torch
+from console import say
 from models import MODELS, build_model
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -63,4 +64,4 @@ def table(sides=SIDES):
 
 if __name__ == "__main__":
     commands.Parser(description=__doc__).parse_args()
-    print(table())
+    say(*table().splitlines())

@@ -208,7 +208,7 @@ def main():
             given = f"{args.port} is not" if args.port else "none from 7860 to 7959 is"
             raise DataError(f"--port must be free, {given}") from None
         try:
-            print(url, flush=True)
+            commands.say(url)
             while True:
                 time.sleep(SWEEP)
                 privacy.sweep(folder)

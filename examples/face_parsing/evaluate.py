@@ -11,6 +11,7 @@ import parsers
 import torch
 import transforms
 from checkpoint import CheckpointError
+from console import say
 from datasets import LABEL_SETS, SPLITS, DataError
 from datasets.labels import POINTS
 from face_parser import FaceParser
@@ -191,7 +192,7 @@ def evaluate_chain(args):
         raise DataError(f"{dataset}: no usable face in the {args.split} split")
     result = {"dataset": dataset, "split": args.split, "faces": len(faces.images)}
     result |= fine.summary(face_parser, faces, points=args.points or "predicted")
-    print(json.dumps(result) if args.json else as_text(result))
+    say(*([json.dumps(result)] if args.json else as_lines(result)))
     commands.report_skipped(faces)
 
 
@@ -225,7 +226,7 @@ def evaluate_network(args):
     faces = faces_of(args.split)
     result = summary_of(name, model, faces, state, dataset, faces_of, args.checkpoint)
     result = {"split": args.split, "faces": len(faces.images), **result}
-    print(json.dumps(result) if args.json else as_text(result))
+    say(*([json.dumps(result)] if args.json else as_lines(result)))
     commands.report_skipped(faces)
 
 
@@ -251,7 +252,7 @@ def summary_of(name, model, faces, state, dataset, faces_of, path):
     return result | scores(compare(parse(faces.images), faces), faces.label_set.names)
 
 
-def as_text(result):
+def as_lines(result):
     """The summary, one ``key: value`` a line."""
     measures = ("accuracy", "f", "error")
     lines = [f"{key}: {value}" for key, value in result.items() if key not in measures]
@@ -261,7 +262,7 @@ def as_text(result):
         lines.append(f"accuracy: {100 * result['accuracy']:.2f} %")
     for name, value in result.get("f", {}).items():
         lines.append(f"F {name}: " + ("-" if value is None else f"{100 * value:.2f} %"))
-    return "\n".join(lines)
+    return lines
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import commands
 import evaluate
 import torch
 import transforms
+from console import say
 from torch import nn
 from views import PARTS
 
@@ -224,10 +225,11 @@ def main():
     try:
         found = export_network(network, pixels, out, args.to, dynamic=args.batch is None)
     except ExportError as error:
-        sys.exit(f"error: {error}")
-    print(f"{out}: {out.stat().st_size / 1e3:.0f} kB")
-    print(f"largest difference: {found.difference:.2g}")
-    print(f"frames/s: {found.frames:.0f}, of the network itself {found.network_frames:.0f}")
+        say(f"error: {commands.one_line(error)}", file=sys.stderr)
+        sys.exit(1)
+    say(f"{out}: {out.stat().st_size / 1e3:.0f} kB")
+    say(f"largest difference: {found.difference:.2g}")
+    say(f"frames/s: {found.frames:.0f}, of the network itself {found.network_frames:.0f}")
 
 
 if __name__ == "__main__":

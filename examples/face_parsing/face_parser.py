@@ -9,7 +9,6 @@ Detect, find five key points, align, first stage, second stage, compose: each st
 """
 
 import functools
-import io
 from pathlib import Path
 
 import checkpoint
@@ -22,12 +21,12 @@ import views
 from checkpoint import CheckpointError
 from datasets import COARSE, FINE
 from datasets.labels import POINTS
-from models import PartsParser, build_model, folded
+from models import MODELS, PartsParser, build_model, folded
 from photographs import NoFaceError, as_tensor
 from views import PARTS, Layout
 
 FILE = "face_parser.pt"
-KIND = "gatedrnn face parser with two stages, version 1"
+KIND = "gatedrnn face parser with two stages, version 2"
 NETWORKS = ("points", "face", *PARTS)
 # What the second stage is shown: a part, and whether it is that of the mirrored face.
 SHOWN = (("eye", False), ("eye", True), ("nose", False), ("mouth", False))
@@ -173,18 +172,16 @@ class FaceParser:
         try:
             networks = {}
             for name, (model, classes, side, weights) in stored["networks"].items():
-                if classes not in CLASSES[name]:
-                    raise ValueError(classes)
+                known = {"points": ("points",), "face": MODELS}.get(name, ("part",))
+                fits = model in known and side == (views.SIDE if name == "face" else 64)
+                if not fits or classes not in CLASSES[name]:
+                    raise ValueError((model, classes, side))
                 networks[name] = build_model(model, classes, side=side)
                 networks[name].load_state_dict(weights)
-                if not checkpoint.finite(weights):
-                    raise CheckpointError(f"{path} holds weights that are not finite")
             if missing := {"points", "face"} - networks.keys():
                 raise KeyError(missing)
             return cls.of(networks, Layout.of(stored["layout"]), device=device)
-        except CheckpointError:
-            raise
-        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError):
+        except (AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError):
             raise CheckpointError(f"{path} holds no face parser that this program knows") from None
 
     @classmethod
@@ -389,9 +386,7 @@ def save(folder, states):
         for name, state in states.items()
     }
     path = Path(folder) / FILE
-    buffer = io.BytesIO()
-    torch.save({"kind": KIND, "layout": layout, "networks": networks}, buffer)
-    checkpoint.write_atomically(path, buffer.getvalue())
+    checkpoint.write(path, KIND, {"layout": layout, "networks": networks})
     return path
 
 

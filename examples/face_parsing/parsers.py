@@ -15,6 +15,7 @@ import detect
 import graph_cut
 import torch
 import transforms
+from console import say
 from losses import resize_labels
 from models import MODELS, SECOND_STAGE
 from tqdm import tqdm
@@ -81,7 +82,7 @@ def make(name, model, validation, *, path, state):
         try:
             checkpoint.write_atomically(file, text.encode())
         except OSError as error:
-            print(f"note: what was found is not kept: {error}", file=sys.stderr)
+            say(f"note: what was found is not kept: {error}", file=sys.stderr)
     return refiner(refinement, model, found), found
 
 
@@ -99,7 +100,7 @@ def kept(file, known, refinement):
         if not 0 <= found["smoothness"] <= graph_cut.LARGEST:
             return None
         return {"smoothness": found["smoothness"]}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (KeyError, OSError, RecursionError, TypeError, ValueError):
         return None  # none, or damaged: it is searched again
 
 

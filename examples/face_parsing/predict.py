@@ -12,6 +12,7 @@ import photographs
 import results
 import video
 from checkpoint import claimed
+from console import say
 from datasets import DataError
 from face_parser import FaceParser
 from photographs import NoFaceError, PhotographError, as_tensor
@@ -121,7 +122,7 @@ def predict_video(path, folder, name, *, parse, every):
             raise PhotographError(f"cannot read {path}: it has no frame")
         if promised and count < promised:
             words = f"note: {path} may be damaged: of {promised} frames, {count} could be read"
-            tqdm.write(commands.one_line(words), file=sys.stderr)
+            say(commands.one_line(words), file=sys.stderr)
         if not with_face:
             raise NoFaceError(f"no face found in {path}")
         facts = {"frames": count, "frames_with_faces": with_face, "frames_per_second": rate}
@@ -160,7 +161,7 @@ def predict_files(paths, names, args, *, parse, points):
                 predict_photo(path, args.out, names[path], parse=parse, points=given)
         except (PhotographError, NoFaceError) as error:
             counts[type(error)] += 1
-            tqdm.write(f"error: {commands.one_line(error)}", file=sys.stderr)
+            say(f"error: {commands.one_line(error)}", file=sys.stderr)
     return counts.values()
 
 
@@ -228,7 +229,7 @@ def run_files(args, parse, paths, points):
     names = results.names_of(paths, args.out)
     for path, name in names.items():
         if name != path.stem:
-            print(f"note: {path.stem} is taken, {path} is parsed into {name}", file=sys.stderr)
+            say(f"note: {path.stem} is taken, {path} is parsed into {name}", file=sys.stderr)
     todo = [
         path
         for path in paths
@@ -239,7 +240,7 @@ def run_files(args, parse, paths, points):
     words += [f"{len(paths) - len(todo)} done before"] * (len(todo) < len(paths))
     words += [f"{unreadable} unreadable"] * (unreadable > 0)
     words += [f"{faceless} without a face"] * (faceless > 0)
-    print(", ".join(words))
+    say(", ".join(words))
     if unreadable or faceless:
         sys.exit(commands.WRONG if unreadable else commands.FACELESS)
 
@@ -249,7 +250,7 @@ def run_camera(args, parse):
     (name,) = results.names_of([source], args.out).values()
     capture = video.open_capture(args.camera)
     predict_camera(capture, args.out, name, source, parse=parse)
-    print(f"the last face is in {args.out / name}_overlay.png")
+    say(f"the last face is in {args.out / name}_overlay.png")
 
 
 if __name__ == "__main__":

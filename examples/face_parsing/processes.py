@@ -101,25 +101,25 @@ def _number(name, default):
     return int(text)
 
 
-# In the environment of a training that shall not outlive who started it: the number of that one.
-PARENT = "GATEDRNN_PARENT"
-
-
 class StopRequest:
     """Turns the first Ctrl-C (or SIGTERM) into a flag that the training reads between two steps.
 
     So the state that is saved is the one after a whole step: the next, whose sums tell the other
-    processes too. A second one stops at once. A training that another program has started, as
-    ``PARENT`` says, stops too when that is gone.
+    processes too. A second one stops at once, and so does the first within :meth:`at_once`.
     """
 
     def __init__(self):
-        self._heard = False
-        self._parent = os.environ.get(PARENT)
+        self.requested = False
+        self._at_once = False
 
-    @property
-    def requested(self):
-        return self._heard or self._parent not in (None, str(os.getppid()))
+    @contextlib.contextmanager
+    def at_once(self):
+        """Within this, the first request is a KeyboardInterrupt: for a wait that may not end."""
+        self._at_once = True
+        try:
+            yield
+        finally:
+            self._at_once = False
 
     def __enter__(self):
         self.before = {}
@@ -138,5 +138,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _request(self, number, frame):
-        self._heard = True
+        self.requested = True
         signal.signal(number, signal.default_int_handler)
+        if self._at_once:
+            raise KeyboardInterrupt

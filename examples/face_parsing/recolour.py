@@ -9,6 +9,7 @@ from pathlib import Path
 import commands
 import torch
 from checkpoint import write_atomically
+from console import say
 from face_parser import FaceParser
 from photographs import NoFaceError, PhotographError, read_with_profile
 from PIL import Image
@@ -182,7 +183,7 @@ def main():
         raise NoFaceError(f"no face found in {args.photo}")
     changed = recolour_part(image, parsings, args.part, args.colour, args.strength)
     if args.strength and torch.equal(changed, image):
-        print(f"note: no {args.part} found in {args.photo}", file=sys.stderr)
+        say(f"note: no {args.part} found in {args.photo}", file=sys.stderr)
     if profile and profile[16:20] != RGB_PROFILE:  # of a grey photograph, or one for printing
         profile = None
     buffer = io.BytesIO()
@@ -190,7 +191,7 @@ def main():
         buffer, icc_profile=profile, **FORMATS[out.suffix.lower()]
     )
     write_atomically(out, buffer.getvalue())
-    print(out)
+    say(out)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import geometry
 import parsers
 import pictures
 import torch
+from console import say
 from datasets import DataError
 from face_parser import FaceParser
 from tables import TABLES
@@ -240,8 +241,7 @@ def write_table(args, table, results, test, columns, gate, *, whole):
         gate,
         label_set=test.label_set,
     )
-    print(text)
-    print(f"results in {args.out}")
+    say(*text.splitlines(), f"results in {args.out}")
 
 
 if __name__ == "__main__":

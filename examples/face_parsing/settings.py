@@ -77,7 +77,10 @@ def check(name, value):
     if value is None and FIELDS[name].default is None:
         return None
     if kind is float and type(value) is int:
-        value = float(value)
+        try:
+            value = float(value)
+        except OverflowError:  # of more than 308 digits
+            value = math.inf if value > 0 else -math.inf
     if type(value) is not kind:
         raise ValueError(f"{name} must be {kind.__name__}, got {value!r}")
     if rule["choices"] and value not in rule["choices"]:

@@ -23,6 +23,7 @@ import fine
 import pictures
 import settings as settings_module
 from checkpoint import CheckpointError
+from console import say
 from datasets import DATASETS, DRAWN, FINE, SPLITS, DataError
 from models import PointsNet
 from processes import Processes
@@ -73,7 +74,10 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise SettingsError("--tensorboard needs the package tensorboard") from None
-        self.writer = SummaryWriter(str(folder), purge_step=len(history) + 1)
+        try:
+            self.writer = SummaryWriter(str(folder), purge_step=len(history) + 1)
+        except UnicodeEncodeError:
+            raise SettingsError(f"--tensorboard needs --out in UTF-8, got {folder}") from None
 
     def write(self, state):
         for name, value in state["history"][-1].items():
@@ -284,8 +288,8 @@ def train_chain(args, given):
         result = {"dataset": dataset, "faces": len(faces.images), **fine.summary(parser, faces)}
         text = json.dumps(result, indent=2) + "\n"
         checkpoint.write_atomically(args.out / "metrics.json", text.encode())
-    print(evaluate.as_text(result))
-    print(f"face parser in {path}, {path.stat().st_size / 1e6:.2f} MB")
+    say(*evaluate.as_lines(result))
+    say(f"face parser in {path}, {path.stat().st_size / 1e6:.2f} MB")
 
 
 def run(args, given, out, processes):
@@ -339,8 +343,8 @@ def run(args, given, out, processes):
             workers=args.workers,
         )
     if processes.first:
-        print(evaluate.as_text(write_results(out, state, stills, device=device)))
-        print(f"results in {out}")
+        say(*evaluate.as_lines(write_results(out, state, stills, device=device)))
+        say(f"results in {out}")
         commands.report_skipped(*faces.values())
 
 

@@ -1,5 +1,7 @@
 """The training loop: from a state to a later one, step by step, in one process or several."""
 
+import contextlib
+import errno
 import math
 import time
 
@@ -7,6 +9,7 @@ import evaluate
 import torch
 from batches import Epoch, batches
 from checkpoint import CheckpointError
+from console import say
 from losses import losses_of
 from models import build_model
 from processes import Processes, StoppedError, StopRequest
@@ -17,6 +20,11 @@ WARM_UP = 50  # steps
 AVERAGING = 8  # the average spans about the last 1 / (AVERAGING + 1) of all steps so far
 SAVE_SECONDS = 120  # a longer epoch is saved in between
 SAVED = "saved; --resume goes on from here"
+KILLED = "a process that makes the batches (--workers) was killed"
+NO_SHARED_MEMORY = (
+    "the processes that make the batches (--workers) share them in /dev/shm, which is full or "
+    "missing: make it larger (docker run --shm-size=2g), or use --workers 0"
+)
 
 
 def new_state(settings, facts, *, faces, world=1):
@@ -45,7 +53,7 @@ def new_state(settings, facts, *, faces, world=1):
         "best": -1.0,  # the highest validation accuracy
         "model": model.state_dict(),
         "average": {name: value.clone() for name, value in model.state_dict().items()},
-        "optimizer": torch.optim.AdamW(model.parameters()).state_dict(),
+        "optimizer": {},  # by a parameter's number: AdamW's tensors for it
         "scaler": {},
     }
 
@@ -68,27 +76,43 @@ class Training:
         try:
             self.model.load_state_dict(state["model"])
             self.average.load_state_dict(state["average"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            self._restore_optimizer(state["optimizer"])
             if state["scaler"]:
                 self.scaler.load_state_dict(state["scaler"])
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             words = " ".join(str(error).split())
             raise CheckpointError(
                 f"the checkpoint's state does not fit its settings: {words}"
             ) from None
         self.parallel = processes.wrap(self.model, device)
 
+    def _restore_optimizer(self, stored):
+        """Give AdamW back its tensors; ValueError if they are not those of the parameters."""
+        (group,) = self.optimizer.param_groups
+        parameters = {str(number): value for number, value in enumerate(group["params"])}
+        for number, values in stored.items():
+            parameter = parameters[str(number)]
+            shapes = {name: value.shape for name, value in values.items()}
+            expected = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+            if shapes != expected or (values["exp_avg_sq"] < 0).any() or values["step"] < 1:
+                raise ValueError(f"the optimizer's tensors of parameter {number}")
+            # With the parameter's strides: others could round otherwise.
+            self.optimizer.state[parameter] = {
+                "step": values["step"].float(),
+                "exp_avg": torch.zeros_like(parameter).copy_(values["exp_avg"]),
+                "exp_avg_sq": torch.zeros_like(parameter).copy_(values["exp_avg_sq"]),
+            }
+
     def write_to(self, state):
-        """FloatingPointError if a weight is not finite: such a state is never saved."""
-        for name, value in self.model.state_dict().items():
-            if not value.isfinite().all():
-                raise FloatingPointError(f"weight '{name}' is not finite at step {state['step']}")
-        state.update(
-            model=self.model.state_dict(),
-            average=self.average.state_dict(),
-            optimizer=self.optimizer.state_dict(),
-            scaler=self.scaler.state_dict(),
-        )
+        """FloatingPointError if a number is not finite: such a state is never saved."""
+        optimizer = self.optimizer.state_dict()["state"]
+        weights = {"model": self.model.state_dict(), "average": self.average.state_dict()}
+        for kind, tensors in (weights | optimizer).items():
+            for name, value in tensors.items():
+                if not value.isfinite().all():
+                    words = f"weight '{name}'" if kind in weights else f"AdamW's '{name}'"
+                    raise FloatingPointError(f"{words} is not finite at step {state['step']}")
+        state.update(weights, optimizer=optimizer, scaler=self.scaler.state_dict())
 
 
 def train(state, train_faces, validation, *, view, device, save, processes=None, workers=0):
@@ -121,17 +145,19 @@ def train(state, train_faces, validation, *, view, device, save, processes=None,
             train_epoch(training, state, train_faces, view, save=save, stop=stop, workers=workers)
             row = {name: total / state["seen"] for name, total in state["sums"].items()}
             if processes.first and len(validation.images):
-                row["validation"] = evaluate.score(training.average, validation)
-            score = row.get("validation", math.inf)  # without validation the last is the best
-            best = score > state["best"] or score == math.inf
+                score = evaluate.score(training.average, validation)
+                if math.isfinite(score):  # NaN where no validation face shows a key point
+                    row["validation"] = score
+            # Without validation the last is the best.
+            best = "validation" not in row or row["validation"] > state["best"]
             state["history"] = [*state["history"], row]
             state.update(epoch=state["epoch"] + 1, batch=0, sums={}, seen=0)
-            state["best"] = max(score, state["best"])
+            state["best"] = max(state["best"], row.get("validation", -1.0))
             training.write_to(state)
             save(state, best=best)
             if processes.first:
                 words = "  ".join(f"{k} {v:.4f}" for k, v in row.items())
-                print(f"epoch {state['epoch']}/{training.settings.epochs}  {words}")
+                say(f"epoch {state['epoch']}/{training.settings.epochs}  {words}")
 
 
 def train_epoch(training, state, faces, view, *, save, stop, workers):
@@ -158,13 +184,16 @@ def train_epoch(training, state, faces, view, *, save, stop, workers):
         disable=None if processes.first else True,
     )
     start = saved = time.perf_counter()
-    for batch in unbroken(bar):
-        means, stopping = train_step(training, state, batch, len(epoch), stop.requested)
-        count = len(epoch.chosen[state["batch"]])
-        for name, mean in means.items():
-            state["sums"][name] = state["sums"].get(name, 0.0) + mean * count
-        state["seen"] += count
-        state["batch"] += 1
+    # Several processes stop after the same step, so none of them can stop while it waits.
+    for batch in unbroken(bar, stop.at_once if processes.world == 1 else contextlib.nullcontext):
+        stopping = batch is None
+        if batch is not None:
+            means, stopping = train_step(training, state, batch, len(epoch), stop.requested)
+            count = len(epoch.chosen[state["batch"]])
+            for name, mean in means.items():
+                state["sums"][name] = state["sums"].get(name, 0.0) + mean * count
+            state["seen"] += count
+            state["batch"] += 1
         now = time.perf_counter()
         if stopping or now - saved > SAVE_SECONDS:
             state["seconds"] += now - start
@@ -176,14 +205,38 @@ def train_epoch(training, state, faces, view, *, save, stop, workers):
     state["seconds"] += time.perf_counter() - start
 
 
-def unbroken(made):
-    """The batches; StoppedError if a process that makes them is gone."""
-    try:
-        yield from made
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+def unbroken(made, waiting):
+    """The batches, and None in place of one if a request to stop came while it was waited for.
+
+    Args:
+        waiting: makes the context to wait in.
+
+    Raises:
+        StoppedError: a process that makes the batches is gone, or has no memory to share them.
+    """
+    made = iter(made)
+    while True:
+        batch = None
+        try:
+            with waiting():
+                batch = next(made)
+        except StopIteration:
+            return
+        except KeyboardInterrupt:
+            pass
+        except RuntimeError as error:
+            if "shared memory" in str(error) or "Bus error" in str(error):
+                raise StoppedError(NO_SHARED_MEMORY) from None
+            if "is killed by signal" in str(error) or "exited unexpectedly" in str(error):
+                raise StoppedError(KILLED) from None
             raise
-        raise StoppedError("a process that makes the batches (--workers) was killed") from None
+        except OSError as error:  # of the queues between the processes
+            if error.errno in (errno.ENOENT, errno.ENOSPC, errno.ENOSYS):
+                raise StoppedError(NO_SHARED_MEMORY) from None
+            raise
+        yield batch
+        if batch is None:
+            return
 
 
 def train_step(training, state, batch, steps, stop_requested):

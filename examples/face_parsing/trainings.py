@@ -11,7 +11,7 @@ from typing import NamedTuple
 import checkpoint
 import settings as settings_module
 from checkpoint import CheckpointError
-from processes import PARENT
+from console import say
 from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
@@ -40,7 +40,8 @@ def start(args, training, given):
     """
     out = args.out / training.name
     out.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(HERE / "train.py"), "--config", str(training.config)]
+    command = [sys.executable, str(HERE / "watched.py"), str(os.getpid()), str(HERE / "train.py")]
+    command += ["--config", str(training.config)]
     command += ["--out", str(out), "--device", str(args.device), "--cache", str(args.cache)]
     if training.root is not None:
         command += ["--root", str(training.root)]
@@ -52,7 +53,7 @@ def start(args, training, given):
     if (out / "last.pt").exists():
         command.append("--resume")
     threads = max(1, (os.cpu_count() or 1) // args.jobs)  # unless the user has said how many
-    environment = {"OMP_NUM_THREADS": str(threads), **os.environ, PARENT: str(os.getpid())}
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
     with open(log_of(args, training), "ab") as log:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
@@ -97,9 +98,7 @@ def train_all(args, needed, given):
             while waiting and len(running) < args.jobs:
                 training = waiting.pop(0)
                 running[training] = start(args, training, given)
-                bar.write(
-                    f"note: {training.name} logs to {log_of(args, training)}", file=sys.stderr
-                )
+                say(f"note: {training.name} logs to {log_of(args, training)}", file=sys.stderr)
             time.sleep(POLL_SECONDS)
             for training, process in list(running.items()):
                 if process.poll() is None:

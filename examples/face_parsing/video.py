@@ -8,6 +8,7 @@ import os
 import cv2
 import numpy as np
 from checkpoint import temporary_beside
+from console import printable
 from photographs import PhotographError
 from tqdm import tqdm
 
@@ -33,14 +34,19 @@ def open_capture(source):
         capture, what = cv2.VideoCapture(source), f"camera {source}"
     else:
         what = source
-        try:
-            os.fspath(source).encode()
-        except UnicodeEncodeError:  # OpenCV would end the process
-            raise PhotographError(f"cannot read {source}: its name is not UTF-8") from None
+        check_name(source, "read")
         capture = cv2.VideoCapture(os.fspath(source))
     if not capture.isOpened():
         raise PhotographError(f"cannot read {what}: OpenCV cannot open it")
     return capture
+
+
+def check_name(path, action):
+    """Refuse a path that is not UTF-8: OpenCV would end the process."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        raise PhotographError(f"cannot {action} {path}: its name is not UTF-8") from None
 
 
 def count_of(capture, *, every=1):
@@ -58,7 +64,7 @@ def frames(capture, *, every=1, title=None):
     """
     total = count_of(capture, every=every)
     try:
-        with tqdm(total=total, desc=title, unit="frame", disable=None) as bar:
+        with tqdm(total=total, desc=title and printable(title), unit="frame", disable=None) as bar:
             while True:
                 read, frame = capture.read()
                 if not read:
@@ -90,6 +96,7 @@ def writing(path, frames_per_second):
         PhotographError: OpenCV cannot write such a video.
         OSError: the file does not hold all frames in the end.
     """
+    check_name(path, "write")
     temporary = temporary_beside(path)
     writer, count = cv2.VideoWriter(), 0
 

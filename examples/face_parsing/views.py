@@ -22,6 +22,7 @@ from transforms import augment, change_colours, draw
 
 SOURCE = 384  # pixels of the squares that the pictures are taken from, where a set can give them
 FRAME = 250  # units of the aligned frame
+LARGEST = 10 * FRAME  # of a place in that frame
 SIDE = 128  # pixels of the first stage's input
 MARGIN = 0.2  # about a part, of its height and width
 COVERED = (0.02, 0.98)  # quantiles of where parts end: the few faces beyond are cut
@@ -74,16 +75,16 @@ class Layout(NamedTuple):
         """From what :meth:`as_dict` made.
 
         Raises:
-            KeyError, TypeError, ValueError: it is something else.
+            KeyError, OverflowError, TypeError, ValueError: it is something else.
         """
         shape = np.array(stored["shape"], float).reshape(len(POINTS), 2)
         boxes = {part: tuple(float(v) for v in stored[part]) for part in PARTS}
         for name, box in boxes.items():
             left, top, width, height = box
-            if not (np.isfinite(box).all() and min(width, height) > 0):
+            if not ((np.abs(box) <= LARGEST).all() and min(width, height) >= 1):
                 raise ValueError(f"{name} must be left, top, width, height, got {box}")
-        if not np.isfinite(shape).all():
-            raise ValueError(f"shape must be finite, got {shape}")
+        if not ((np.abs(shape) <= LARGEST).all() and np.ptp(shape, axis=0).min() >= 1):
+            raise ValueError(f"shape must be points that lie apart, got {shape.tolist()}")
         return cls(shape, boxes)
 
 

@@ -1,6 +1,11 @@
 """Files are whole or as before; damage is one clear line."""
 
+import hashlib
+import io
+import json
 import os
+import struct
+import zipfile
 
 import checkpoint
 import pytest
@@ -15,17 +20,17 @@ STATE = {
     "layout": {},
     "faces": 8,
     "world": 1,
-    "epoch": 2,
-    "batch": 0,
-    "step": 10,
+    "epoch": 1,
+    "batch": 2,
+    "step": 6,
     "seconds": 1.5,
-    "sums": {},
-    "seen": 0,
+    "sums": {"output": 1.25},
+    "seen": 4,
     "history": [{"output": 0.5}],
     "best": 0.75,
     "model": {"w": torch.arange(2000.0)},
-    "average": {"w": torch.ones(3)},
-    "optimizer": {"state": {0: {"step": torch.tensor(1.0)}}},
+    "average": {"w": torch.ones(3), "count": torch.tensor(2**40)},
+    "optimizer": {"0": {"step": torch.tensor(1.0), "exp_avg": torch.zeros(3, 0)}},
     "scaler": {},
 }
 
@@ -39,8 +44,14 @@ def path(tmp_path):
 def test_checkpoint_round_trip(path):
     state = checkpoint.load(path)
     assert state.keys() == STATE.keys()
-    assert torch.equal(state["model"]["w"], STATE["model"]["w"])
-    assert state["settings"] == STATE["settings"]
+    for place in ("model", "average"):
+        for name, value in STATE[place].items():
+            assert state[place][name].dtype == value.dtype
+            assert torch.equal(state[place][name], value)
+    assert state["optimizer"]["0"]["step"].shape == ()
+    assert state["optimizer"]["0"]["exp_avg"].shape == (3, 0)
+    plain = [n for n in STATE if n not in ("model", "average", "optimizer")]
+    assert {n: state[n] for n in plain} == {n: STATE[n] for n in plain}
     assert [p.name for p in path.parent.iterdir()] == ["last.pt"]  # no temporary left
 
 
@@ -80,15 +91,24 @@ def test_write_atomically_survives_an_interrupt(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
+def test_every_flipped_bit_is_noticed(tmp_path):
+    path = tmp_path / "small.pt"
+    checkpoint.write(path, "a kind", {"w": torch.arange(3.0), "words": "skin", "best": 0.5})
+    whole = path.read_bytes()
+    for place in range(8 * len(whole)):
+        data = bytearray(whole)
+        data[place // 8] ^= 1 << place % 8
+        path.write_bytes(data)
+        with pytest.raises(CheckpointError):
+            checkpoint.read(path, "a kind")
+    for end in range(len(whole)):
+        path.write_bytes(whole[:end])
+        with pytest.raises(CheckpointError):
+            checkpoint.read(path, "a kind")
+
+
 def truncate(path):
     path.write_bytes(path.read_bytes()[:-500])
-
-
-def flip_one_bit(path):
-    data = bytearray(path.read_bytes())
-    at = data.index(torch.arange(2000.0).numpy().tobytes()) + 3001
-    data[at] ^= 4
-    path.write_bytes(data)
 
 
 def empty(path):
@@ -99,46 +119,124 @@ def put_text(path):
     path.write_text("not a checkpoint")
 
 
-def put_other_tensors(path):
-    torch.save({"w": torch.ones(3)}, path)
+def put_a_pickle(path):
+    torch.save({"kind": checkpoint.KIND, **STATE}, path)
 
 
-def put_code(path):
-    torch.save({"kind": checkpoint.KIND, "settings": os.system}, path)
+def put_a_bomb(path):
+    """A zip of 100 kB whose entries all are the same compressed 100 MB."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(10**8))
+    data = buffer.getvalue()
+    start, end = data.index(b"PK\1\2"), data.index(b"PK\5\6")
+    entry = data[start:end]
+    counts = struct.pack("<HHII", 300, 300, 300 * len(entry), start)
+    path.write_bytes(data[:start] + 300 * entry + data[end : end + 8] + counts + b"\0\0")
 
 
-def drop_an_entry(path):
-    torch.save({"kind": checkpoint.KIND, **STATE, "average": None}, path)
+FOREIGN = [truncate, empty, put_text, put_a_pickle, put_a_bomb]
 
 
-def add_a_setting(path):
-    settings = {**STATE["settings"], "colour": "red"}
-    torch.save({"kind": checkpoint.KIND, **STATE, "settings": settings}, path)
-
-
-def put_a_negative_step(path):
-    torch.save({"kind": checkpoint.KIND, **STATE, "step": -1}, path)
-
-
-def put_numbers_for_names(path):
-    torch.save({"kind": checkpoint.KIND, **STATE, "classes": [1, 2]}, path)
-
-
-def put_nan(path):
-    torch.save({"kind": checkpoint.KIND, **STATE, "average": {"w": torch.tensor(torch.nan)}}, path)
-
-
-DAMAGE = [add_a_setting, put_a_negative_step, put_numbers_for_names, put_nan]
-DAMAGE += [truncate, flip_one_bit, empty, put_text, put_other_tensors, put_code, drop_an_entry]
-
-
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_damaged_or_foreign_checkpoint_is_one_line(path, damage):
+@pytest.mark.parametrize("damage", FOREIGN)
+def test_damaged_or_foreign_file_is_one_line(path, damage):
     damage(path)
+    assert_one_line(path)
+
+
+def assert_one_line(path):
     with pytest.raises(CheckpointError) as caught:
         checkpoint.load(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def written(path, text, numbers=b""):
+    """A file with a digest that fits, whatever the JSON says."""
+    content = text.encode() + b"\n" + numbers
+    digest = hashlib.sha256(content).hexdigest()
+    path.write_bytes(f"{checkpoint.KIND}\n{digest}\n".encode() + content)
+
+
+PLAIN = STATE | {"model": {}, "average": {}, "optimizer": {}}
+FACE = {"settings": {**STATE["settings"], "view": "face"}}
+ONE = struct.pack("<f", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "numbers"),
+    [
+        (["float32", [2]], ONE),  # not there
+        (["float32", [1]], 2 * ONE),  # too many
+        (["float32", [10**30, 0]], b""),
+        (["float32", [10**30]], ONE),
+        (["int64", [10**18]], ONE),
+        (["float32", [-1]], ONE),
+        (["float32", [-1, -1]], ONE),
+        (["float32", [1.0]], ONE),
+        (["float32", ["1"]], ONE),
+        (["float32", 1], ONE),
+        (["float32"], ONE),
+        (["object", [1]], 8 * b"\0"),
+        ([["float32"], [1]], ONE),
+        (["float32", [1]], struct.pack("<f", float("nan"))),
+        (["float32", [1]], struct.pack("<f", float("inf"))),
+        (["float32", [1] * 100], ONE),
+        (None, b""),
+    ],
+)
+def test_a_tensor_that_cannot_be_is_one_line(tensor, numbers, path):
+    written(path, json.dumps(PLAIN | {"average": {"w": {"tensor": ["float32", [1]]}}}), ONE)
+    checkpoint.load(path)
+    written(path, json.dumps(PLAIN | {"average": {"w": {"tensor": tensor}}}), numbers)
+    assert_one_line(path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"average": None},
+        {"average": {"w": 1.0}},
+        {"model": {"w": {"w": []}}},
+        {"model": []},
+        {"step": -1},
+        {"step": True},
+        {"step": 1.0},
+        {"step": 10**400},
+        {"best": float("nan")},
+        {"best": -5.0},
+        {"seconds": float("inf")},
+        {"classes": [1, 2]},
+        {"settings": {**STATE["settings"], "colour": "red"}},
+        {"settings": {**STATE["settings"], "lr": 10**400}},
+        {"settings": {**STATE["settings"], "lr": "fast"}},
+        {"sums": {"output": "many"}},
+        {"sums": {"output": [1.0]}},
+        {"sums": {}},
+        {"batch": 0},
+        {"seen": 0},
+        {"history": []},
+        {"history": [[0.5]]},
+        {"history": [{"output": "low"}]},
+        {"history": [{"output": {"a": 0.5}}]},
+        {"layout": {"shape": [[0.0, 0.0]] * 5}},
+        {
+            "layout": {"shape": [[10**400, 0.0]] * 5},
+            "settings": {**STATE["settings"], "view": "face"},
+        },
+        {"layout": []},
+        FACE,
+    ],
+)
+def test_an_entry_that_cannot_be_is_one_line(changes, path):
+    written(path, json.dumps(PLAIN | changes))
+    assert_one_line(path)
+
+
+@pytest.mark.parametrize("text", ["[]", "1", "", "{", 10**5 * "[", "1" * 5000, "1e999"])
+def test_a_text_that_is_no_state_is_one_line(text, path):
+    written(path, text)
+    assert_one_line(path)
 
 
 def test_missing_checkpoint_is_one_line(tmp_path):

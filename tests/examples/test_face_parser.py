@@ -108,8 +108,8 @@ def test_a_part_of_another_class_count_is_refused(parser):
 
 @pytest.mark.parametrize("networks", [{}, [], {"points": 3}])
 def test_a_damaged_parser_is_named(networks, tmp_path):
-    stored = {"kind": face_parser.KIND, "layout": {}, "networks": networks}
-    torch.save(stored, tmp_path / face_parser.FILE)
+    stored = {"layout": {}, "networks": networks}
+    checkpoint.write(tmp_path / face_parser.FILE, face_parser.KIND, stored)
     with pytest.raises(checkpoint.CheckpointError, match="holds no face parser"):
         FaceParser.load(tmp_path)
 
@@ -122,21 +122,26 @@ def test_a_damaged_parser_is_named(networks, tmp_path):
         lambda stored: stored["networks"].update(ear=stored["networks"]["nose"]),
         lambda stored: stored["layout"].update(nose=(1.0, 2.0, 3.0)),
         lambda stored: stored["layout"].update(nose=(1.0, 2.0, 0.0, 3.0)),
-        lambda stored: stored["layout"].update(shape=[[float("nan"), 0.0]] * 5),
+        lambda stored: stored["layout"].update(nose=(0.0, 0.0, 1e300, 1e300)),
+        lambda stored: stored["layout"].update(shape=[[0.0, 0.0]] * 5),
+        lambda stored: stored["layout"].update(shape=[[1e300, 0.0], [0.0, 1.0]] * 5),
+        lambda stored: stored["layout"].update(shape=[[1e300, 0.0], *[[0.0, 1.0]] * 4]),
+        lambda stored: stored["networks"].update(face=stored["networks"]["points"]),
+        lambda stored: stored["networks"]["face"].__setitem__(2, 512),
     ],
 )
 def test_a_parser_whose_parts_do_not_fit_is_named(damage, parser, tmp_path):
     names = {"points": ("points", 5, 64), "face": ("rnn-g", 3, 128)}
     names |= {name: ("part", *face_parser.CLASSES[name], 64) for name in views.PARTS}
     networks = {
-        name: (model, classes, side, build_model(model, classes, side=side).state_dict())
+        name: [model, classes, side, build_model(model, classes, side=side).state_dict()]
         for name, (model, classes, side) in names.items()
     }
-    stored = {"kind": face_parser.KIND, "layout": parser.layout.as_dict(), "networks": networks}
-    torch.save(stored, tmp_path / face_parser.FILE)
+    stored = {"layout": parser.layout.as_dict(), "networks": networks}
+    checkpoint.write(tmp_path / face_parser.FILE, face_parser.KIND, stored)
     FaceParser.load(tmp_path)
     damage(stored)
-    torch.save(stored, tmp_path / face_parser.FILE)
+    checkpoint.write(tmp_path / face_parser.FILE, face_parser.KIND, stored)
     with pytest.raises(checkpoint.CheckpointError, match="holds no face parser"):
         FaceParser.load(tmp_path)
 

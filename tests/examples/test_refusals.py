@@ -15,6 +15,7 @@ import train
 import training
 from example_scripts import EXAMPLE, QUICK, call, refused
 from losses import Loss
+from processes import Processes
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +141,7 @@ def test_lfw_pl_trains_evaluates_and_counts_skipped_faces(tmp_path, monkeypatch,
 
 
 def test_second_training_into_one_folder_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(checkpoint, "PATIENCE", 0.2)
     with checkpoint.claimed(tmp_path / "out"):
         error = refused(monkeypatch, capsys, train, *QUICK, "--out", tmp_path / "out")
         assert f"another process is writing to {tmp_path / 'out'}" in error
@@ -236,6 +238,7 @@ def test_evaluate_refuses_another_model_and_other_classes(finished, monkeypatch,
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        ("lr = 1" + 400 * "0", "lr must be in 1e-09 .. 1000.0, got inf"),
         ("lr = 'fast'", "lr must be float, got 'fast'"),
         ("epochs = 0", "epochs must be in 1 .. inf, got 0"),
         ("epochs = true", "epochs must be int, got True"),
@@ -279,4 +282,47 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch, caps
     arguments = [*QUICK, "--limit", 2, "--epochs", 1, "--out", tmp_path]
     error = refused(monkeypatch, capsys, train, *arguments)
     assert "weight 'trunk.0.weight' is not finite at step 1" in error
+    assert checkpoint.load(tmp_path / "last.pt")["step"] == 0
+
+
+def put(**tensors):
+    return lambda optimizer: optimizer["0"].update(tensors)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        put(exp_avg=torch.zeros(1)),
+        put(exp_avg_sq=torch.full((16, 3, 5, 5), -1.0)),
+        put(step=torch.tensor(0.0)),
+        put(step=torch.ones(2)),
+        put(step="one"),
+        put(max_exp_avg_sq=torch.zeros(16, 3, 5, 5)),
+        lambda optimizer: optimizer["0"].pop("step"),
+        lambda optimizer: optimizer.update({"0": None}),
+        lambda optimizer: optimizer.update({"99": optimizer["0"]}),
+        lambda optimizer: optimizer.update({"first": optimizer["0"]}),
+    ],
+)
+def test_an_optimizer_that_does_not_fit_is_one_line(change, finished):
+    state = checkpoint.load(finished / "last.pt")
+    options = {"device": torch.device("cpu"), "processes": Processes()}
+    training.Training(state, **options)
+    assert state["optimizer"]["0"]["exp_avg"].shape == (16, 3, 5, 5)
+    change(state["optimizer"])
+    with pytest.raises(checkpoint.CheckpointError, match="does not fit its settings"):
+        training.Training(state, **options)
+
+
+def test_an_optimizer_that_overflows_is_never_saved(tmp_path, monkeypatch, capsys):
+    original = training.Training.write_to
+
+    def write_to(live, state):
+        next(iter(live.optimizer.state.values()))["exp_avg_sq"].fill_(torch.inf)
+        original(live, state)
+
+    monkeypatch.setattr(training.Training, "write_to", write_to)
+    arguments = [*QUICK, "--limit", 2, "--epochs", 1, "--out", tmp_path]
+    error = refused(monkeypatch, capsys, train, *arguments)
+    assert "AdamW's 'exp_avg_sq' is not finite at step 1" in error
     assert checkpoint.load(tmp_path / "last.pt")["step"] == 0

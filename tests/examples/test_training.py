@@ -1,21 +1,22 @@
 """Training from end to end: results, bit-exact resuming, interruptions, settings."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
 
+import batches
 import checkpoint
 import evaluate
-import processes
 import pytest
 import torch
 import train
 import training
 from datasets import open_dataset
-from example_scripts import EXAMPLE, QUICK, call
+from example_scripts import EXAMPLE, QUICK, call, refused
 from settings import Settings, read_file
 from tiers import sampled
 from views import Whole
@@ -156,6 +157,28 @@ def test_workers_make_the_same_batches(tmp_path, monkeypatch, one_thread):
     assert_same_training(straight, helped)
 
 
+def full_memory(batch):
+    raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1_2>: Success (0)")
+
+
+def test_full_shared_memory_is_one_line(tmp_path, monkeypatch, one_thread, capsys):
+    monkeypatch.setattr(batches, "shared", full_memory)
+    arguments = [*QUICK, "--epochs", 1, "--workers", 1, "--out", tmp_path]
+    error = refused(monkeypatch, capsys, train, *arguments)
+    assert "/dev/shm, which is full or missing" in error
+    assert "--workers 0" in error
+    assert multiprocessing.active_children() == []  # Python's exit would wait for them
+
+
+def test_a_worker_puts_its_batches_into_shared_memory_itself():
+    labels = torch.zeros(2, 8, 8, dtype=torch.uint8)
+    images = torch.rand(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    batch = batches.shared(batches.Batch(images, labels, None, labels, labels))
+    assert batch.images.is_shared()
+    assert batch.labels.is_shared()
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_killed_worker_is_one_line(tmp_path, monkeypatch, one_thread, capsys):
     original = training.batches
 
@@ -197,12 +220,22 @@ def test_termination_of_the_whole_group_is_a_stop_with_workers_too(tmp_path, scr
     assert "Traceback" not in error
 
 
-def test_a_training_stops_when_who_started_it_is_gone(tmp_path, monkeypatch, one_thread):
-    monkeypatch.setenv(processes.PARENT, str(os.getppid()))
-    assert call(monkeypatch, train, *QUICK, "--epochs", 1, "--out", tmp_path / "goes-on") == 0
-    monkeypatch.setenv(processes.PARENT, "0")
-    assert call(monkeypatch, train, *QUICK, "--epochs", 9, "--out", tmp_path / "stops") == 130
-    assert checkpoint.load(tmp_path / "stops" / "last.pt")["step"] == 1
+def test_the_first_request_ends_a_wait_for_a_batch_and_saves(tmp_path, monkeypatch, capsys):
+    original = training.batches
+
+    def stuck(*arguments, **options):
+        made = original(*arguments, **options)
+        yield next(made)
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("the wait went on")
+
+    monkeypatch.setattr(training, "batches", stuck)
+    assert call(monkeypatch, train, *QUICK, "--epochs", 1, "--out", tmp_path) == 130
+    assert capsys.readouterr().err.endswith("interrupted: saved; --resume goes on from here\n")
+    state = checkpoint.load(tmp_path / "last.pt")
+    assert (state["epoch"], state["batch"], state["step"]) == (0, 1, 1)
+    monkeypatch.undo()
+    assert call(monkeypatch, train, "--resume", "--no-cache", "--out", tmp_path) == 0
 
 
 def test_best_checkpoint_is_the_best_on_validation(tmp_path, monkeypatch, one_thread):
@@ -212,6 +245,15 @@ def test_best_checkpoint_is_the_best_on_validation(tmp_path, monkeypatch, one_th
     assert checkpoint.load(tmp_path / "best.pt")["epoch"] == 2
     assert checkpoint.load(tmp_path / "last.pt")["epoch"] == 3
     assert json.loads((tmp_path / "metrics.json").read_text())["epochs"] == 3
+
+
+def test_out_may_have_any_name(tmp_path, monkeypatch, one_thread, capsys):
+    out = tmp_path / os.fsdecode(b"\xff\x1b[2J")
+    assert call(monkeypatch, train, *QUICK, "--epochs", 1, "--out", out) == 0
+    assert capsys.readouterr().out.endswith(f"results in {tmp_path}/\\udcff\\x1b[2J\n")
+    pytest.importorskip("tensorboard")
+    resumed = ["--resume", "--no-cache", "--tensorboard", "--out", out]
+    assert "needs --out in UTF-8" in refused(monkeypatch, capsys, train, *resumed)
 
 
 def test_settings_come_from_the_file_and_options_win(tmp_path, monkeypatch, one_thread):

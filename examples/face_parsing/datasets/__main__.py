@@ -9,6 +9,7 @@ if not __package__:  # run as a folder: its siblings are what the modules here i
 
 import checkpoint
 import commands
+from console import say
 from PIL import Image
 
 from datasets import DATASETS, LABEL_SETS, SPLITS, DataError, default_folder, open_dataset, report
@@ -41,15 +42,15 @@ def inspect(args):
             lines.append(f"contact sheet: {sheets[split]}")
         else:
             wrong.append(f"{args.dataset}: no usable face in the {split} split")
-        print(f"{args.dataset}, {split}")
+        say(f"{args.dataset}, {split}")
         for line in lines:
-            print(f"  {line}")
+            say(f"  {line}")
         for line in wrong:
-            print(f"  problem: {line}")
+            say(f"  problem: {line}")
         problems += wrong
     shared = report.overlap(args.dataset, found)
     for line in shared:
-        print(f"problem: {line}")
+        say(f"problem: {line}")
     problems += shared
     if problems and not args.skip_bad:
         raise DataError(f"{args.dataset}: {len(problems)} problems, listed above")
@@ -65,7 +66,7 @@ def draw(args):
         size = (ENLARGED * picture.width, ENLARGED * picture.height)
         picture.resize(size, Image.Resampling.BICUBIC).save(buffer, "png")
         checkpoint.write_atomically(args.out / f"drawn-{i:03d}.png", buffer.getvalue())
-    print(f"{args.count} pictures in {args.out}")
+    say(f"{args.count} pictures in {args.out}")
 
 
 def source_is_coarse(source):

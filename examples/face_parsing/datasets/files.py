@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from console import say
 from PIL import Image
 
 from .faces import DataError
@@ -115,7 +116,7 @@ def read_list(name, path):
 
 def note(words):
     """A line on the error stream that is no error."""
-    print(f"note: {words}", file=sys.stderr)
+    say(f"note: {words}", file=sys.stderr)
 
 
 def entry_names(name, folder):

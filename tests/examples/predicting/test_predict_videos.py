@@ -62,6 +62,9 @@ def test_bad_videos_are_named(run, tmp_path, capfd):
         "error: cannot read broken.mp4: OpenCV cannot open it",
     }
     assert not Path("parsed").exists()
+    assert run("blank.mp4", "--out", os.fsdecode(b"\xff")) == commands.WRONG
+    error = "error: cannot write \\udcff/blank_overlay.mp4: its name is not UTF-8"
+    assert capfd.readouterr().err.splitlines()[-1] == error
 
 
 def test_a_video_of_too_few_frames_is_named_and_one_that_cannot_be_written_stops_no_other(
