@@ -334,7 +334,10 @@ def test_checkpoint_shows_its_own_layer(command, checkpoints, image, tmp_path, m
         (["--checkpoint", "TEXT"], "--checkpoint must be given with --image FILE, got none"),
         (["--image", "GATE"], "--image must be given with --checkpoint FILE, got none"),
         (["--checkpoint", "none.pt", "--image", "GATE"], "--checkpoint: no checkpoint at none.pt"),
-        (["--checkpoint", "TEXT", "--image", "GATE"], "damaged, or not a checkpoint"),
+        (
+            ["--checkpoint", "TEXT", "--image", "GATE"],
+            "is not a checkpoint of this program, or is damaged",
+        ),
         (["--checkpoint", "rnn-g", "--image", "TEXT"], "--image must be an image, cannot read"),
         (
             ["--checkpoint", "rnn", "--image", "GATE"],
