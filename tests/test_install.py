@@ -177,12 +177,39 @@ def isolated_build(tmp_path):
 
 
 @pytest.fixture
-def check_compiler(monkeypatch):
-    """The check of setup.py, which here builds nothing."""
+def setup_script(monkeypatch):
+    """The names of setup.py, which here builds nothing."""
     monkeypatch.setattr("setuptools.setup", lambda **_: None)
     monkeypatch.setattr("sys.argv", ["setup.py", "egg_info"])
     monkeypatch.setattr("sys.path", [*sys.path])
-    return runpy.run_path(str(ROOT / "setup.py"))["check_compiler"]
+    return runpy.run_path(str(ROOT / "setup.py"))
+
+
+@pytest.fixture
+def check_compiler(setup_script):
+    return setup_script["check_compiler"]
+
+
+def test_packages_of_the_installer_are_found(setup_script, tmp_path):
+    find = setup_script["installer_paths"]
+    packages = {}
+    for name in ("active", "project/.venv"):
+        path = sysconfig.get_path("purelib", "posix_prefix", {"base": str(tmp_path / name)})
+        Path(path).mkdir(parents=True)
+        packages[name] = path
+    process = tmp_path / "process"
+    process.mkdir()
+    (process / "cwd").symlink_to(tmp_path / "project")
+    active = f"VIRTUAL_ENV={tmp_path / 'active'}"
+    for environment, expected in (
+        (["PYTHONPATH=/one:relative:/two", "ODD", active], ["/one", "/two", packages["active"]]),
+        ([active], [packages["active"]]),
+        (["HOME=/root"], [packages["project/.venv"]]),
+        (["VIRTUAL_ENV=/missing"], []),
+    ):
+        (process / "environ").write_text("\0".join(environment))
+        assert find(process) == expected
+    assert find(tmp_path / "no process") == []
 
 
 def a_compiler(folder, *lines):
