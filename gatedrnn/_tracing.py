@@ -14,6 +14,11 @@ def func_differentiates() -> bool:
     return any(level.key() in (_GRAD, _JVP) for level in stack)
 
 
+@torch.compiler.assume_constant_result
+def in_onnx_export() -> bool:
+    return torch.onnx.is_in_onnx_export()
+
+
 @torch.compiler.disable(reason="gatedrnn: derivatives of torch.func are not traced through a scan")
 def scan_eagerly(*arguments) -> Tensor:
     return _ops.scan(*arguments)

@@ -13,7 +13,8 @@ from ._options import GATE_ACTIVATIONS, MERGES, NONLINEARITIES, Options, directi
 from .reference import DIRECTIONS
 
 INTEGRATIONS = ("parallel", "cascade")
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+HALF = (torch.bfloat16, torch.float16)
+DTYPES = (torch.float64, torch.float32, *HALF)
 
 
 def spatial_gated_rnn(
@@ -40,7 +41,8 @@ def spatial_gated_rnn(
     Args:
         x: (N, C, H, W), float64, float32, bfloat16 or float16, any strides; all but C may be 0.
         g: gates, of x's dtype: (N, C, H, W); (N, 1, H, W), one for all channels; (N, D, C, H, W) or
-            (N, D, 1, H, W), a map for each direction; or None for g = 1, Eq. (1).
+            (N, D, 1, H, W), a map for each direction; or None for g = 1, Eq. (1). Of 4
+            dimensions the second is always that of channels, also where D = C.
         weight: (D, C, C // groups), in x's dtype, or float32 beside a 16-bit x. `weight[d, c, k]`
             multiplies channel `c // K * K + k` of h_{i-1}, K = C // groups, as in a grouped
             convolution.
@@ -73,6 +75,11 @@ def spatial_gated_rnn(
     """
     directions = check_options(directions, integration, merge, nonlinearity, gate_activation)
     _check_tensors(x, g, weight, bias, directions)
+    if torch.jit.is_tracing() and torch.is_grad_enabled():
+        raise RuntimeError(
+            "spatial_gated_rnn: torch.jit.trace can't record gradients of a scan: trace under "
+            "torch.no_grad(), or use torch.export"
+        )
     x, g, weight, bias = _autocast(x, g, weight, bias)
     _check_dtypes(x, g, weight, bias)
 
@@ -136,11 +143,21 @@ def _check_choice(argument: str, given, known: tuple) -> None:
         raise ValueError(f"{argument} {what} {', '.join(names)} or {last}, got {given!r}")
 
 
+def refuse_proxy(value: object) -> None:
+    """Raises TypeError for what `torch.fx.symbolic_trace` puts in a tensor's place."""
+    if isinstance(value, torch.fx.Proxy):
+        raise TypeError(
+            "spatial_gated_rnn: torch.fx.symbolic_trace can't trace a scan. Make SpatialGatedRNN a "
+            "leaf: use a torch.fx.Tracer whose is_leaf_module is true for it; or use torch.export"
+        )
+
+
 def _check_tensors(x, g, weight, bias, directions) -> None:
     for argument, tensor in (("x", x), ("g", g), ("weight", weight), ("bias", bias)):
         if tensor is None and argument in ("g", "bias"):
             continue
         if not isinstance(tensor, Tensor):
+            refuse_proxy(tensor)
             raise TypeError(
                 f"spatial_gated_rnn: {argument} must be a tensor, got {type(tensor).__name__}"
             )
@@ -186,9 +203,11 @@ def _check_tensors(x, g, weight, bias, directions) -> None:
         fits = fits and (g.shape[-3] == 1 or g.shape[-3] == c)
         fits = fits and (g.dim() == 4 or g.shape[1] == d)
         if not fits:
+            per_direction = g.dim() == 4 and g.shape[1] == d
             raise RuntimeError(
                 f"spatial_gated_rnn: g must be (N, 1|C, H, W) or (N, D, 1|C, H, W) for x "
-                f"{tuple(x.shape)} and {d} directions, got {tuple(g.shape)}"
+                f"{tuple(x.shape)} and D = {d} directions, got {tuple(g.shape)}"
+                + (": give a map for each direction as g.unsqueeze(2)" if per_direction else "")
             )
 
 
@@ -198,11 +217,11 @@ def _check_dtypes(x, g, weight, bias) -> None:
     for argument, tensor in (("weight", weight), ("bias", bias)):
         if tensor is None or tensor.dtype == x.dtype:
             continue
-        if tensor.dtype == torch.float32 and x.dtype in (torch.bfloat16, torch.float16):
+        if tensor.dtype == torch.float32 and x.dtype in HALF:
             continue
         raise TypeError(
             f"spatial_gated_rnn: {argument} must have x's dtype {x.dtype}, or float32 beside a "
-            f"16-bit x, got {tensor.dtype}"
+            f"16-bit x, got {tensor.dtype}: convert one of them by .to(dtype)"
         )
 
 
@@ -211,9 +230,8 @@ def _autocast(x, g, weight, bias):
     device = x.device.type
     if device == "meta" or not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
         return x, g, weight, bias
-    half = (torch.bfloat16, torch.float16)
     maps = torch.float32
-    if x.dtype in half or (g is not None and g.dtype in half):
+    if x.dtype in HALF or (g is not None and g.dtype in HALF):
         maps = torch.get_autocast_dtype(device)
     x = x.to(maps)
     g = None if g is None else g.to(maps)

@@ -3,12 +3,13 @@
 import copy
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
-from .functional import DTYPES, check_options, spatial_gated_rnn
+from .functional import DTYPES, HALF, check_options, refuse_proxy, spatial_gated_rnn
 from .norms import NORMS, clamp_norm, is_sharded
 from .reference import DIRECTIONS
 
@@ -106,9 +107,20 @@ class SpatialGatedRNN(nn.Module):
             if self.bias is not None:
                 self.bias.zero_()
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight":
+            raise AttributeError(
+                "SpatialGatedRNN: weight is computed from raw_weight and can't be set: set "
+                "layer.raw_weight, or fill it in place, as torch.nn.init does"
+            )
+        super().__setattr__(name, value)
+
     @property
     def weight(self) -> Tensor:
         """The weight (D, C, C // groups) that the scan uses: clamped, float32 for a 16-bit layer.
+
+        Each access computes a new tensor from `raw_weight`. To change the weight, change
+        `raw_weight`: what is written into this tensor, say by `torch.nn.init`, is lost.
 
         A weight rounded to 16 bits after the clamp could have a norm of 1.002, which over a line of
         4096 pixels is a factor of thousands.
@@ -153,11 +165,9 @@ class SpatialGatedRNN(nn.Module):
 
     def forward(self, x: Tensor, g: Tensor | None = None) -> Tensor:
         """x (N, C, H, W), g as in `spatial_gated_rnn` or None for Eq. (1); the merged maps."""
-        if isinstance(x, Tensor) and x.dim() == 4 and x.shape[1] != self.channels:
-            raise RuntimeError(
-                f"SpatialGatedRNN: x must have the layer's {self.channels} channels, "
-                f"got {tuple(x.shape)}"
-            )
+        refuse_proxy(x)
+        if isinstance(x, Tensor):
+            self._check(x)
         bias: Tensor | None = self.bias
         if bias is not None and bias.dtype in (torch.bfloat16, torch.float16):
             bias = bias.float()
@@ -171,6 +181,23 @@ class SpatialGatedRNN(nn.Module):
             merge=self.merge,
             nonlinearity=self.nonlinearity,
             gate_activation=self.gate_activation,
+        )
+
+    def _check(self, x: Tensor) -> None:
+        if x.dim() == 4 and x.shape[1] != self.channels:
+            last = ": permute (N, H, W, C) by x.permute(0, 3, 1, 2)"
+            raise RuntimeError(
+                f"SpatialGatedRNN: x must be (N, C, H, W) with the layer's C = {self.channels} "
+                f"channels, got {tuple(x.shape)}{last if x.shape[3] == self.channels else ''}"
+            )
+        own = self.raw_weight.dtype
+        fits = x.dtype == own or (own == torch.float32 and x.dtype in HALF)
+        if fits or x.dtype not in DTYPES or torch.is_autocast_enabled(x.device.type):
+            return
+        raise TypeError(
+            f"SpatialGatedRNN: x must have the layer's dtype {own}"
+            + (" or 16 bits" if own == torch.float32 else "")
+            + f", got {x.dtype}: convert the layer by layer.to(x.dtype), or x by x.to({own})"
         )
 
     def extra_repr(self) -> str:

@@ -51,6 +51,14 @@ def clamp_norm(weight: Tensor, norm: str | None) -> Tensor:
     k = weight.shape[-1]
     if norm is None:
         return weight
+    if torch.compiler.is_exporting():
+        from . import _tracing
+
+        if _tracing.in_onnx_export():
+            raise RuntimeError(
+                "SpatialGatedRNN: torch.onnx.export has no operators for the scan and the clamp of "
+                "its weight: use gatedrnn.onnx.export, which has"
+            )
     if is_sharded(weight):
         from ._sharding import clamp_shards
 

@@ -263,3 +263,59 @@ def test_device_without_kernels_is_told_once():
         warnings.simplefilter("error")
         functional._warn_once("cuda")
     functional._warn_once.cache_clear()
+
+
+def test_trace_in_grad_mode_names_the_way_out():
+    layer, x = SpatialGatedRNN(4), torch.randn(1, 4, 5, 6)
+    with pytest.raises(RuntimeError, match=r"trace under torch\.no_grad\(\), or use torch\.export"):
+        torch.jit.trace(layer, (x,))
+    with torch.no_grad():
+        traced = torch.jit.trace(layer, (x,))
+        torch.testing.assert_close(traced(x), layer(x))
+
+
+def test_symbolic_trace_names_the_way_out():
+    class Tracer(torch.fx.Tracer):
+        def is_leaf_module(self, module, name):
+            return isinstance(module, SpatialGatedRNN) or super().is_leaf_module(module, name)
+
+    network = torch.nn.Sequential(SpatialGatedRNN(4))
+    with pytest.raises(TypeError, match="Make SpatialGatedRNN a leaf"):
+        torch.fx.symbolic_trace(network)
+    x = torch.randn(1, 4, 5, 6)
+    traced = torch.fx.GraphModule(network, Tracer().trace(network))
+    torch.testing.assert_close(traced(x), network(x))
+
+
+def test_weight_cannot_be_set():
+    layer = SpatialGatedRNN(4)
+    for value in (torch.zeros(4, 4, 4), torch.nn.Parameter(torch.zeros(4, 4, 4))):
+        with pytest.raises(AttributeError, match=r"weight is computed from raw_weight.*set layer"):
+            layer.weight = value
+
+
+@pytest.mark.parametrize("own", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("given", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_layer_takes_maps_of_its_dtype_and_float32_those_of_16_bits(own, given):
+    layer, x = SpatialGatedRNN(4, dtype=own), torch.zeros(1, 4, 5, 6, dtype=given)
+    if given == own or (own == torch.float32 and given != torch.float64):
+        assert layer(x).dtype == given
+    else:
+        message = rf"x must have the layer's dtype {own}.*got {given}: convert the layer by"
+        with pytest.raises(TypeError, match=message):
+            layer(x)
+    if own not in (torch.float64,) and given != torch.float64:
+        with torch.autocast("cpu", torch.bfloat16):
+            layer(x)
+
+
+def test_messages_name_the_remedy():
+    layer = SpatialGatedRNN(8)
+    with pytest.raises(
+        RuntimeError, match=r"got \(1, 5, 6, 8\): permute.*x\.permute\(0, 3, 1, 2\)"
+    ):
+        layer(torch.zeros(1, 5, 6, 8))
+    x = torch.zeros(1, 8, 5, 6)
+    with pytest.raises(RuntimeError, match=r"got \(1, 4, 5, 6\): give .* as g\.unsqueeze\(2\)"):
+        layer(x, torch.zeros(1, 4, 5, 6))
+    assert layer(x, torch.zeros(1, 4, 5, 6).unsqueeze(2)).shape == x.shape

@@ -277,3 +277,16 @@ def test_packages_are_asked_for_by_name_and_imported_late(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ImportError, match="pip install onnx onnxscript"):
         gatedrnn.onnx.translation_table()
+
+
+@pytest.mark.slow
+def test_export_of_pytorch_alone_names_the_one_of_the_package(tmp_path):
+    layer, x = SpatialGatedRNN(4), torch.randn(1, 4, 5, 6)
+    with pytest.raises(Exception, match=r"use gatedrnn\.onnx\.export"):
+        torch.onnx.export(layer, (x,), tmp_path / "layer.onnx", dynamo=True)
+
+
+def test_module_is_an_attribute_of_the_package():
+    assert gatedrnn.onnx is sys.modules["gatedrnn.onnx"]
+    with pytest.raises(AttributeError, match="has no attribute 'onx'"):
+        gatedrnn.onx  # noqa: B018
