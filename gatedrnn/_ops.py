@@ -174,7 +174,15 @@ def _vjp(function, inputs: list[Tensor], cotangents: list[Tensor]):
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         inputs = [t.view_as(t) for t in inputs]  # gradients stop here, their own graph goes on
-        results = function(*inputs)
+        # A result may depend on none of the inputs: dx of a linear scan does not depend on x.
+        pairs = [
+            (result, cotangent)
+            for result, cotangent in zip(function(*inputs), cotangents, strict=True)
+            if result.requires_grad
+        ]
+        if not pairs:
+            return [None] * len(inputs)
+        results, cotangents = map(list, zip(*pairs, strict=True))
         return torch.autograd.grad(
             results, inputs, cotangents, create_graph=create_graph, allow_unused=True
         )

@@ -17,8 +17,8 @@ def scan(info, in_dims, x, g, weight, bias, directions, merge, *rest):
     y, mask = _ops.scan_op(
         _fold(x, in_dims[0], size, 1),
         _fold_gate(g, in_dims[1], size, channels),
-        _fold(weight, in_dims[2], size, 1),
-        _fold(bias, in_dims[3], size, 1),
+        _fold(weight, in_dims[2], size, 1).contiguous(),  # of one channel it is a view
+        None if bias is None else _fold(bias, in_dims[3], size, 1).contiguous(),
         directions,
         merge,
         *rest,
@@ -48,8 +48,8 @@ def scan_backward(info, in_dims, grad, x, g, weight, bias, mask, directions, mer
         _fold(grad, in_dims[0], size, 2 if MERGES[merge] is None else 1),
         _fold(x, in_dims[1], size, 1),
         gate,
-        _fold(weight, in_dims[3], size, 1),
-        _fold(bias, in_dims[4], size, 1),
+        _fold(weight, in_dims[3], size, 1).contiguous(),
+        None if bias is None else _fold(bias, in_dims[4], size, 1).contiguous(),
         mask,
         directions,
         merge,

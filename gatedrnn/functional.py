@@ -213,7 +213,10 @@ def _check_tensors(x, g, weight, bias, directions) -> None:
 
 def _check_dtypes(x, g, weight, bias) -> None:
     if g is not None and g.dtype != x.dtype:
-        raise TypeError(f"spatial_gated_rnn: g must have x's dtype {x.dtype}, got {g.dtype}")
+        raise TypeError(
+            f"spatial_gated_rnn: g must have x's dtype {x.dtype}, got {g.dtype}: convert "
+            "one of them by .to(dtype)"
+        )
     for argument, tensor in (("weight", weight), ("bias", bias)):
         if tensor is None or tensor.dtype == x.dtype:
             continue

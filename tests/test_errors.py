@@ -319,3 +319,9 @@ def test_messages_name_the_remedy():
     with pytest.raises(RuntimeError, match=r"got \(1, 4, 5, 6\): give .* as g\.unsqueeze\(2\)"):
         layer(x, torch.zeros(1, 4, 5, 6))
     assert layer(x, torch.zeros(1, 4, 5, 6).unsqueeze(2)).shape == x.shape
+
+
+def test_layer_on_meta_refuses_another_dtype():
+    layer = SpatialGatedRNN(2, device="meta")
+    with pytest.raises(TypeError, match="x must have the layer's dtype"):
+        layer(torch.empty(1, 2, 3, 3, dtype=torch.float64, device="meta"))

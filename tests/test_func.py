@@ -322,3 +322,37 @@ def test_losers_of_a_maximum_have_no_gradient_of_second_order_either():
     mask = torch.full((1, 1, 1, 1), 2, dtype=torch.uint8)
     _, dg, *_ = _ops.adjoint(torch.full_like(x, float("inf")), *inputs, mask, options)
     assert dg.flatten().tolist() == [0, float("inf")]
+
+
+@pytest.mark.parametrize("which", [0, 2, 3])
+def test_vmap_of_a_single_channel_is_a_loop(which):
+    tensors = [torch.randn(1, 1, 3, 4), None, torch.randn(4, 1, 1), torch.randn(4, 1)]
+    dims = tuple(0 if i == which else None for i in range(4))
+    stacked = [batched(t, 3, 0) if i == which else t for i, t in enumerate(tensors)]
+
+    def loss(rnn):
+        return grad(lambda *t: rnn(*t).square().sum(), which)
+
+    def sample(i):
+        return [t[i] if j == which else t for j, t in enumerate(stacked)]
+
+    for ours, theirs in (
+        (spatial_gated_rnn, reference),
+        (loss(spatial_gated_rnn), loss(reference)),
+    ):
+        expected = torch.stack([theirs(*sample(i)) for i in range(3)])
+        torch.testing.assert_close(vmap(ours, dims)(*stacked), expected)
+
+
+@pytest.mark.parametrize("merge", MERGES)
+def test_second_derivative_through_a_frozen_linear_scan(merge):
+    # dx depends on grad and on the weight alone, and neither requires a gradient.
+    weight = torch.randn(3, 2, 2, dtype=F64) / 2
+    leaf = torch.randn(1, 2, 3, 3, dtype=F64).requires_grad_()
+
+    def second(rnn):
+        y = rnn(leaf**2, None, weight, **options_of(merge))
+        (first,) = torch.autograd.grad(y.sum(), leaf, create_graph=True)
+        return torch.autograd.grad((first**2).sum(), leaf)[0]
+
+    close(second(spatial_gated_rnn), second(reference))

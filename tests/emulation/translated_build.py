@@ -22,6 +22,8 @@ from emulation_build import (
 )
 from ptx import kernels, translate
 
+from gatedrnn import _ops
+
 SPEC = importlib.util.spec_from_file_location("build_cuda", ROOT / "build_cuda.py")
 build_cuda = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(build_cuda)
@@ -53,6 +55,7 @@ def load_once(nvcc: str, sources: tuple[Path, ...], name: str):
         visible = in_parallel(partial(globalized, symbols), host[: len(KERNELS)])
         library = link(name, [*visible, *translated, *host[len(KERNELS) :]])
     torch.ops.load_library(str(library))
+    _ops.register(f"gatedrnn_{name}")
     return getattr(torch.ops, f"gatedrnn_{name}")
 
 
