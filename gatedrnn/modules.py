@@ -194,7 +194,7 @@ class SpatialGatedRNN(nn.Module):
         fits = x.dtype == own or (own == torch.float32 and x.dtype in HALF)
         device = x.device.type
         autocast = device != "meta" and torch.is_autocast_enabled(device)
-        if fits or autocast or x.dtype not in DTYPES:
+        if fits or autocast or x.dtype not in DTYPES or own not in DTYPES:
             return
         raise TypeError(
             f"SpatialGatedRNN: x must have the layer's dtype {own}"

@@ -101,7 +101,9 @@ def test_layer_of_unsupported_dtype_is_refused():
 
 
 def test_layer_names_x_when_its_channels_are_wrong():
-    message = "SpatialGatedRNN: x must have the layer's 8 channels, got (1, 4, 2, 2)"
+    message = (
+        "SpatialGatedRNN: x must be (N, C, H, W) with the layer's C = 8 channels, got (1, 4, 2, 2)"
+    )
     with says(RuntimeError, message):
         SpatialGatedRNN(8)(torch.zeros(1, 4, 2, 2))
 
@@ -191,7 +193,7 @@ TENSORS = [
         (
             dict(g=torch.zeros(shape)),
             RuntimeError,
-            f"g must be (N, 1|C, H, W) or (N, D, 1|C, H, W) for x (2, 6, 4, 5) and 4 directions, "
+            f"g must be (N, 1|C, H, W) or (N, D, 1|C, H, W) for x (2, 6, 4, 5) and D = 4 directions, "
             f"got {shape}",
         )
         for shape in [
@@ -209,22 +211,25 @@ TENSORS = [
     (
         dict(g=X.double()),
         TypeError,
-        "g must have x's dtype torch.float32, got torch.float64",
+        "g must have x's dtype torch.float32, got torch.float64: convert one of them by .to(dtype)",
     ),
     (
         dict(weight=W.double()),
         TypeError,
-        "weight must have x's dtype torch.float32, or float32 beside a 16-bit x, got torch.float64",
+        "weight must have x's dtype torch.float32, or float32 beside a 16-bit x, got torch.float64: convert "
+        "one of them by .to(dtype)",
     ),
     (
         dict(x=X.bfloat16(), bias=torch.zeros(4, 6).half()),
         TypeError,
-        "bias must have x's dtype torch.bfloat16, or float32 beside a 16-bit x, got torch.float16",
+        "bias must have x's dtype torch.bfloat16, or float32 beside a 16-bit x, got torch.float16: convert "
+        "one of them by .to(dtype)",
     ),
     (
         dict(x=X.double(), weight=W.double(), bias=torch.zeros(4, 6)),
         TypeError,
-        "bias must have x's dtype torch.float64, or float32 beside a 16-bit x, got torch.float32",
+        "bias must have x's dtype torch.float64, or float32 beside a 16-bit x, got torch.float32: convert "
+        "one of them by .to(dtype)",
     ),
 ]
 
