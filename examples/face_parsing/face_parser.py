@@ -1,7 +1,7 @@
 """From a photograph to eleven classes in its own frame.
 
     parser = FaceParser.load("runs/face-parser")
-    parsing = parser(Image.open("photo.jpg"))
+    parsing = parser(photographs.read("photo.jpg"))
     parsing.labels                  # (H, W) uint8, indices into parser.names
 
 Detect, find five key points, align, first stage, second stage, compose: each step is a method, and

@@ -5,8 +5,11 @@ import warnings
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
+# The formats that are opened, in this order. Others may start a program, as EPS does Ghostscript.
+FORMATS = ["JPEG", "PNG", "WEBP", "AVIF", "GIF", "TIFF", "JPEG2000", "BMP", "PPM"]
+FORMATS += ["TGA"]  # last: it has no signature, so any file may be one
 # What a folder is searched for. Pillow reads no HEIC: better named as unreadable than passed over.
 SUFFIXES = {".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"}
 SUFFIXES |= {".mpo", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
@@ -18,6 +21,27 @@ class PhotographError(ValueError):
 
 class NoFaceError(ValueError):
     """There is no face in a photograph, or none that the detector finds."""
+
+
+def open_image(path):
+    """The Pillow image in a file, its header read and its pixels not. All files come through here.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        Exception: nearly any other, of a file that cannot be used; its words give the reason.
+    """
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise OSError("it is no file")  # a pipe would be waited for
+    Image.init()
+    try:
+        return Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
+    except UnidentifiedImageError:
+        raise UnidentifiedImageError(_why_unknown(path)) from None
+
+
+def _why_unknown(path):
+    """What is wrong with a file that is in none of ``FORMATS``."""
+    return f"cannot identify image file: it must be one of {', '.join(FORMATS)}"
 
 
 def read(path):
@@ -32,11 +56,9 @@ def read_with_profile(path):
         PhotographError: it cannot be read, or has more pixels than Pillow's limit.
     """
     try:
-        if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
-            raise OSError("it is no file")  # a pipe would be waited for
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd EXIF data, half as many pixels as are refused
-            with Image.open(path) as image:
+            with open_image(path) as image:
                 return as_tensor(image), image.info.get("icc_profile")
     except Exception as error:  # a damaged file can make Pillow raise nearly anything
         words = getattr(error, "strerror", None) or " ".join(str(error).split())

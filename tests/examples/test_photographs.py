@@ -7,10 +7,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import trees
+from datasets import DataError, open_dataset
+from example_scripts import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
-from photographs import PhotographError, as_tensor, read
-from PIL import Image
+from photographs import PhotographError, as_tensor, open_image, read
+from PIL import EpsImagePlugin, Image
 
 COLOUR = (200, 40, 10)
 
@@ -250,3 +253,55 @@ def test_of_an_animation_the_first_picture_is_read(tmp_path):
     pictures = [Image.new("RGB", (5, 4), colour) for colour in (COLOUR, "black")]
     pictures[0].save(path, save_all=True, append_images=pictures[1:])
     assert read(path)[:, 0, 0].tolist() == list(COLOUR)
+
+
+@pytest.fixture
+def programs(monkeypatch):
+    """The calls of Ghostscript, which is not started."""
+    calls = []
+
+    def pretend(*arguments, **options):
+        calls.append(arguments)
+        return Image.new("RGB", (80, 80)).im
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", pretend)
+    return calls
+
+
+def write_eps(path):
+    path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 80 80\n%%EndComments\nshowpage\n")
+
+
+def test_no_photograph_starts_a_program(tmp_path, programs):
+    path = tmp_path / "photo.jpg"
+    write_eps(path)
+    with Image.open(path) as image:
+        image.load()
+    assert programs  # what Pillow does by itself
+    programs.clear()
+    assert "must be one of JPEG, PNG" in refusal(path)
+    assert not programs
+
+
+@pytest.mark.parametrize("change", [trees.image, trees.label])
+def test_no_file_of_a_data_set_starts_a_program(change, tmp_path, programs):
+    tree = trees.write_tree("helen", tmp_path)
+    write_eps(change("helen", tree, 1))
+    with pytest.raises(DataError, match=r"cannot decode .* must be one of JPEG"):
+        open_dataset("helen", tree, "train")
+    assert not programs
+
+
+def test_one_function_opens_all_images():
+    modules = [
+        path for path in (ROOT / "examples").rglob("*.py") if "Image.open(" in path.read_text()
+    ]
+    assert [path.name for path in modules] == ["photographs.py"]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "TGA"])
+def test_the_content_and_not_the_name_tells_the_format(kind, tmp_path):
+    path = tmp_path / "photo.jpg"
+    Image.new("RGB", (5, 4), COLOUR).save(path, kind)
+    with open_image(path) as image:
+        assert image.format == kind

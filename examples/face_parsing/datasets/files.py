@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import photographs
 from console import say
-from PIL import Image
 
 from .faces import DataError
 
@@ -130,7 +130,7 @@ def entry_names(name, folder):
 def open_image(name, path, origin):
     """An image file opened, its header read and its pixels not."""
     try:
-        image = Image.open(path)
+        image = photographs.open_image(path)
     except Exception as error:
         raise unreadable(name, path, origin, error) from error
     if image.mode.startswith(("I", "F")):  # converted, these would be cut off at 255
