@@ -5,7 +5,7 @@ import warnings
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 # The formats that are opened, in this order. Others may start a program, as EPS does Ghostscript.
 FORMATS = ["JPEG", "PNG", "WEBP", "AVIF", "GIF", "TIFF", "JPEG2000", "BMP", "PPM"]
@@ -13,6 +13,7 @@ FORMATS += ["TGA"]  # last: it has no signature, so any file may be one
 # What a folder is searched for. Pillow reads no HEIC: better named as unreadable than passed over.
 SUFFIXES = {".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"}
 SUFFIXES |= {".mpo", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
+SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 
 
 class PhotographError(ValueError):
@@ -42,6 +43,17 @@ def open_image(path):
 def _why_unknown(path):
     """What is wrong with a file that is in none of ``FORMATS``."""
     return f"cannot identify image file: it must be one of {', '.join(FORMATS)}"
+
+
+def upright_size(image):
+    """The width and height of an opened image after `ImageOps.exif_transpose`."""
+    if image.format == "TIFF":  # Pillow gives its upright size, and turns it by itself
+        return image.size
+    try:
+        turned = image.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS
+    except Exception:  # damaged
+        turned = False
+    return image.size[::-1] if turned else image.size
 
 
 def read(path):
