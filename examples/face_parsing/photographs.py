@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,6 +14,13 @@ FORMATS += ["TGA"]  # last: it has no signature, so any file may be one
 # What a folder is searched for. Pillow reads no HEIC: better named as unreadable than passed over.
 SUFFIXES = {".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"}
 SUFFIXES |= {".mpo", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
+# Cameras' RAW files hold a small preview, which must not be taken for the photograph.
+RAW_SUFFIXES = {".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".iiq", ".kdc"}
+RAW_SUFFIXES |= {".mef", ".mos", ".mrw", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".rwl"}
+RAW_SUFFIXES |= {".sr2", ".srf", ".srw", ".x3f"}
+RAW = "a camera's RAW file must be converted first, for example to JPEG: only its preview is known"
+DNG_VERSION, PAGE_KIND = 50706, 254  # TIFF tags
+THUMBNAIL, MASK = 1, 4  # bits of a page's kind
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 
 
@@ -35,13 +43,45 @@ def open_image(path):
         raise OSError("it is no file")  # a pipe would be waited for
     Image.init()
     try:
-        return Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
+        image = Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
     except UnidentifiedImageError:
         raise UnidentifiedImageError(_why_unknown(path)) from None
+    try:
+        if Path(path).suffix.lower() in RAW_SUFFIXES:
+            raise ValueError(RAW)
+        if image.format == "TIFF":
+            _seek_photograph(image)
+    except BaseException:
+        image.close()
+        raise
+    return image
+
+
+def _seek_photograph(image):
+    """Go to the only page of a TIFF that is no thumbnail and no mask."""
+    found = []
+    for page in range(image.n_frames):
+        try:
+            image.seek(page)
+        except SyntaxError:  # a sensor's pixels, which Pillow does not know
+            raise ValueError(RAW) from None
+        if DNG_VERSION in image.tag_v2:
+            raise ValueError(RAW)
+        if not image.tag_v2.get(PAGE_KIND, 0) & (THUMBNAIL | MASK):
+            found.append(page)
+    if not found:
+        raise ValueError(RAW)
+    if len(found) > 1:
+        raise ValueError(
+            f"a TIFF must hold one picture, got {len(found)}: save the one to use as a file"
+        )
+    image.seek(found[0])
 
 
 def _why_unknown(path):
     """What is wrong with a file that is in none of ``FORMATS``."""
+    if Path(path).suffix.lower() in RAW_SUFFIXES:
+        return RAW
     return f"cannot identify image file: it must be one of {', '.join(FORMATS)}"
 
 

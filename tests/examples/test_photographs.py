@@ -305,3 +305,41 @@ def test_the_content_and_not_the_name_tells_the_format(kind, tmp_path):
     Image.new("RGB", (5, 4), COLOUR).save(path, kind)
     with open_image(path) as image:
         assert image.format == kind
+
+
+def save_tiff(path, *pages):
+    """A TIFF of several pages, each a size and the tags that it has."""
+    pictures = [Image.new("RGB", size, COLOUR) for size, _ in pages]
+    for picture, (_, tags) in zip(pictures, pages, strict=True):
+        picture.encoderinfo = {"tiffinfo": tags}
+    first = pictures[0].encoderinfo["tiffinfo"]
+    pictures[0].save(path, "TIFF", save_all=True, append_images=pictures[1:], tiffinfo=first)
+
+
+THUMBNAIL, MASK, DNG = {254: 1}, {254: 4}, {50706: b"\1\4\0\0"}
+
+
+@pytest.mark.parametrize(
+    ("name", "pages", "words"),
+    [
+        ("a.tif", [((16, 12), {}), ((16, 12), {})], "a TIFF must hold one picture, got 2"),
+        ("a.tif", [((16, 12), THUMBNAIL)], "a camera's RAW file must be converted first"),
+        ("a.tif", [((16, 12), DNG)], "a camera's RAW file must be converted first"),
+        ("a.nef", [((16, 12), {})], "a camera's RAW file must be converted first"),
+        ("a.DNG", [((16, 12), {})], "a camera's RAW file must be converted first"),
+    ],
+)
+def test_no_preview_is_taken_for_the_photograph(name, pages, words, tmp_path):
+    save_tiff(tmp_path / name, *pages)
+    assert words in refusal(tmp_path / name)
+
+
+def test_a_raw_file_that_is_no_tiff_is_called_so(tmp_path):
+    (tmp_path / "a.raf").write_bytes(b"FUJIFILMCCD-RAW " + bytes(99))
+    assert "a camera's RAW file must be converted first" in refusal(tmp_path / "a.raf")
+
+
+def test_of_a_tiff_with_a_thumbnail_and_a_mask_the_picture_is_read(tmp_path):
+    pages = [((4, 3), THUMBNAIL), ((32, 24), {}), ((32, 24), MASK)]
+    save_tiff(tmp_path / "a.tif", *pages)
+    assert read(tmp_path / "a.tif").shape == (3, 24, 32)
