@@ -1,12 +1,14 @@
-"""Photographs as people have them, as (3, H, W) uint8 RGB tensors."""
+"""Photographs as people have them, as (3, H, W) uint8 RGB tensors in sRGB."""
 
+import contextlib
+import io
 import os
 import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
 # The formats that are opened, in this order. Others may start a program, as EPS does Ghostscript.
 FORMATS = ["JPEG", "PNG", "WEBP", "AVIF", "GIF", "TIFF", "JPEG2000", "BMP", "PPM"]
@@ -97,21 +99,36 @@ def upright_size(image):
 
 
 def read(path):
-    """The photograph in a file, upright: (3, H, W) uint8 RGB; of several, the first."""
-    return read_with_profile(path)[0]
+    """The photograph in a file, upright, in sRGB: (3, H, W) uint8; of several, the first.
+
+    Raises:
+        PhotographError: it cannot be read; gives the reason.
+    """
+    with _named(path), open_image(path) as image:
+        return as_tensor(image)
 
 
 def read_with_profile(path):
-    """The same, and its ICC profile (bytes) or None.
+    """The same in its own colours, and their ICC profile (bytes); or in sRGB, and None.
 
     Raises:
-        PhotographError: it cannot be read, or has more pixels than Pillow's limit.
+        PhotographError: it cannot be read; gives the reason.
     """
+    with _named(path), open_image(path) as image:
+        profile = image.info.get("icc_profile")
+        if image.mode == "CMYK" or not _transform(profile, "RGB", back=True):
+            return as_tensor(image), None
+        del image.info["icc_profile"]
+        return as_tensor(image), profile
+
+
+@contextlib.contextmanager
+def _named(path):
+    """Any error becomes a PhotographError that names the file; warnings are not shown."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd EXIF data, half as many pixels as are refused
-            with open_image(path) as image:
-                return as_tensor(image), image.info.get("icc_profile")
+            warnings.simplefilter("ignore")  # odd EXIF data
+            yield
     except Exception as error:  # a damaged file can make Pillow raise nearly anything
         words = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise PhotographError(f"cannot read {path}: {words or type(error).__name__}") from None
@@ -121,9 +138,10 @@ def as_tensor(image):
     """Any image as a tensor (3, H, W) uint8 RGB, which shares no memory with it.
 
     Args:
-        image: a Pillow image of any mode, turned upright as its EXIF orientation says; an array
-            (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); or a tensor (1, H, W) or (3, H, W). Arrays
-            and tensors are uint8, uint16, or floating in 0 .. 1. What is transparent is white.
+        image: a Pillow image of any mode, turned upright as its EXIF orientation says, and brought
+            to sRGB as its colour profile says; an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4);
+            or a tensor (1, H, W) or (3, H, W). Arrays and tensors are uint8, uint16, or floating
+            in 0 .. 1. What is transparent is white.
 
     Raises:
         TypeError, ValueError: anything else; says what was given.
@@ -166,7 +184,8 @@ def _wrong_shape(what, image):
 
 
 def _pixels(image):
-    """The array of a Pillow image."""
+    """The array of a Pillow image, in sRGB."""
+    profile = image.info.get("icc_profile")
     if image.mode.startswith("I"):  # 16 bits of grey, also where Pillow holds them in 32
         return np.asarray(image).clip(0, 65535).astype(np.uint16)
     if image.mode == "F":
@@ -175,7 +194,32 @@ def _pixels(image):
         image = image.convert("LA")  # the one mode that it can become
     if image.mode in ("LA", "PA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
-    return np.asarray(image if image.mode in ("L", "RGB", "RGBA") else image.convert("RGB"))
+    if image.mode not in ("L", "RGB", "RGBA", "CMYK"):
+        image = image.convert("RGB")
+    image = in_srgb(image, profile)
+    return np.asarray(image.convert("RGB") if image.mode == "CMYK" else image)
+
+
+def in_srgb(image, profile, *, back=False):
+    """A Pillow image of mode L, RGB, RGBA or CMYK brought to sRGB from its ICC profile.
+
+    Args:
+        profile: bytes or None. Where it cannot be used, the image stays as it is.
+        back: from sRGB to the profile instead, for mode RGB.
+    """
+    transform = _transform(profile, image.mode, back=back)
+    return transform.apply(image) if transform else image
+
+
+def _transform(profile, mode, *, back=False):
+    if not profile:
+        return None
+    try:
+        ends = [ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")]
+        source, target = reversed(ends) if back else ends
+        return ImageCms.buildTransform(source, target, mode, "RGBA" if mode == "RGBA" else "RGB")
+    except (ImageCms.PyCMSError, OSError, TypeError, ValueError):  # damaged, or of other colours
+        return None
 
 
 def _as_bytes(image):

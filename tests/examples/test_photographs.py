@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 import trees
+from colour_profiles import ADOBE, GAMMA, SRGB, adobe_profile
 from datasets import DataError, open_dataset
 from example_scripts import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
-from photographs import PhotographError, as_tensor, open_image, read
-from PIL import EpsImagePlugin, Image
+from photographs import PhotographError, as_tensor, open_image, read, read_with_profile
+from PIL import EpsImagePlugin, Image, ImageCms
 
 COLOUR = (200, 40, 10)
 
@@ -343,3 +344,37 @@ def test_of_a_tiff_with_a_thumbnail_and_a_mask_the_picture_is_read(tmp_path):
     pages = [((4, 3), THUMBNAIL), ((32, 24), {}), ((32, 24), MASK)]
     save_tiff(tmp_path / "a.tif", *pages)
     assert read(tmp_path / "a.tif").shape == (3, 24, 32)
+
+
+def test_colours_are_brought_to_srgb(tmp_path):
+    path = tmp_path / "photo.png"
+    values = np.array([[[120, 60, 90], [200, 190, 30], [128, 128, 128]]], np.uint8)
+    Image.fromarray(values).save(path, icc_profile=adobe_profile())
+    linear = (values / 255) ** GAMMA @ np.transpose(ADOBE) @ np.linalg.inv(SRGB).T
+    linear = linear.clip(0, 1)
+    expected = np.where(linear < 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    np.testing.assert_allclose(read(path).permute(1, 2, 0), 255 * expected, atol=1.5)
+    own, profile = read_with_profile(path)
+    np.testing.assert_array_equal(own.permute(1, 2, 0), values)
+    assert profile == adobe_profile()
+
+
+@pytest.mark.parametrize(
+    "profile", [b"damaged", adobe_profile()[:300], ImageCms.createProfile("sRGB")]
+)
+def test_a_profile_that_changes_nothing_leaves_the_pixels(profile, tmp_path):
+    path = tmp_path / "photo.png"
+    values = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    data = profile if isinstance(profile, bytes) else ImageCms.ImageCmsProfile(profile).tobytes()
+    Image.fromarray(values).save(path, icc_profile=data)
+    np.testing.assert_array_equal(read(path).permute(1, 2, 0), values)
+
+
+def test_loaders_bring_colours_to_srgb(tmp_path):
+    tree = trees.write_tree("lapa", tmp_path)
+    photo = Image.new("RGB", (80, 80), (120, 60, 90))
+    photo.save(trees.image("lapa", tree, 4), quality=95, icc_profile=adobe_profile())
+    found = open_dataset("lapa", tree, "test", limit=1).images[0]
+    expected = read(trees.image("lapa", tree, 4))[:, :1, :1]
+    assert abs(expected[0].item() - 120) > 5
+    np.testing.assert_allclose(found, expected.expand(3, 128, 128), atol=1)

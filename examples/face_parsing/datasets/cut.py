@@ -64,7 +64,7 @@ PLACES = {"whole": whole, "face": face, "padded": padded}
 
 
 def image_at(image, label_size, place, side):
-    """The pixels (side, side, 3) uint8 of an opened image at a place, upright.
+    """The pixels (side, side, 3) uint8 of an opened image at a place, upright and in sRGB.
 
     What lies outside of the photograph repeats its border.
 
@@ -79,7 +79,7 @@ def image_at(image, label_size, place, side):
     # A JPEG can be decoded at a half, a quarter or an eighth in much less time; draft() takes
     # the smallest that is no smaller than what is asked for here.
     shrink = min((box[2] - box[0]) / place.size[0], (box[3] - box[1]) / place.size[1])
-    stored = image.width
+    stored, profile = image.width, image.info.get("icc_profile")
     wanted = [math.ceil(length / max(shrink, 1) - 1e-6) for length in image.size]
     drafted = image.draft("RGB", wanted)
     if drafted is not None:
@@ -88,7 +88,7 @@ def image_at(image, label_size, place, side):
     image, box = _extended(image.convert("RGB"), box)
     # Bilinear in Pillow averages over the whole source area, so shrinking does not alias.
     image = image.resize(place.size, Image.Resampling.BILINEAR, tuple(box), reducing_gap=2.0)
-    pixels = np.asarray(image)
+    pixels = np.asarray(photographs.in_srgb(image, profile))
     if place.size == (side, side):
         return pixels
     square = np.zeros((side, side, 3), np.uint8)
