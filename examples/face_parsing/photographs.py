@@ -10,10 +10,15 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
+with contextlib.suppress(ImportError):
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+
 # The formats that are opened, in this order. Others may start a program, as EPS does Ghostscript.
-FORMATS = ["JPEG", "PNG", "WEBP", "AVIF", "GIF", "TIFF", "JPEG2000", "BMP", "PPM"]
+FORMATS = ["JPEG", "PNG", "WEBP", "AVIF", "GIF", "TIFF", "JPEG2000", "BMP", "PPM", "HEIF"]
 FORMATS += ["TGA"]  # last: it has no signature, so any file may be one
-# What a folder is searched for. Pillow reads no HEIC: better named as unreadable than passed over.
+# What a folder is searched for. HEIC without pillow-heif is refused by name, not passed over.
 SUFFIXES = {".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"}
 SUFFIXES |= {".mpo", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
 # Cameras' RAW files hold a small preview, which must not be taken for the photograph.
@@ -23,7 +28,12 @@ RAW_SUFFIXES |= {".sr2", ".srf", ".srw", ".x3f"}
 RAW = "a camera's RAW file must be converted first, for example to JPEG: only its preview is known"
 DNG_VERSION, PAGE_KIND = 50706, 254  # TIFF tags
 THUMBNAIL, MASK = 1, 4  # bits of a page's kind
+HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+MAX_MEGAPIXELS = 120  # of a photograph, unless :func:`set_limit` changes it
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
+
+Image.MAX_IMAGE_PIXELS = None  # `open_image` has the limit
+_limit = MAX_MEGAPIXELS * 10**6  # pixels
 
 
 class PhotographError(ValueError):
@@ -32,6 +42,12 @@ class PhotographError(ValueError):
 
 class NoFaceError(ValueError):
     """There is no face in a photograph, or none that the detector finds."""
+
+
+def set_limit(megapixels):
+    """Open photographs of this many megapixels at most."""
+    global _limit
+    _limit = megapixels * 10**6
 
 
 def open_image(path):
@@ -53,6 +69,11 @@ def open_image(path):
             raise ValueError(RAW)
         if image.format == "TIFF":
             _seek_photograph(image)
+        if image.width * image.height > _limit:
+            raise ValueError(
+                f"a photograph must have at most {_limit / 10**6:g} megapixels, got {image.width} "
+                f"x {image.height}: raise --max-megapixels of predict.py, recolour.py, demo.py"
+            )
     except BaseException:
         image.close()
         raise
@@ -84,6 +105,10 @@ def _why_unknown(path):
     """What is wrong with a file that is in none of ``FORMATS``."""
     if Path(path).suffix.lower() in RAW_SUFFIXES:
         return RAW
+    with open(path, "rb") as file:
+        header = file.read(12)
+    if header[4:8] == b"ftyp" and header[8:] in HEIF_BRANDS and "HEIF" not in Image.OPEN:
+        return "HEIC needs one more package: pip install pillow-heif; or convert it to JPEG"
     return f"cannot identify image file: it must be one of {', '.join(FORMATS)}"
 
 

@@ -13,7 +13,14 @@ from checkpoint import write_atomically
 from console import say
 from detect import as_array
 from face_parser import FaceParser
-from photographs import NoFaceError, PhotographError, as_tensor, in_srgb, read_with_profile
+from photographs import (
+    NoFaceError,
+    PhotographError,
+    as_tensor,
+    in_srgb,
+    read_with_profile,
+    set_limit,
+)
 from PIL import Image
 
 PARTS = {  # the classes whose shares together are the mask
@@ -167,6 +174,7 @@ def main():
     parser = commands.Parser(description=__doc__)
     parser.add_argument("photo", metavar="PHOTO", type=commands.path)
     commands.add_models_argument(parser)
+    commands.add_limit_argument(parser)
     parser.add_argument("--part", required=True, choices=PARTS)
     parser.add_argument("--colour", required=True, type=colour_of, metavar="'#RRGGBB'")
     parser.add_argument("--strength", type=commands.number(float, 0, 1), default=1.0)
@@ -178,6 +186,7 @@ def main():
     if out.is_dir() or not out.parent.is_dir():  # found out before the work, not after it
         parser.error(f"--out must be a file in a folder that is there, got {out}")
 
+    set_limit(args.max_megapixels)
     image, profile = read_with_profile(args.photo)
     longest = LONGEST_SIDE.get(out.suffix.lower())
     if longest and max(image.shape) > longest:

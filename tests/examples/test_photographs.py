@@ -5,6 +5,7 @@ import re
 
 import cv2
 import numpy as np
+import photographs
 import pytest
 import torch
 import trees
@@ -231,14 +232,38 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     assert "directory" in refusal(tmp_path)
 
 
+@pytest.fixture
+def limit():
+    yield photographs.set_limit
+    photographs.set_limit(photographs.MAX_MEGAPIXELS)
+
+
 @pytest.mark.filterwarnings("error")
-def test_pixels_beyond_the_limit_are_refused_and_half_of_it_is_no_matter(tmp_path, monkeypatch):
+def test_pixels_beyond_the_limit_are_refused(tmp_path, limit):
     path = tmp_path / "large.png"
     Image.new("RGB", (30, 20)).save(path)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 299)
-    assert "600 pixels" in refusal(path)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)  # refused above twice of it
+    limit(599e-6)
+    assert "must have at most 0.000599 megapixels, got 30 x 20: raise --max-megap" in refusal(path)
+    limit(600e-6)
     assert read(path).shape == (3, 20, 30)
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_limit_can_be_higher_than_that_of_pillow(tmp_path, limit):
+    path = tmp_path / "huge.ppm"
+    path.write_bytes(b"P6 20000 10000 255\n")
+    assert "at most 120 megapixels, got 20000 x 10000" in refusal(path)
+    limit(200)
+    with open_image(path) as image:
+        assert image.size == (20_000, 10_000)
+
+
+@pytest.mark.parametrize("brand", [b"heic", b"mif1"])
+def test_the_package_for_heic_is_named(brand, tmp_path, monkeypatch):
+    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
+    path = tmp_path / "phone.jpg"
+    path.write_bytes(b"\0\0\0\x18ftyp" + brand + bytes(50))
+    assert "pip install pillow-heif" in refusal(path)
 
 
 @pytest.mark.filterwarnings("error")
