@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT / "examples" / "face_parsing"))
 
 import checkpoint  # noqa: E402
 import commands  # noqa: E402
+import photographs  # noqa: E402
 import propagation  # noqa: E402
 import propagation_pictures  # noqa: E402
 import transforms  # noqa: E402
@@ -37,7 +38,7 @@ def open_image(option, path):
     Raises:
         DataError: it cannot be read, or has more than 8 bits a channel.
     """
-    image = attempt(option, path, Image.open, path)
+    image = attempt(option, path, photographs.open_image, path)
     if image.mode.startswith(("I", "F")):  # converted, these would be cut off at 255
         raise DataError(f"{option} must have 8 bits a channel, {path} is of mode {image.mode}")
     return image

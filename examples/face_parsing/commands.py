@@ -9,7 +9,7 @@ import torch
 from checkpoint import CheckpointError
 from console import accept_every_name, printable, say
 from datasets import DATASETS, DataError, default_folder, open_dataset, open_mixed
-from photographs import NoFaceError, PhotographError
+from photographs import MAX_MEGAPIXELS, NoFaceError, PhotographError
 from processes import StoppedError
 from settings import SettingsError
 
@@ -60,6 +60,16 @@ def device(text):
 def add_models_argument(parser):
     parser.add_argument(
         "--models", required=True, metavar="DIR", type=path, help="what train.py --all has written"
+    )
+
+
+def add_limit_argument(parser):
+    parser.add_argument(
+        "--max-megapixels",
+        metavar="N",
+        type=number(float, 1e-6),
+        default=MAX_MEGAPIXELS,
+        help="refuse larger photographs; default: %(default)s",
     )
 
 

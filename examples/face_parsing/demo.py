@@ -19,7 +19,7 @@ import torch
 from datasets import FINE, DataError
 from detect import as_array
 from face_parser import FaceParser
-from photographs import PhotographError, as_tensor, read
+from photographs import PhotographError, as_tensor, read, set_limit
 from PIL import Image
 from recolour import PARTS, colour_of, recolour_part
 from starlette.middleware import Middleware
@@ -178,12 +178,14 @@ def table(labels):
 def main():
     parser = commands.Parser(description=__doc__)
     commands.add_models_argument(parser)
+    commands.add_limit_argument(parser)
     parser.add_argument(
         "--port", type=commands.number(int, 1, 65535), help="default: a free one from 7860"
     )
     parser.add_argument("--device", type=commands.device, default="cpu")
     args = parser.parse_args()
 
+    set_limit(args.max_megapixels)
     faces = FaceParser.load(args.models, device=args.device)
     with privacy.stoppable(), privacy.photograph_folder() as folder:
         # Gradio calls its own server, which no proxy would find.

@@ -1,7 +1,7 @@
 """From a photograph to eleven classes in its own frame.
 
     parser = FaceParser.load("runs/face-parser")
-    parsing = parser(Image.open("photo.jpg"))
+    parsing = parser(photographs.read("photo.jpg"))
     parsing.labels                  # (H, W) uint8, indices into parser.names
 
 Detect, find five key points, align, first stage, second stage, compose: each step is a method, and
@@ -37,6 +37,7 @@ COARSE_IN_FINE = tuple(FINE.names.index(name) for name in COARSE.names)
 STRIP = 1 << 20  # pixels composed at a time, so that memory does not grow with the photograph
 # Pixels, of what is given in a photograph: from its corner, and of points from one another.
 FARTHEST, NEAREST = 1e6, 1e-6
+BATCH = 16  # faces at a time, so that memory does not grow with their number
 PASSES = 2  # of the key points: the second looks at the face turned upright, at its place
 
 
@@ -44,7 +45,6 @@ class Parsing:
     """One parsed face.
 
     Attributes:
-        labels: (H, W) uint8, the class of each pixel of the photograph; 0 beyond the face's frame.
         points: (5, 2) float32, the key points, in the order of ``datasets.labels.POINTS``.
         box: (4,) float32, x, y, width and height of the detected or given box; NaN where the points
             were given.
@@ -53,7 +53,18 @@ class Parsing:
     def __init__(self, size, points, box, maps):
         self.size, self.points, self.box = size, points, box
         self._maps = maps  # [(map from the photograph, log scores (C, h, w), classes)]: base first
-        self.labels = self._labels()
+        self._found = list(self._labels())
+
+    @property
+    def labels(self):
+        """(H, W) uint8, the class of each pixel of the photograph; 0 beyond the face's frame.
+
+        Made when asked for: a photograph can have many faces, and this is as large as it.
+        """
+        labels = torch.zeros(self.size, dtype=torch.uint8)
+        for (left, top, right, bottom), found in self._found:
+            labels[top:bottom, left:right] = found
+        return labels
 
     @functools.cached_property
     def scores(self):
@@ -86,11 +97,11 @@ class Parsing:
         return result if apart else result[0]
 
     def _labels(self):
-        labels = torch.zeros(self.size, dtype=torch.uint8)
+        """Boxes that cover the face's frame, and the labels in each."""
         for box in self._strips():
             left, top, right, bottom = box
             best = torch.full((bottom - top, right - left), -torch.inf)
-            found = labels[top:bottom, left:right]
+            found = torch.zeros(best.shape, dtype=torch.uint8)
             for inside, classes, logs in self._seen(box):
                 rows = slice(inside[1] - top, inside[3] - top)
                 columns = slice(inside[0] - left, inside[2] - left)
@@ -98,7 +109,7 @@ class Parsing:
                 for label, score in zip(classes, logs, strict=True):  # faster than max and index
                     found_here.masked_fill_(score > best_here, label)
                     torch.maximum(best_here, score, out=best_here)
-        return labels
+            yield box, found
 
     def _strips(self):
         """Boxes (left, top, right, bottom) that cover the face's frame in the photograph."""
@@ -197,7 +208,7 @@ class FaceParser:
         """Parse the largest face that is found in a photograph, or in each of a list.
 
         Args:
-            image: see ``photographs.as_tensor``; or a list of such, parsed in one batch.
+            image: see ``photographs.as_tensor``; or a list of such.
             points: (5, 2), the key points, where they are known; of a list, a list.
             box: x, y, width and height of the face, where that is known; of a list, a list.
 
@@ -219,7 +230,7 @@ class FaceParser:
         return parsing
 
     def all_faces(self, image):
-        """:class:`Parsing` of every face that the detector finds, in a batch.
+        """:class:`Parsing` of every face that the detector finds.
 
         The first is the one that is parsed alone.
         """
@@ -262,12 +273,15 @@ class FaceParser:
             detect.as_array(image), detector=self._detector, everyone=everyone
         )
 
-    @torch.inference_mode()
     def find_points(self, images, boxes):
         """The key points (N, 5, 2) in images (3, H, W) uint8, from a rough box (4,) in each."""
+        found = [self._find_points(*rows) for rows in _batches(images, boxes)]
+        return np.concatenate(found or [np.zeros((0, len(POINTS), 2))])
+
+    @torch.inference_mode()
+    def _find_points(self, images, boxes):
         maps = [views.box_of(box) for box in boxes]
-        points = np.zeros((0, len(POINTS), 2))
-        for _ in range(PASSES if len(images) else 0):
+        for _ in range(PASSES):
             pictures = [
                 geometry.view(image, m, views.BOX_SIZE)[None]
                 for image, m in zip(images, maps, strict=True)
@@ -279,11 +293,13 @@ class FaceParser:
             maps = [views.box_again(p, self.layout) for p in points]
         return points
 
-    @torch.inference_mode()
     def parse(self, images, points, boxes):
         """Both stages: :class:`Parsing` of images (3, H, W) uint8 with key points (5, 2) each."""
-        if not len(images):
-            return []
+        batches = _batches(images, points, boxes)
+        return [parsing for rows in batches for parsing in self._parse(*rows)]
+
+    @torch.inference_mode()
+    def _parse(self, images, points, boxes):
         faces = [Aligned(image, p, self.layout) for image, p in zip(images, points, strict=True)]
         pictures = [
             face.pictures([views.FRAME_TO_FACE], [(views.SIDE, views.SIDE)]) for face in faces
@@ -388,6 +404,13 @@ def save(folder, states):
     path = Path(folder) / FILE
     checkpoint.write(path, KIND, {"layout": layout, "networks": networks})
     return path
+
+
+def _batches(*columns):
+    """At most ``BATCH`` rows of the columns at a time."""
+    rows = list(zip(*columns, strict=True))
+    for start in range(0, len(rows), BATCH):
+        yield zip(*rows[start : start + BATCH], strict=True)
 
 
 def _float(values):

@@ -180,6 +180,7 @@ def parse_arguments():
         "photos", metavar="PHOTO", nargs="*", help="files, folders of photographs, globs, videos"
     )
     commands.add_models_argument(parser)
+    commands.add_limit_argument(parser)
     parser.add_argument("--out", metavar="DIR", type=commands.path, default=Path("parsed"))
     parser.add_argument("--all-faces", action="store_true", help="not only the largest face")
     parser.add_argument(
@@ -214,6 +215,7 @@ def parse_arguments():
 
 def main():
     args = parse_arguments()
+    photographs.set_limit(args.max_megapixels)
     paths = expand(args.photos)
     points = results.read_points(args.points, [path for path in paths if not is_video(path)])
     parser = FaceParser.load(args.models, device=args.device)

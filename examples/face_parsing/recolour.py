@@ -7,11 +7,20 @@ import sys
 from pathlib import Path
 
 import commands
+import numpy as np
 import torch
 from checkpoint import write_atomically
 from console import say
+from detect import as_array
 from face_parser import FaceParser
-from photographs import NoFaceError, PhotographError, read_with_profile
+from photographs import (
+    NoFaceError,
+    PhotographError,
+    as_tensor,
+    in_srgb,
+    read_with_profile,
+    set_limit,
+)
 from PIL import Image
 
 PARTS = {  # the classes whose shares together are the mask
@@ -21,7 +30,6 @@ PARTS = {  # the classes whose shares together are the mask
     "skin": ("skin", "nose"),
 }
 LONGEST_SIDE = {".webp": 16383, ".jpg": 65535, ".jpeg": 65535}  # pixels that a format has room for
-RGB_PROFILE = b"RGB "  # at place 16 of an ICC profile: what kind of colours it is for
 FORMATS = {  # by the suffix of --out
     ".png": dict(format="png", compress_level=3),
     ".jpg": dict(format="jpeg", quality=95, subsampling=0),
@@ -155,10 +163,18 @@ def picture(text):
     return path
 
 
+def converted(image, profile, *, back=False):
+    """An image (3, H, W) uint8 in sRGB, from an ICC profile or None; or back to the profile."""
+    if not profile:
+        return image
+    return as_tensor(np.asarray(in_srgb(Image.fromarray(as_array(image)), profile, back=back)))
+
+
 def main():
     parser = commands.Parser(description=__doc__)
     parser.add_argument("photo", metavar="PHOTO", type=commands.path)
     commands.add_models_argument(parser)
+    commands.add_limit_argument(parser)
     parser.add_argument("--part", required=True, choices=PARTS)
     parser.add_argument("--colour", required=True, type=colour_of, metavar="'#RRGGBB'")
     parser.add_argument("--strength", type=commands.number(float, 0, 1), default=1.0)
@@ -170,6 +186,7 @@ def main():
     if out.is_dir() or not out.parent.is_dir():  # found out before the work, not after it
         parser.error(f"--out must be a file in a folder that is there, got {out}")
 
+    set_limit(args.max_megapixels)
     image, profile = read_with_profile(args.photo)
     longest = LONGEST_SIDE.get(out.suffix.lower())
     if longest and max(image.shape) > longest:
@@ -178,14 +195,15 @@ def main():
             f"is {image.shape[2]} x {image.shape[1]}"
         )
     faces = FaceParser.load(args.models, device=args.device)
-    parsings = faces.all_faces(image)[: None if args.all else 1]
+    plain = converted(image, profile)  # the wanted colour is in sRGB too
+    parsings = faces.all_faces(plain)[: None if args.all else 1]
     if not parsings:
         raise NoFaceError(f"no face found in {args.photo}")
-    changed = recolour_part(image, parsings, args.part, args.colour, args.strength)
-    if args.strength and torch.equal(changed, image):
+    changed = recolour_part(plain, parsings, args.part, args.colour, args.strength)
+    new = (changed != plain).any(0)
+    if args.strength and not new.any():
         say(f"note: no {args.part} found in {args.photo}", file=sys.stderr)
-    if profile and profile[16:20] != RGB_PROFILE:  # of a grey photograph, or one for printing
-        profile = None
+    changed = torch.where(new, converted(changed, profile, back=True), image)
     buffer = io.BytesIO()
     Image.fromarray(changed.permute(1, 2, 0).contiguous().numpy()).save(
         buffer, icc_profile=profile, **FORMATS[out.suffix.lower()]

@@ -16,7 +16,7 @@ from tqdm import tqdm
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 SUFFIXES = {".3gp", ".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm"}
-SUFFIXES |= {".wmv"}
+SUFFIXES |= {".flv", ".m2ts", ".mts", ".ts", ".wmv"}
 # Every build of OpenCV writes it; those on PyPI have no H.264, and VP9 takes twenty times as long.
 CODEC = "mp4v"
 RATE = 25  # frames a second, of a file that does not say

@@ -6,12 +6,12 @@ import subprocess
 import sys
 import time
 
+import photographs
 import pytest
 import torch
 import trees
 from datasets import DataError, cache, default_folder, helen, load, open_dataset
 from example_scripts import EXAMPLE
-from PIL import Image
 
 # Reads a HELEN tree through a cache; prints the sum of all pixels.
 READER = """
@@ -368,14 +368,14 @@ def test_a_file_that_changes_while_it_is_read_is_not_cached(tree, folder, monkey
 
 def test_trouble_that_may_pass_is_not_cached(tree, folder, monkeypatch, capsys):
     """A share that is gone for a moment must not leave faces out for good."""
-    whole = Image.open
+    whole = photographs.open_image
 
     def fail(path):
         if path == trees.image("helen", tree, 1):
             raise OSError(5, "Input/output error")
         return whole(path)
 
-    monkeypatch.setattr(Image, "open", fail)
+    monkeypatch.setattr(photographs, "open_image", fail)
     faces = read(tree, folder, skip_bad=True)
     assert len(faces.images) == 2
     assert len(faces.skipped) == 1

@@ -16,10 +16,10 @@ def step(width, height, column, row):
     return pixels
 
 
-def opened(pixels, kind):
+def opened(pixels, kind, **options):
     """The picture as it comes from a file of a kind, its pixels not read yet."""
     file = io.BytesIO()
-    options = {"quality": 95, "subsampling": 0} if kind == "JPEG" else {}
+    options |= {"quality": 95, "subsampling": 0} if kind == "JPEG" else {}
     Image.fromarray(pixels).save(file, kind, **options)
     return Image.open(io.BytesIO(file.getvalue()))
 
@@ -54,6 +54,18 @@ def test_a_large_jpeg_is_decoded_small_but_never_below_the_wanted_size():
         cut.image_at(image, (width, width), place, 128)
         sizes[width] = image.width
     assert sizes == {512: 128, 511: 256, 256: 128, 255: 255, 1024: 128, 2000: 250}
+
+
+def test_a_large_jpeg_is_turned_upright():
+    """Stored as 400 x 800, decoded as 200 x 400, and 800 x 400 upright."""
+    exif = Image.Exif()
+    exif[0x112] = 6
+    stored = np.ascontiguousarray(np.rot90(step(800, 400, 200, 100)))
+    image = opened(stored, "JPEG", exif=exif)
+    place = cut.whole(np.zeros((400, 800), np.uint8), FINE, 200)
+    found = cut.image_at(image, (800, 400), place, 200)
+    np.testing.assert_allclose(found, step(200, 200, 50, 50), atol=40)
+    assert np.abs(found - step(200, 200, 50, 50).astype(int)).mean() < 2
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])

@@ -72,6 +72,52 @@ def test_fine_labels_and_points_are_right(name, tree):
     np.testing.assert_allclose(faces.points[0], expected, atol=1e-3)
 
 
+QUARTERS = np.array([[20, 90], [160, 230]], np.uint8)
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+@pytest.mark.parametrize("name", [*NAMES, "lfw-pl"])
+def test_photographs_are_turned_upright(name, orientation, tmp_path):
+    """The masks are upright, so a photograph must be, whatever way the camera was held."""
+    if name == "lfw-pl":
+        tree = lfw_tree.write_tree(tmp_path)
+        path = lfw_tree.image_path(tree, "Cy_Young_2", 1)
+    else:
+        tree = trees.write_tree(name, tmp_path)
+        path = trees.image(name, tree, 11 if name == "celebamask-hq" else 4)
+    half = Image.open(path).width // 2
+    upright = np.kron(QUARTERS[..., None], np.ones((half, half, 3), np.uint8))
+    found = []
+    for stored in (1, orientation):
+        trees.save_stored(path, upright, stored)
+        found.append(open_dataset(name, tree, "test", limit=1))
+    np.testing.assert_allclose(*(faces.images.float() for faces in found), atol=6)
+    assert len(found[1].images[0].unique()) >= 4
+    assert torch.equal(found[0].labels, found[1].labels)
+
+
+def test_width_and_height_are_those_of_the_upright_photograph(tmp_path):
+    tree = trees.write_tree("multi-face", tmp_path)
+    upright = np.kron(QUARTERS[..., None], np.ones((30, 60, 3), np.uint8))
+    trees.save_stored(trees.image("multi-face", tree, 4), upright, 6)
+    Image.fromarray(np.ones((60, 120), np.uint8)).save(trees.label("multi-face", tree, 4))
+    image = open_dataset("multi-face", tree, "test", limit=1).images[0, 0]
+    found = image[[50, 200]][:, [100, 400]]
+    np.testing.assert_allclose(found, QUARTERS, atol=3)
+    assert (image[256:] == 0).all()
+
+
+def test_masks_are_turned_upright(tmp_path):
+    tree = trees.write_tree("helen", tmp_path)
+    before = open_dataset("helen", tree, "test", limit=1).labels
+    exif = Image.Exif()
+    exif[0x112] = 3
+    for part in range(11):
+        path = trees.label("helen", tree, 4, part)
+        Image.open(path).rotate(180).save(path, exif=exif)
+    assert torch.equal(open_dataset("helen", tree, "test", limit=1).labels, before)
+
+
 def test_fine_labels_where_there_are_none_are_an_error(tmp_path):
     tree = trees.write_tree("multi-face", tmp_path)
     with pytest.raises(DataError, match="coarse labels"):

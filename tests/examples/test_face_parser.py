@@ -52,6 +52,32 @@ def test_a_batch_is_its_photographs_one_by_one(parser, faces):
         assert (one.labels != of_batch.labels).float().mean() < 1e-3
 
 
+def test_many_faces_are_parsed_in_batches_of_bounded_size(parser, faces, monkeypatch):
+    image, boxes = faces.images[0], np.array([[16.0, 16, 96, 96]] * 5)
+    whole = parser.parse([image] * 5, parser.find_points([image] * 5, boxes), boxes)
+    sizes = []
+    for network in parser.networks.values():
+        monkeypatch.setattr(network, "_forward_pre_hooks", network._forward_pre_hooks.copy())
+        network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    monkeypatch.setattr(face_parser, "BATCH", 2)
+    points = parser.find_points([image] * 5, boxes)
+    found = parser.parse([image] * 5, points, boxes)
+    assert max(sizes) == 2
+    assert len(found) == 5
+    for one, other in zip(found, whole, strict=True):
+        assert (one.labels != other.labels).float().mean() < 1e-3
+    assert parser.find_points([], []).shape == (0, 5, 2)
+    assert parser.parse([], [], []) == []
+
+
+def test_a_small_face_of_a_large_photograph_takes_little_memory(parser, faces):
+    image = torch.zeros(3, 1500, 1500, dtype=torch.uint8)
+    image[:, :128, :128] = faces.images[0]
+    parsing = parser(image, points=faces.points[0])
+    assert parsing.labels.shape == (1500, 1500)
+    assert sum(found.numel() for _, found in parsing._found) < 0.1 * parsing.labels.numel()
+
+
 def test_kinds_of_images_give_the_same(parser, faces):
     array = faces.images[0].permute(1, 2, 0).numpy()
     kinds = (faces.images[0], array, Image.fromarray(array))

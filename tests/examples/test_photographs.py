@@ -5,12 +5,17 @@ import re
 
 import cv2
 import numpy as np
+import photographs
 import pytest
 import torch
+import trees
+from colour_profiles import ADOBE, GAMMA, SRGB, adobe_profile
+from datasets import DataError, open_dataset
+from example_scripts import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
-from photographs import PhotographError, as_tensor, read
-from PIL import Image
+from photographs import PhotographError, as_tensor, open_image, read, read_with_profile
+from PIL import EpsImagePlugin, Image, ImageCms
 
 COLOUR = (200, 40, 10)
 
@@ -227,14 +232,38 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     assert "directory" in refusal(tmp_path)
 
 
+@pytest.fixture
+def limit():
+    yield photographs.set_limit
+    photographs.set_limit(photographs.MAX_MEGAPIXELS)
+
+
 @pytest.mark.filterwarnings("error")
-def test_pixels_beyond_the_limit_are_refused_and_half_of_it_is_no_matter(tmp_path, monkeypatch):
+def test_pixels_beyond_the_limit_are_refused(tmp_path, limit):
     path = tmp_path / "large.png"
     Image.new("RGB", (30, 20)).save(path)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 299)
-    assert "600 pixels" in refusal(path)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)  # refused above twice of it
+    limit(599e-6)
+    assert "must have at most 0.000599 megapixels, got 30 x 20: raise --max-megap" in refusal(path)
+    limit(600e-6)
     assert read(path).shape == (3, 20, 30)
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_limit_can_be_higher_than_that_of_pillow(tmp_path, limit):
+    path = tmp_path / "huge.ppm"
+    path.write_bytes(b"P6 20000 10000 255\n")
+    assert "at most 120 megapixels, got 20000 x 10000" in refusal(path)
+    limit(200)
+    with open_image(path) as image:
+        assert image.size == (20_000, 10_000)
+
+
+@pytest.mark.parametrize("brand", [b"heic", b"mif1"])
+def test_the_package_for_heic_is_named(brand, tmp_path, monkeypatch):
+    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
+    path = tmp_path / "phone.jpg"
+    path.write_bytes(b"\0\0\0\x18ftyp" + brand + bytes(50))
+    assert "pip install pillow-heif" in refusal(path)
 
 
 @pytest.mark.filterwarnings("error")
@@ -250,3 +279,127 @@ def test_of_an_animation_the_first_picture_is_read(tmp_path):
     pictures = [Image.new("RGB", (5, 4), colour) for colour in (COLOUR, "black")]
     pictures[0].save(path, save_all=True, append_images=pictures[1:])
     assert read(path)[:, 0, 0].tolist() == list(COLOUR)
+
+
+@pytest.fixture
+def programs(monkeypatch):
+    """The calls of Ghostscript, which is not started."""
+    calls = []
+
+    def pretend(*arguments, **options):
+        calls.append(arguments)
+        return Image.new("RGB", (80, 80)).im
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", pretend)
+    return calls
+
+
+def write_eps(path):
+    path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 80 80\n%%EndComments\nshowpage\n")
+
+
+def test_no_photograph_starts_a_program(tmp_path, programs):
+    path = tmp_path / "photo.jpg"
+    write_eps(path)
+    with Image.open(path) as image:
+        image.load()
+    assert programs  # what Pillow does by itself
+    programs.clear()
+    assert "must be one of JPEG, PNG" in refusal(path)
+    assert not programs
+
+
+@pytest.mark.parametrize("change", [trees.image, trees.label])
+def test_no_file_of_a_data_set_starts_a_program(change, tmp_path, programs):
+    tree = trees.write_tree("helen", tmp_path)
+    write_eps(change("helen", tree, 1))
+    with pytest.raises(DataError, match=r"cannot decode .* must be one of JPEG"):
+        open_dataset("helen", tree, "train")
+    assert not programs
+
+
+def test_one_function_opens_all_images():
+    modules = [
+        path for path in (ROOT / "examples").rglob("*.py") if "Image.open(" in path.read_text()
+    ]
+    assert [path.name for path in modules] == ["photographs.py"]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "TGA"])
+def test_the_content_and_not_the_name_tells_the_format(kind, tmp_path):
+    path = tmp_path / "photo.jpg"
+    Image.new("RGB", (5, 4), COLOUR).save(path, kind)
+    with open_image(path) as image:
+        assert image.format == kind
+
+
+def save_tiff(path, *pages):
+    """A TIFF of several pages, each a size and the tags that it has."""
+    pictures = [Image.new("RGB", size, COLOUR) for size, _ in pages]
+    for picture, (_, tags) in zip(pictures, pages, strict=True):
+        picture.encoderinfo = {"tiffinfo": tags}
+    first = pictures[0].encoderinfo["tiffinfo"]
+    pictures[0].save(path, "TIFF", save_all=True, append_images=pictures[1:], tiffinfo=first)
+
+
+THUMBNAIL, MASK, DNG = {254: 1}, {254: 4}, {50706: b"\1\4\0\0"}
+
+
+@pytest.mark.parametrize(
+    ("name", "pages", "words"),
+    [
+        ("a.tif", [((16, 12), {}), ((16, 12), {})], "a TIFF must hold one picture, got 2"),
+        ("a.tif", [((16, 12), THUMBNAIL)], "a camera's RAW file must be converted first"),
+        ("a.tif", [((16, 12), DNG)], "a camera's RAW file must be converted first"),
+        ("a.nef", [((16, 12), {})], "a camera's RAW file must be converted first"),
+        ("a.DNG", [((16, 12), {})], "a camera's RAW file must be converted first"),
+    ],
+)
+def test_no_preview_is_taken_for_the_photograph(name, pages, words, tmp_path):
+    save_tiff(tmp_path / name, *pages)
+    assert words in refusal(tmp_path / name)
+
+
+def test_a_raw_file_that_is_no_tiff_is_called_so(tmp_path):
+    (tmp_path / "a.raf").write_bytes(b"FUJIFILMCCD-RAW " + bytes(99))
+    assert "a camera's RAW file must be converted first" in refusal(tmp_path / "a.raf")
+
+
+def test_of_a_tiff_with_a_thumbnail_and_a_mask_the_picture_is_read(tmp_path):
+    pages = [((4, 3), THUMBNAIL), ((32, 24), {}), ((32, 24), MASK)]
+    save_tiff(tmp_path / "a.tif", *pages)
+    assert read(tmp_path / "a.tif").shape == (3, 24, 32)
+
+
+def test_colours_are_brought_to_srgb(tmp_path):
+    path = tmp_path / "photo.png"
+    values = np.array([[[120, 60, 90], [200, 190, 30], [128, 128, 128]]], np.uint8)
+    Image.fromarray(values).save(path, icc_profile=adobe_profile())
+    linear = (values / 255) ** GAMMA @ np.transpose(ADOBE) @ np.linalg.inv(SRGB).T
+    linear = linear.clip(0, 1)
+    expected = np.where(linear < 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    np.testing.assert_allclose(read(path).permute(1, 2, 0), 255 * expected, atol=1.5)
+    own, profile = read_with_profile(path)
+    np.testing.assert_array_equal(own.permute(1, 2, 0), values)
+    assert profile == adobe_profile()
+
+
+@pytest.mark.parametrize(
+    "profile", [b"damaged", adobe_profile()[:300], ImageCms.createProfile("sRGB")]
+)
+def test_a_profile_that_changes_nothing_leaves_the_pixels(profile, tmp_path):
+    path = tmp_path / "photo.png"
+    values = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    data = profile if isinstance(profile, bytes) else ImageCms.ImageCmsProfile(profile).tobytes()
+    Image.fromarray(values).save(path, icc_profile=data)
+    np.testing.assert_array_equal(read(path).permute(1, 2, 0), values)
+
+
+def test_loaders_bring_colours_to_srgb(tmp_path):
+    tree = trees.write_tree("lapa", tmp_path)
+    photo = Image.new("RGB", (80, 80), (120, 60, 90))
+    photo.save(trees.image("lapa", tree, 4), quality=95, icc_profile=adobe_profile())
+    found = open_dataset("lapa", tree, "test", limit=1).images[0]
+    expected = read(trees.image("lapa", tree, 4))[:, :1, :1]
+    assert abs(expected[0].item() - 120) > 5
+    np.testing.assert_allclose(found, expected.expand(3, 128, 128), atol=1)

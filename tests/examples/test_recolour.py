@@ -1,5 +1,6 @@
 """Another colour for a part of an image: what stays, what changes and how; the command."""
 
+import io
 import itertools
 import os
 import sys
@@ -7,10 +8,12 @@ import sys
 import children
 import commands
 import numpy as np
+import photographs
 import pytest
 import recolour
 import small_parser
 import torch
+from colour_profiles import adobe_profile
 from example_scripts import EXAMPLE, call, refused
 from face_parser import FaceParser
 from PIL import Image, ImageCms
@@ -255,6 +258,25 @@ def test_command_keeps_a_profile_that_fits_the_result(
     assert call(monkeypatch, recolour, tmp_path / "in.png", *options) == 0
     written = Image.open(tmp_path / "in-hair.png").info.get("icc_profile")
     assert written == (profile if kept else None)
+
+
+def test_the_colour_is_in_srgb_whatever_the_photographs_space(monkeypatch, tmp_path, models, photo):
+    profile = adobe_profile()
+    plain, wide = tmp_path / "plain.png", tmp_path / "wide.png"
+    Image.open(photo).convert("RGB").save(plain)
+    ends = [ImageCms.createProfile("sRGB"), ImageCms.ImageCmsProfile(io.BytesIO(profile))]
+    converted = ImageCms.profileToProfile(Image.open(plain), *ends, outputMode="RGB")
+    converted.save(wide, icc_profile=profile)
+    options = ["--models", models, "--part", "hair", "--colour", "#8b2252"]
+    for path in (plain, wide):
+        assert call(monkeypatch, recolour, path, *options) == 0
+    outs = [tmp_path / "plain-hair.png", tmp_path / "wide-hair.png"]
+    before, expected, found = (photographs.read(path).int() for path in (plain, *outs))
+    new = (expected != before).any(0)
+    assert (expected - before).abs()[:, new].float().mean() > 20
+    assert (found - expected).abs()[:, new].float().mean() < 2
+    own = np.asarray(Image.open(outs[1])) == np.asarray(converted)
+    assert own.all(2)[~new.numpy()].mean() > 0.99
 
 
 def test_photograph_without_a_face_has_an_exit_code_of_its_own(

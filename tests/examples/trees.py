@@ -87,6 +87,14 @@ def _save(path, pixels, **options):
     Image.fromarray(pixels).save(path, **options)
 
 
+def save_stored(path, upright, orientation):
+    """Save pixels (H, W, 3) as a camera that was held in an EXIF orientation, 1, 3 or 6, does."""
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    stored = np.rot90(upright, {1: 0, 3: 2, 6: 1}[orientation])
+    _save(path, np.ascontiguousarray(stored), quality=95, exif=exif)
+
+
 def write_face(name, root, k):
     """The photograph and the labels of one face."""
     scale = 2 if name == "celebamask-hq" else 1  # there the photographs are larger

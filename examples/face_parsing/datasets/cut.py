@@ -4,11 +4,12 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+import photographs
+from PIL import Image, ImageOps
 
 from .labels import mapped
 
-RULE = 2  # raise it when the pixels that come out change: cached ones are then made anew
+RULE = 3  # raise it when the pixels that come out change: cached ones are then made anew
 MARGIN = 2  # side of the square about a face, in longer sides of its box
 
 
@@ -63,7 +64,7 @@ PLACES = {"whole": whole, "face": face, "padded": padded}
 
 
 def image_at(image, label_size, place, side):
-    """The pixels (side, side, 3) uint8 of an opened image at a place.
+    """The pixels (side, side, 3) uint8 of an opened image at a place, upright and in sRGB.
 
     What lies outside of the photograph repeats its border.
 
@@ -71,22 +72,23 @@ def image_at(image, label_size, place, side):
         image: a Pillow image, its pixels not read yet.
         label_size: (width, height) of the label map that ``place`` refers to.
     """
-    x, y = image.width / label_size[0], image.height / label_size[1]
+    width, height = photographs.upright_size(image)
+    x, y = width / label_size[0], height / label_size[1]
     box = np.array([place.left, place.top, place.left + place.width, place.top + place.height])
     box = box * (x, y, x, y)
     # A JPEG can be decoded at a half, a quarter or an eighth in much less time; draft() takes
     # the smallest that is no smaller than what is asked for here.
     shrink = min((box[2] - box[0]) / place.size[0], (box[3] - box[1]) / place.size[1])
-    width, height = image.size
-    wanted = [math.ceil(length / max(shrink, 1) - 1e-6) for length in (width, height)]
+    stored, profile = image.width, image.info.get("icc_profile")
+    wanted = [math.ceil(length / max(shrink, 1) - 1e-6) for length in image.size]
     drafted = image.draft("RGB", wanted)
     if drafted is not None:
-        box = box * (drafted[1][2] / width)
-    image = image.convert("RGB")
-    image, box = _extended(image, box)
+        box = box * (drafted[1][2] / stored)
+    ImageOps.exif_transpose(image, in_place=True)
+    image, box = _extended(image.convert("RGB"), box)
     # Bilinear in Pillow averages over the whole source area, so shrinking does not alias.
     image = image.resize(place.size, Image.Resampling.BILINEAR, tuple(box), reducing_gap=2.0)
-    pixels = np.asarray(image)
+    pixels = np.asarray(photographs.in_srgb(image, profile))
     if place.size == (side, side):
         return pixels
     square = np.zeros((side, side, 3), np.uint8)

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import photographs
 from console import say
-from PIL import Image
+from PIL import ImageOps
 
 from .faces import DataError
 
@@ -130,7 +131,7 @@ def entry_names(name, folder):
 def open_image(name, path, origin):
     """An image file opened, its header read and its pixels not."""
     try:
-        image = Image.open(path)
+        image = photographs.open_image(path)
     except Exception as error:
         raise unreadable(name, path, origin, error) from error
     if image.mode.startswith(("I", "F")):  # converted, these would be cut off at 255
@@ -148,7 +149,7 @@ def unreadable(name, path, origin, error):
 
 
 def read_pixels(name, path, origin, *, mode=None):
-    """A label file's pixels as an array (H, W) or (H, W, 3) uint8.
+    """A label file's pixels, upright, as an array (H, W) or (H, W, 3) uint8.
 
     Args:
         mode: convert to this Pillow mode; None takes the values of an 8-bit grey file, or the
@@ -160,6 +161,7 @@ def read_pixels(name, path, origin, *, mode=None):
                 f"{name}: {path} must be an 8-bit grey or palette image, not of mode {image.mode}"
             )
         try:
+            ImageOps.exif_transpose(image, in_place=True)
             return np.asarray(image if mode is None else image.convert(mode))
         except Exception as error:
             raise unreadable(name, path, origin, error) from error

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import photographs
 import torch
 from PIL import Image
 from tqdm import tqdm
@@ -150,7 +151,7 @@ class Decoder:
         source, name = self.source, self.source.NAME
         with files.open_image(name, record.image, record.origin) as image:
             labels, key_points = source.read(record)
-            source.sizes_fit(name, record, image.size, labels.shape[::-1])
+            source.sizes_fit(name, record, photographs.upright_size(image), labels.shape[::-1])
             if key_points is None and source.TABLE.fine is not None:
                 key_points = points.from_labels(mapped(labels, source.TABLE.fine))
                 if points.exchanged(key_points):

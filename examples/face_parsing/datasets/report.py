@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+import photographs
 import torch
 from PIL import Image
 from tqdm import tqdm
@@ -75,7 +76,7 @@ def _sizes(source, records, progress):
     for record in tqdm(records, title, disable=None if progress else True, leave=False):
         try:
             with open_image(source.NAME, record.image, record.origin) as image:
-                yield image.size
+                yield photographs.upright_size(image)
         except DataError:
             continue
 

@@ -81,6 +81,19 @@ def test_labels_lie_on_the_upright_photograph(run, tmp_path):
     np.testing.assert_array_equal(labels_of("parsed/turned_labels.png"), expected)
 
 
+def test_the_limit_of_pixels_can_be_set(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(photographs, "_limit", photographs._limit)
+    write_face(tmp_path / "face.png")
+    assert run("face.png", "--max-megapixels", "0.05") == commands.WRONG
+    assert "must have at most 0.05 megapixels, got 256 x 256" in capsys.readouterr().err
+    assert run("face.png", "--max-megapixels", "0.1") == 0
+
+
+@pytest.mark.parametrize("name", ["a.MTS", "a.m2ts", "a.ts", "a.flv", "a.mp4"])
+def test_films_are_told_by_their_names(name):
+    assert predict.is_video(Path(name))
+
+
 @pytest.mark.parametrize(
     ("names", "code"),
     [
