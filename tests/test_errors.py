@@ -193,7 +193,8 @@ TENSORS = [
         (
             dict(g=torch.zeros(shape)),
             RuntimeError,
-            f"g must be (N, 1|C, H, W) or (N, D, 1|C, H, W) for x (2, 6, 4, 5) and D = 4 directions, "
+            f"g must be (N, 1|C, H, W) or (N, D, 1|C, H, W) for x (2, 6, 4, 5) and D = 4 "
+            f"directions, "
             f"got {shape}",
         )
         for shape in [
@@ -216,19 +217,22 @@ TENSORS = [
     (
         dict(weight=W.double()),
         TypeError,
-        "weight must have x's dtype torch.float32, or float32 beside a 16-bit x, got torch.float64: convert "
+        "weight must have x's dtype torch.float32, or float32 beside a 16-bit x, got "
+        "torch.float64: convert "
         "one of them by .to(dtype)",
     ),
     (
         dict(x=X.bfloat16(), bias=torch.zeros(4, 6).half()),
         TypeError,
-        "bias must have x's dtype torch.bfloat16, or float32 beside a 16-bit x, got torch.float16: convert "
+        "bias must have x's dtype torch.bfloat16, or float32 beside a 16-bit x, got "
+        "torch.float16: convert "
         "one of them by .to(dtype)",
     ),
     (
         dict(x=X.double(), weight=W.double(), bias=torch.zeros(4, 6)),
         TypeError,
-        "bias must have x's dtype torch.float64, or float32 beside a 16-bit x, got torch.float32: convert "
+        "bias must have x's dtype torch.float64, or float32 beside a 16-bit x, got "
+        "torch.float32: convert "
         "one of them by .to(dtype)",
     ),
 ]
