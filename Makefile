@@ -20,7 +20,7 @@ PIP := $(PY) -m pip --disable-pip-version-check --quiet
 
 help:
 	@echo "make demo      build, check, train a small face parser and parse drawn faces (build/demo)"
-	@echo "make test      build, and run the default tests: 7 minutes on two cores"
+	@echo "make test      build, and run the default tests: 11 minutes on two cores"
 	@echo "make test-all  run every test, in random order"
 	@echo "make mutants   check that the default tests notice each of some small faults"
 	@echo "make test-gpu  run the kernel tests on a GPU; fails without one"
