@@ -125,7 +125,8 @@ def _scan_backward(ctx, grad, _):
     needs = ctx.needs_input_grad[1:4]
     tensors = grad, x, g, weight, bias, mask
     if may_have_tangents(*tensors):
-        grads = adjoint(*tensors, ctx.options)
+        with no_autocast(x):
+            grads = adjoint(*tensors, ctx.options)
     else:
         grads = scan_backward_op(*tensors, *arguments, *needs)
     wanted = (t if need else None for t, need in zip(grads[1:], needs, strict=True))
