@@ -30,8 +30,8 @@ def target_paths() -> list[str]:
     """sys.path of the environment that is installed into.
 
     pip's isolated build shares its interpreter and hides its packages behind PYTHONPATH and
-    PYTHONNOUSERSITE; without these two the interpreter tells where they are. uv's build has an
-    interpreter of its own: there, and for a PYTHONPATH of the user, see `installer_paths`.
+    PYTHONNOUSERSITE; without these two the interpreter tells where they are. `installer_paths`
+    adds what only the installer knows.
     """
     hidden = ("PYTHONPATH", "PYTHONNOUSERSITE")
     query = "import json, sys; print(json.dumps(sys.path[1:]))"
@@ -46,19 +46,25 @@ def target_paths() -> list[str]:
 
 
 def installer_paths(process: Path) -> list[str]:
-    """Folders of packages that the installer was started with, from its entry in /proc (Linux)."""
+    """Folders of packages that the installer was started with, from its entry in /proc (Linux).
+
+    They are those of the user's PYTHONPATH, and for uv, whose build has an interpreter of its own,
+    those of the environment that it installs into: the active one, or `.venv` of its folder.
+    """
     try:
         entries = (process / "environ").read_bytes().split(b"\0")
         folder = os.readlink(process / "cwd")
+        program = os.path.basename(os.readlink(process / "exe"))
     except OSError:
         return []
     found = dict(entry.split(b"=", 1) for entry in entries if b"=" in entry)
     environment = {os.fsdecode(name): os.fsdecode(value) for name, value in found.items()}
     paths = [p for p in environment.get("PYTHONPATH", "").split(os.pathsep) if os.path.isabs(p)]
-    # Where uv installs: into the active environment, or into .venv of its folder.
-    venv = environment.get("VIRTUAL_ENV") or os.path.join(folder, ".venv")
-    packages = sysconfig.get_path("purelib", "posix_prefix", {"base": venv})
-    return [*paths, packages] if os.path.isdir(packages) else paths
+    if program == "uv":
+        venv = environment.get("VIRTUAL_ENV") or os.path.join(folder, ".venv")
+        packages = sysconfig.get_path("purelib", "posix_prefix", {"base": venv})
+        paths += [packages] if os.path.isdir(packages) else []
+    return paths
 
 
 def torch_version(paths: list[str]) -> str | None:

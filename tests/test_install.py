@@ -201,12 +201,20 @@ def test_packages_of_the_installer_are_found(setup_script, tmp_path):
     process.mkdir()
     (process / "cwd").symlink_to(tmp_path / "project")
     active = f"VIRTUAL_ENV={tmp_path / 'active'}"
-    for environment, expected in (
-        (["PYTHONPATH=/one:relative:/two", "ODD", active], ["/one", "/two", packages["active"]]),
-        ([active], [packages["active"]]),
-        (["HOME=/root"], [packages["project/.venv"]]),
-        (["VIRTUAL_ENV=/missing"], []),
+    for program, environment, expected in (
+        (
+            "uv",
+            ["PYTHONPATH=/one:relative:/two", "ODD", active],
+            ["/one", "/two", packages["active"]],
+        ),
+        ("uv", [active], [packages["active"]]),
+        ("uv", ["HOME=/root"], [packages["project/.venv"]]),
+        ("uv", ["VIRTUAL_ENV=/missing"], []),
+        # pip installs into the environment of its interpreter, whichever is active.
+        ("python3", ["PYTHONPATH=/one", active], ["/one"]),
     ):
+        (process / "exe").unlink(missing_ok=True)
+        (process / "exe").symlink_to(f"/bin/{program}")
         (process / "environ").write_text("\0".join(environment))
         assert find(process) == expected
     assert find(tmp_path / "no process") == []
