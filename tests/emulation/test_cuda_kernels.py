@@ -121,7 +121,7 @@ def test_every_block_size_matches_reference(check_all, block):
 
 
 @pytest.mark.parametrize(
-    ("height", "width"), sampled(zip(SIDES, SIDES[5:] + SIDES[:5], strict=True), 2)
+    ("height", "width"), sampled(zip(SIDES, SIDES[5:] + SIDES[:5], strict=True), 1)
 )
 def test_sizes_around_tiles_match_reference(check_all, height, width):
     check_all(shape=(1, 8, height, width))
@@ -200,7 +200,7 @@ ORDERS = [
     for call in (
         ((2, 6, 34, 20), 1, 6, None),
         ((3, 16, 33, 18), 8, 16, "max"),
-        ((1, 20, 18, 7), 20, 1, "mean"),
+        ((1, 20, 18, 3), 20, 1, "mean"),
         ((1, 16, 33, 33), 16, 1, "sum"),
     )
     for dtype, processors in ((F32, "132"), (BF16, "1"), (F32, "1"), (F64, "1"), (BF16, "132"))
@@ -254,10 +254,10 @@ def test_layer_runs_on_the_kernels():
             (shape, gate_layout, dtype)
             for dtype in (F32, BF16)
             for shape, gate_layout in (
+                ((2, 1, 18, 128), "contiguous"),
                 ((2, 3, 17, 128), "contiguous"),
                 ((1, 9, 5, 256), "contiguous"),
                 ((1, 2, 33, 384), "contiguous"),
-                ((2, 1, 18, 128), "contiguous"),
                 ((1, 3, 16, 128), "channels_last"),
             )
         ],

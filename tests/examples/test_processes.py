@@ -2,15 +2,13 @@
 
 import json
 import sys
-from pathlib import Path
 
 import checkpoint
 import children
 import pytest
 import torch
+import two_processes
 from example_scripts import EXAMPLE, QUICK
-
-SCRIPT = Path(__file__).with_name("two_processes.py")
 
 
 def torchrun(environment, count, script, *arguments):
@@ -19,11 +17,10 @@ def torchrun(environment, count, script, *arguments):
     return children.run(command, env=environment, timeout=200)
 
 
-def test_two_processes_equal_one_with_the_doubled_batch(tmp_path, script_environment):
+def test_two_processes_equal_one_with_the_doubled_batch(tmp_path, script_environment, one_thread):
     # Ten faces in batches of four: the last has two, one for each process.
-    alone = [sys.executable, SCRIPT, tmp_path, 4]
-    children.run(alone, env=script_environment, check=True)
-    done = torchrun(script_environment, 2, SCRIPT, tmp_path, 2)
+    two_processes.main(tmp_path, 4)  # one process: this one
+    done = torchrun(script_environment, 2, two_processes.__file__, tmp_path, 2)
     assert done.returncode == 0, done.stderr
     one, first, second = (
         torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1")

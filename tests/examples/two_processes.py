@@ -14,7 +14,6 @@ from views import Whole
 
 
 def main(out, batch_size):
-    torch.set_num_threads(1)
     device = torch.device("cpu")
     processes = Processes()
     faces = open_dataset("synthetic", None, "train", limit=10, progress=False)
@@ -31,4 +30,6 @@ def main(out, batch_size):
     )
 
 
-main(*sys.argv[1:])
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(*sys.argv[1:])
