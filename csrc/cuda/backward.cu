@@ -1,7 +1,7 @@
 // Backward pass: the wavefront's kernel leaves the states at the tiles' borders, then the backward
 // kernel visits every tile, then sums are ended in their order.
-#include "cuda/backward.h"
-#include "cuda/forward.h"
+#include "cuda/backward.cuh"
+#include "cuda/forward.cuh"
 
 namespace gatedrnn::cuda {
 namespace {

@@ -5,9 +5,9 @@
 //
 // One kernel does all three, a group of units after the other: while a group is scanned, the next
 // one is summed up. What is read twice, x and g, is thus found in the L2 cache the second time.
-#include "cuda/carries.h"
-#include "cuda/forward.h"
-#include "cuda/merge.h"
+#include "cuda/chunks.cuh"
+#include "cuda/forward.cuh"
+#include "cuda/merge.cuh"
 
 namespace gatedrnn::cuda {
 namespace {

@@ -1,5 +1,5 @@
 // Chooses how a forward pass is computed, by the scan's shape. csrc/README.md tells why.
-#include "cuda/forward.h"
+#include "cuda/forward.cuh"
 
 namespace gatedrnn::cuda {
 

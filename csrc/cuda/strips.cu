@@ -1,7 +1,7 @@
 // Forward pass by strips, for few lines: what counts is how long one line takes. All directions run
 // at once, and loads and stores are under way while the recurrence goes on.
-#include "cuda/forward.h"
-#include "cuda/merge.h"
+#include "cuda/forward.cuh"
+#include "cuda/merge.cuh"
 
 namespace gatedrnn::cuda {
 namespace {

@@ -1,4 +1,4 @@
-#include "cuda/sums.h"
+#include "cuda/backward.cuh"
 
 namespace gatedrnn::cuda {
 namespace {

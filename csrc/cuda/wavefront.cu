@@ -1,6 +1,6 @@
-// Forward pass by a wavefront: its plan (wavefront_kernel.h).
-#include "cuda/forward.h"
-#include "cuda/merge.h"
+// Forward pass by a wavefront: its plan (wavefront_kernel.cuh).
+#include "cuda/forward.cuh"
+#include "cuda/merge.cuh"
 
 namespace gatedrnn::cuda {
 

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "cuda/runtime.h"
+#include "cuda/runtime.cuh"
 
 namespace toys {
 namespace {

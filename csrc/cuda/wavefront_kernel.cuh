@@ -2,9 +2,9 @@
 // on chip. Two passes cross the image from opposite corners at the same time.
 #pragma once
 
-#include "cuda/forward.h"
-#include "cuda/merge.h"
-#include "cuda/wavefront.h"
+#include "cuda/forward.cuh"
+#include "cuda/merge.cuh"
+#include "cuda/tasks.cuh"
 
 namespace gatedrnn::cuda {
 
@@ -137,7 +137,7 @@ GATEDRNN_DEVICE void write_tiles(const WavefrontParams<A>& f) {
 }
 
 // A block owns a tile at a time. Loads and stores run along whichever axis of a map is contiguous.
-// Rows belong to the first half of the threads, columns to the second (steps.h).
+// Rows belong to the first half of the threads, columns to the second (kernel_traits.cuh).
 template <class A, class T>
 __global__ void __launch_bounds__(T::kThreads, T::kScanBlocks)
     wavefront_kernel(const __grid_constant__ WavefrontParams<A> f) {

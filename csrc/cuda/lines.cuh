@@ -1,7 +1,7 @@
 // The lines of a tile, the states at its borders, and what a direction works on.
 #pragma once
 
-#include "cuda/tile.h"
+#include "cuda/tile.cuh"
 
 namespace gatedrnn::cuda {
 

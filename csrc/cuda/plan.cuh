@@ -8,7 +8,7 @@
 #include <climits>
 #include <cmath>
 
-#include "cuda/runtime.h"
+#include "cuda/runtime.cuh"
 #include "recurrence.h"
 
 namespace gatedrnn::cuda {

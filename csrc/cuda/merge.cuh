@@ -1,7 +1,7 @@
 // Merging the maps of several directions: a value, and who attains the maximum.
 #pragma once
 
-#include "cuda/tile.h"
+#include "cuda/tile.cuh"
 
 namespace gatedrnn::cuda {
 

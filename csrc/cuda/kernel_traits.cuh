@@ -3,10 +3,10 @@
 // Half of a block's threads walk the rows, the other half the columns, of the same tile of x and g.
 // The weight's block size K is known when compiled: a thread keeps R channels of one line, and
 // their weights, in registers. For K up to 8 that is all that a line has in a tile: its threads
-// need nothing of each other, and a tile is one warp's. general_steps.h serves every other size.
+// need nothing of each other, and a tile is one warp's. general_kernel_traits.cuh serves every other size.
 #pragma once
 
-#include "cuda/lines.h"
+#include "cuda/lines.cuh"
 
 namespace gatedrnn::cuda {
 

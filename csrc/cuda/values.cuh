@@ -3,7 +3,7 @@
 
 #include <type_traits>
 
-#include "cuda/runtime.h"
+#include "cuda/runtime.cuh"
 #include "recurrence.h"
 
 namespace gatedrnn::cuda {

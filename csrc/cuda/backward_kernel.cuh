@@ -2,8 +2,8 @@
 // more, from the states that the wavefront's kernel has left, and the adjoint runs against it.
 #pragma once
 
-#include "cuda/gradients.h"
-#include "cuda/wavefront.h"
+#include "cuda/gradients.cuh"
+#include "cuda/tasks.cuh"
 
 namespace gatedrnn::cuda {
 
@@ -88,7 +88,7 @@ GATEDRNN_DEVICE void scan_tiles(const BackwardParams<A>& f) {
           border, [] {});
 }
 
-// Weights' sums are kept in registers and added up over a warp (steps.h).
+// Weights' sums are kept in registers and added up over a warp (kernel_traits.cuh).
 template <class A, class T>
 GATEDRNN_DEVICE void adjoint_tiles(const BackwardParams<A>& f) {
   const Task t = task_slot().task;

@@ -1,8 +1,8 @@
 // Tiles of gradients: dL/dy as it is read, dx and dg as they are written.
 #pragma once
 
-#include "cuda/backward.h"
-#include "cuda/merge.h"
+#include "cuda/backward.cuh"
+#include "cuda/merge.cuh"
 
 namespace gatedrnn::cuda {
 

@@ -1,7 +1,7 @@
-// The recurrence and its adjoint in one tile for any block size: K = 0 in steps.h's terms.
+// The recurrence and its adjoint in one tile for any block size: K = 0 in kernel_traits.cuh's terms.
 #pragma once
 
-#include "cuda/steps.h"
+#include "cuda/kernel_traits.cuh"
 
 namespace gatedrnn::cuda {
 

@@ -2,12 +2,12 @@
 // channels side by side, and how they come from the maps and go there.
 #pragma once
 
-#include "cuda/plan.h"
-#include "cuda/values.h"
+#include "cuda/plan.cuh"
+#include "cuda/values.cuh"
 
 namespace gatedrnn::cuda {
 
-// A pixel's place in the tiles of steps.h: columns stand one after another, each with a pixel to
+// A pixel's place in the tiles of kernel_traits.cuh: columns stand one after another, each with a pixel to
 // spare, and every four of them with one more. What a warp touches at once then lies in different
 // banks, whether its lanes are rows of a column, columns of a row, or packs along a row.
 template <int Side>

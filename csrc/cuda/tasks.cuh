@@ -5,7 +5,7 @@
 // for ever. Which block does a task has no influence on any sum.
 #pragma once
 
-#include "cuda/tile.h"
+#include "cuda/tile.cuh"
 
 namespace gatedrnn::cuda {
 

@@ -1,7 +1,7 @@
 // The three ways of a forward pass; forward.cu chooses. Each returns the bytes of its workspace.
 #pragma once
 
-#include "cuda/launch.h"
+#include "cuda/launch.cuh"
 
 namespace gatedrnn::cuda {
 
@@ -37,7 +37,7 @@ template <class T>
 size_t wavefront_bytes(const ScanArgs& a, bool keeps_states) {
   return shared_bytes<T>(a, keeps_states || T::kNeedsStates ? 3 : 1);
 }
-// steps_*.cu
+// tile_kernels.cu
 template <class T>
 void launch_wavefront(WavefrontParams<typename T::Value> params, cudaStream_t stream);
 
