@@ -12,16 +12,16 @@ struct WeightSums {
   int64_t channels, k;            // of a tile; of the weight's blocks
 
   int64_t count() const { return groups * slots * values; }
-  // Slots are added in chunks, side by side, and then these.
-  GATEDRNN_INLINE int64_t chunk() const {
+  // Slots are added in batches, side by side, and then these.
+  GATEDRNN_INLINE int64_t batch() const {
     const int64_t even = ceil_div(slots, 64);
     return even > 64 ? even : 64;
   }
-  GATEDRNN_INLINE int64_t chunks() const { return ceil_div(slots, chunk()); }
+  GATEDRNN_INLINE int64_t batches() const { return ceil_div(slots, batch()); }
 };
 
 // Adds the slots and writes dweight and dbias, those that are wanted. `totals`: workspace, for
-// every group and chunk the values of a slot.
+// every group and batch the values of a slot.
 template <class A>
 void add_weight_sums(const BackwardArgs& a, const WeightSums& s, const A* sums, double* totals,
                      cudaStream_t stream);

@@ -10,12 +10,12 @@ template <class A>
 int64_t forward_by_wavefront(const ScanArgs& a, void* workspace, cudaStream_t stream);
 
 // Few lines, or one direction: each strip of lines of each direction walks by itself.
-bool strips_know(const ScanArgs& a);
+bool can_use_strips(const ScanArgs& a);
 int64_t strip_count(const ScanArgs& a);
 int64_t forward_by_strips(const ScanArgs& a, void* workspace, cudaStream_t stream);
 
 // Diagonal weights without a nonlinearity: lines are cut into chunks, which do not wait.
-bool chunks_know(const ScanArgs& a);
+bool can_use_chunks(const ScanArgs& a);
 int64_t forward_by_chunks(const ScanArgs& a, void* workspace, cudaStream_t stream);
 
 // The wavefront's kernel; the backward pass runs it for the states at the tiles' borders.
@@ -30,7 +30,7 @@ struct WavefrontParams {
   void* share;
 
   // Two passes share y; with merge none every direction has a map of its own.
-  GATEDRNN_INLINE bool passes_meet() const { return a.merge != Merge::kNone && p.passes == 2; }
+  GATEDRNN_INLINE bool passes_share_y() const { return a.merge != Merge::kNone && p.passes == 2; }
 };
 // Shared memory: x, g, and h for rows and for columns where it is wanted.
 template <class T>

@@ -1,6 +1,6 @@
 // The kernels that walk over tiles, for one block size of the weight. The build compiles this file
-// once for each size, in parallel (`COMPILED_BLOCKS` in build_cuda.py): GATEDRNN_BLOCK is that size,
-// or 0 for the kernels of any other size and of float64.
+// once for each size, in parallel (`COMPILED_BLOCKS` in build_cuda.py): GATEDRNN_BLOCK is that
+// size, or 0 for the kernels of any other size and of float64.
 #include "cuda/backward_kernel.cuh"
 #include "cuda/wavefront_kernel.cuh"
 
@@ -13,14 +13,14 @@ namespace gatedrnn::cuda {
 #ifndef GATEDRNN_BLOCK
 #error "define GATEDRNN_BLOCK, as build_cuda.py does"
 #elif GATEDRNN_BLOCK > 0
-GATEDRNN_INSTANTIATE(KnownSteps<GATEDRNN_BLOCK>);
+GATEDRNN_INSTANTIATE(KnownTraits<GATEDRNN_BLOCK>);
 #else
-GATEDRNN_INSTANTIATE(Steps<float, 0, 16, 0>);
-GATEDRNN_INSTANTIATE(Steps<float, 0, 4, 0>);
-GATEDRNN_INSTANTIATE(Steps<float, 0, 1, 0>);
-GATEDRNN_INSTANTIATE(Steps<double, 0, 16, 0>);
-GATEDRNN_INSTANTIATE(Steps<double, 0, 4, 0>);
-GATEDRNN_INSTANTIATE(Steps<double, 0, 1, 0>);
+GATEDRNN_INSTANTIATE(KernelTraits<float, 0, 16, 0>);
+GATEDRNN_INSTANTIATE(KernelTraits<float, 0, 4, 0>);
+GATEDRNN_INSTANTIATE(KernelTraits<float, 0, 1, 0>);
+GATEDRNN_INSTANTIATE(KernelTraits<double, 0, 16, 0>);
+GATEDRNN_INSTANTIATE(KernelTraits<double, 0, 4, 0>);
+GATEDRNN_INSTANTIATE(KernelTraits<double, 0, 1, 0>);
 #endif
 
 }  // namespace gatedrnn::cuda
