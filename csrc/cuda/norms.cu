@@ -5,15 +5,14 @@
 // squaring is a kernel of its own, with a block for each tile of the product: GPUs other than those
 // of data centres have two units for doubles in a multiprocessor, so that it takes all of them. For
 // the same reason matrices are scaled by powers of two, whose exponents are whole numbers.
-#include "cuda/launch.cuh"
+#include "cuda/runtime.cuh"
 #include "scan.h"
 
 namespace gatedrnn::cuda {
 namespace {
 
-constexpr int kAlone = 32;  // the largest matrix of one block
+constexpr int kMaxSize = 32;  // of a matrix; SMALL in gatedrnn/norms.py
 constexpr int kMostThreads = 512;
-constexpr int kTile = 16, kTileThreads = kTile * kTile;
 constexpr int kWarp = 32, kSlots = kMostThreads / kWarp;
 
 // The exponent of v >= 0 as it is stored; the least one for zero.
@@ -81,9 +80,9 @@ GATEDRNN_DEVICE Scaled<T> scaled(const T* w, int64_t size, double* slots) {
 
 // What a power of the Gram matrix tells of w: w clamped and, unless null, what is kept. `u`
 // and `v` are memory for k values each.
-template <class T, class Element>
+template <class T>
 GATEDRNN_DEVICE void finish(const ClampArgs& a, int64_t number, const double* power, double inverse,
-                            const Element& element, double* slots, double* u, double* v) {
+                            const double* w, double* slots, double* u, double* v) {
   const int k = static_cast<int>(a.k), warps = blockDim.x / kWarp;
   const auto diagonal = [&](int64_t i) { return power[i * k + i]; };
   const auto for_each = [&](int64_t count, const auto& body) {
@@ -105,7 +104,7 @@ GATEDRNN_DEVICE void finish(const ClampArgs& a, int64_t number, const double* po
   __syncthreads();
   for (int64_t row = threadIdx.x / kWarp; row < k; row += warps) {
     double sum = 0;
-    for (int i = threadIdx.x % kWarp; i < k; i += kWarp) sum += element(row * k + i) * v[i];
+    for (int i = threadIdx.x % kWarp; i < k; i += kWarp) sum += w[row * k + i] * v[i];
     for (int apart = kWarp / 2; apart > 0; apart /= 2)
       sum += __shfl_xor_sync(0xffffffff, sum, apart);
     if (threadIdx.x % kWarp == 0) u[row] = sum;
@@ -119,8 +118,8 @@ GATEDRNN_DEVICE void finish(const ClampArgs& a, int64_t number, const double* po
   const double factor = sigma <= 1 ? 1 : 1 / sigma;
   const int64_t begin = number * k * k;
   for_each(int64_t{k} * k, [&](int64_t i) {
-    const T w = static_cast<const T*>(a.weight)[begin + i];
-    static_cast<T*>(a.clamped)[begin + i] = static_cast<T>(static_cast<double>(w) * factor);
+    const T given = static_cast<const T*>(a.weight)[begin + i];
+    static_cast<T*>(a.clamped)[begin + i] = static_cast<T>(static_cast<double>(given) * factor);
   });
   if (a.kept == nullptr) return;
   double* const kept = a.kept + number * (1 + 2 * k);
@@ -133,7 +132,7 @@ GATEDRNN_DEVICE void finish(const ClampArgs& a, int64_t number, const double* po
 
 // ---- a block for each matrix -------------------------------------------------------------------
 
-size_t alone_bytes(int64_t k) { return (kSlots + 3 * k * k + 2 * k) * sizeof(double); }
+size_t clamp_bytes(int64_t k) { return (kSlots + 3 * k * k + 2 * k) * sizeof(double); }
 
 // A thread for each element, as far as there are so many.
 dim3 threads_for(int64_t k) {
@@ -142,7 +141,7 @@ dim3 threads_for(int64_t k) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(kMostThreads) alone_kernel(const ClampArgs a) {
+__global__ void __launch_bounds__(kMostThreads) clamp_small_kernel(const ClampArgs a) {
   const int k = static_cast<int>(a.k), size = k * k;
   double* const slots = reinterpret_cast<double*>(dynamic_shared_memory());
   double *const w = slots + kSlots, *const u = w + size, *const v = u + k;
@@ -161,7 +160,7 @@ __global__ void __launch_bounds__(kMostThreads) alone_kernel(const ClampArgs a) 
   });
   __syncthreads();
   double trace = trace_of(power, k, slots);
-  for (int n = 0; n < kSquarings; ++n) {
+  for (int n = 0; n < kMaxSquarings; ++n) {
     const double factor = inverse_power(trace);
     for_each([&](int i, int row, int column) {
       double sum = 0;
@@ -173,156 +172,26 @@ __global__ void __launch_bounds__(kMostThreads) alone_kernel(const ClampArgs a) 
     const double of_power = 1 / trace, of_next = 1 / next_trace;
     bool changes = false;
     for_each([&](int i, int, int) {
-      changes |= fabs(next[i] * of_next - power[i] * of_power) > kStill;
+      changes |= fabs(next[i] * of_next - power[i] * of_power) > kTolerance;
     });
     double* const swapped = power;
     power = next, next = swapped, trace = next_trace;
     if (!__syncthreads_or(changes)) break;
   }
-  finish<T>(a, blockIdx.x, power, from.inverse, [w](int64_t i) { return w[i]; }, slots, u, v);
-}
-
-// ---- a block for each tile ---------------------------------------------------------------------
-
-// Of a matrix: the power of its Gram matrix before and after a squaring, in turns, u and v; and of
-// each power the trace, and the number of tiles that are another than those of the power before.
-struct Large {
-  ClampArgs a;
-  int tiles;  // along a row
-  double *inverse, *powers, *vectors, *traces;
-  int* changed;
-
-  GATEDRNN_DEVICE double* power(int64_t number, int n) const {
-    return powers + (number * 2 + n % 2) * a.k * a.k;
-  }
-  GATEDRNN_DEVICE int64_t at(int64_t number, int n) const { return number * kSquarings + n; }
-  // Whether the powers stood still before the n-th.
-  GATEDRNN_DEVICE bool is_still(int64_t number, int n) const {
-    return n >= 2 && changed[at(number, n - 1)] == 0;
-  }
-};
-
-// The sum over j of left(row, j) right(j, column), a thread each; for all threads of a block.
-template <class Left, class Right>
-GATEDRNN_DEVICE double product(int k, int row, int column, double* tiles, const Left& left,
-                               const Right& right) {
-  constexpr int stride = kTile + 1;
-  const int x = threadIdx.x % kTile, y = threadIdx.x / kTile;
-  double *const rows = tiles, *const columns = tiles + kTile * stride;
-  double sum = 0;
-  for (int from = 0; from < k; from += kTile) {
-    rows[y * stride + x] = row < k && from + x < k ? left(row, from + x) : 0;
-    columns[y * stride + x] = column < k && from + y < k ? right(from + y, column) : 0;
-    __syncthreads();
-#pragma unroll
-    for (int j = 0; j < kTile; ++j) sum += rows[y * stride + j] * columns[j * stride + x];
-    __syncthreads();
-  }
-  return sum;
-}
-constexpr size_t kProductBytes = (kSlots + 2 * kTile * (kTile + 1)) * sizeof(double);
-
-// The place of a thread of a tile.
-struct Place {
-  int64_t number;
-  int row, column;
-  GATEDRNN_DEVICE explicit Place(int tiles) {
-    const int tile = blockIdx.x % (tiles * tiles);
-    number = blockIdx.x / (tiles * tiles);
-    row = tile / tiles * kTile + threadIdx.x / kTile;
-    column = tile % tiles * kTile + threadIdx.x % kTile;
-  }
-};
-
-template <class T>
-__global__ void __launch_bounds__(kTileThreads) scale_kernel(const Large f) {
-  const int64_t size = f.a.k * f.a.k, number = blockIdx.x;
-  const T* const w = static_cast<const T*>(f.a.weight) + number * size;
-  const Scaled<T> from = scaled(w, size, reinterpret_cast<double*>(dynamic_shared_memory()));
-  if (threadIdx.x == 0) f.inverse[number] = from.inverse;
-}
-
-template <class T>
-__global__ void __launch_bounds__(kTileThreads) gram_kernel(const Large f) {
-  const int k = static_cast<int>(f.a.k);
-  const Place at(f.tiles);
-  const Scaled<T> w{static_cast<const T*>(f.a.weight) + at.number * k * k, f.inverse[at.number]};
-  double* const tiles = reinterpret_cast<double*>(dynamic_shared_memory()) + kSlots;
-  const double sum = product(
-      k, at.row, at.column, tiles, [&](int64_t row, int64_t j) { return w(j * k + row); },
-      [&](int64_t j, int64_t column) { return w(j * k + column); });
-  if (at.row < k && at.column < k) f.power(at.number, 0)[int64_t{at.row} * k + at.column] = sum;
-}
-
-__global__ void __launch_bounds__(kTileThreads) square_kernel(const Large f, int n) {
-  const int k = static_cast<int>(f.a.k);
-  const Place at(f.tiles);
-  if (f.is_still(at.number, n)) return;
-  double* const slots = reinterpret_cast<double*>(dynamic_shared_memory());
-  const double* const power = f.power(at.number, n);
-  double* const next = f.power(at.number, n + 1);  // holds the power before
-  const double trace = trace_of(power, k, slots), factor = inverse_power(trace);
-  double sum = product(
-      k, at.row, at.column, slots + kSlots,
-      [&](int64_t row, int64_t j) { return power[row * k + j]; },
-      [&](int64_t j, int64_t column) { return power[j * k + column]; });
-  bool changes = false;
-  if (at.row < k && at.column < k) {
-    const int64_t i = int64_t{at.row} * k + at.column;
-    if (n > 0)
-      changes = fabs(power[i] / trace - next[i] / f.traces[f.at(at.number, n - 1)]) > kStill;
-    next[i] = sum * factor * factor;
-  }
-  if (__syncthreads_or(changes) && threadIdx.x == 0) atomicAdd(&f.changed[f.at(at.number, n)], 1);
-  if (at.row == 0 && at.column == 0) f.traces[f.at(at.number, n)] = trace;
-}
-
-template <class T>
-__global__ void __launch_bounds__(kTileThreads) finish_kernel(const Large f) {
-  const int64_t k = f.a.k, number = blockIdx.x;
-  int n = 0;
-  while (n < kSquarings && !f.is_still(number, n)) ++n;
-  const Scaled<T> w{static_cast<const T*>(f.a.weight) + number * k * k, f.inverse[number]};
-  double* const u = f.vectors + number * 2 * k;
-  finish<T>(f.a, number, f.power(number, n), w.inverse, w,
-            reinterpret_cast<double*>(dynamic_shared_memory()), u, u + k);
+  finish<T>(a, blockIdx.x, power, from.inverse, w, slots, u, v);
 }
 
 template <class T>
 int64_t clamp_spectral(const ClampArgs& a, void* memory, cudaStream_t stream) {
-  if (a.k <= kAlone) {
-    if (memory == nullptr) return 1;  // never none: null asks for the number
-    launch(alone_kernel<T>, dim3(static_cast<unsigned>(a.blocks)), threads_for(a.k),
-           alone_bytes(a.k), stream, a);
-    check_launch("alone_kernel");
-    return 1;
-  }
-  Workspace workspace(memory);
-  const int64_t tiles = ceil_div(a.k, kTile), counts = a.blocks * kSquarings;
-  Large f{};
-  f.a = a;
-  f.tiles = static_cast<int>(tiles);
-  f.inverse = workspace.take<double>(a.blocks);
-  f.powers = workspace.take<double>(a.blocks * 2 * a.k * a.k);
-  f.vectors = workspace.take<double>(a.blocks * 2 * a.k);
-  f.traces = workspace.take<double>(counts);
-  f.changed = workspace.take<int>(counts);
-  if (workspace.counts_only()) return workspace.bytes();
-
-  check(cudaMemsetAsync(f.changed, 0, counts * sizeof(int), stream), "cudaMemsetAsync");
-  const dim3 matrices(static_cast<unsigned>(a.blocks)), threads(kTileThreads);
-  const dim3 all_tiles(static_cast<unsigned>(a.blocks * tiles * tiles));
-  launch(scale_kernel<T>, matrices, threads, kSlots * sizeof(double), stream, f);
-  check_launch("scale_kernel");
-  launch(gram_kernel<T>, all_tiles, threads, kProductBytes, stream, f);
-  check_launch("gram_kernel");
-  for (int n = 0; n < kSquarings; ++n) {
-    launch(square_kernel, all_tiles, threads, kProductBytes, stream, f, n);
-    check_launch("square_kernel");
-  }
-  launch(finish_kernel<T>, matrices, threads, kSlots * sizeof(double), stream, f);
-  check_launch("finish_kernel");
-  return workspace.bytes();
+  if (a.k > kMaxSize)
+    throw std::runtime_error("gatedrnn: clamp_spectral takes blocks of at most " +
+                             std::to_string(kMaxSize) + " channels on a GPU, got " +
+                             std::to_string(a.k) + "; use gatedrnn.norms.clamp_norm");
+  if (memory == nullptr) return 1;  // never none: null asks for the number
+  launch(clamp_small_kernel<T>, dim3(static_cast<unsigned>(a.blocks)), threads_for(a.k),
+         clamp_bytes(a.k), stream, a);
+  check_launch("clamp_small_kernel");
+  return 1;
 }
 
 // ---- the derivative ----------------------------------------------------------------------------
