@@ -15,11 +15,11 @@ Way choose_way(const ScanArgs& a) {
   const int64_t few =
       kFewStripsPerMultiprocessor * device_attribute(cudaDevAttrMultiProcessorCount);
   const bool few_strips = strips && strip_count(a) <= few;
+  // The first row that applies.
   const struct {
     Way way;
     bool applies;
   } table[] = {
-      // the first row that applies
       // clang-format off
       // way            condition                  reason
       {Way::kChunks,    chunks && !one_direction}, // one visit to a tile serves all directions

@@ -1,10 +1,8 @@
-// The spectral clamp of each block of a weight, and its first derivative, as in cpu/norms.cpp:
-// without LAPACK, whose calls would wait for the device.
+// The spectral clamp of each block of a weight, and its first derivative, as in cpu/norms.cpp.
 //
-// A small matrix is one block's from beginning to end, in shared memory. Of larger ones each
-// squaring is a kernel of its own, with a block for each tile of the product: GPUs other than those
-// of data centres have two units for doubles in a multiprocessor, so that it takes all of them. For
-// the same reason matrices are scaled by powers of two, whose exponents are whole numbers.
+// A thread block clamps one matrix, in shared memory and in double precision. Many GPUs have only
+// two units for doubles in a multiprocessor. So matrices are scaled by powers of two, whose
+// exponents are integers. gatedrnn/norms.py clamps larger matrices.
 #include "cuda/runtime.cuh"
 #include "scan.h"
 
@@ -15,7 +13,7 @@ constexpr int kMaxSize = 32;  // of a matrix; SMALL in gatedrnn/norms.py
 constexpr int kMostThreads = 512;
 constexpr int kWarp = 32, kSlots = kMostThreads / kWarp;
 
-// The exponent of v >= 0 as it is stored; the least one for zero.
+// The exponent bits of v >= 0. Zero has the smallest exponent.
 GATEDRNN_DEVICE int64_t exponent_of(double v) {
   int64_t bits;
   memcpy(&bits, &v, sizeof(bits));
@@ -29,14 +27,14 @@ GATEDRNN_DEVICE double inverse_power(double v) {
   return v;
 }
 
-// For all threads of a block: what `combine` makes of all their values, in the order of a tree.
+// For all threads of a block: combines their values, in the order of a tree.
 template <class V, class Combine>
 GATEDRNN_DEVICE V combined(V value, double* slots, const Combine& combine) {
   static_assert(sizeof(V) == sizeof(double));
   V* const parts = reinterpret_cast<V*>(slots);
   for (int apart = kWarp / 2; apart > 0; apart /= 2)
     value = combine(value, __shfl_xor_sync(0xffffffff, value, apart));
-  __syncthreads();  // the slots are read no more
+  __syncthreads();  // all threads have read the slots
   if (threadIdx.x % kWarp == 0) parts[threadIdx.x / kWarp] = value;
   __syncthreads();
   value = parts[0];
@@ -50,19 +48,19 @@ GATEDRNN_DEVICE double largest_of_all(double value, double* slots) {
   return combined(value, slots, [](double a, double b) { return a < b ? b : a; });
 }
 
-// The sum over the diagonal bounds every element of a Gram matrix.
+// The trace bounds every element of a Gram matrix.
 GATEDRNN_DEVICE double trace_of(const double* matrix, int k, double* slots) {
   double sum = 0;
   for (int i = threadIdx.x; i < k; i += blockDim.x) sum += matrix[int64_t{i} * k + i];
   return sum_of_all(sum, slots);
 }
 
-// A matrix in units of a power of two near its largest element, so that no square can overflow. One
-// that is not finite is zero there.
+// A matrix divided by a power of two near its largest element, so that no square overflows. A
+// matrix that is not finite becomes zero.
 template <class T>
 struct Scaled {
   const T* w;
-  double inverse;  // of the unit
+  double inverse;  // 1 / the power of two
   GATEDRNN_DEVICE double operator()(int64_t i) const {
     return inverse > 0 ? static_cast<double>(w[i]) * inverse : 0;
   }
@@ -78,8 +76,8 @@ GATEDRNN_DEVICE Scaled<T> scaled(const T* w, int64_t size, double* slots) {
   return {w, largest < HUGE_VAL ? inverse_power(largest) : 0};
 }
 
-// What a power of the Gram matrix tells of w: w clamped and, unless null, what is kept. `u`
-// and `v` are memory for k values each.
+// Finds sigma, u and v from a power of the Gram matrix, and writes the clamped matrix. `u` and `v`
+// are memory for k values each.
 template <class T>
 GATEDRNN_DEVICE void finish(const ClampArgs& a, int64_t number, const double* power, double inverse,
                             const double* w, double* slots, double* u, double* v) {
@@ -98,7 +96,7 @@ GATEDRNN_DEVICE void finish(const ClampArgs& a, int64_t number, const double* po
   double squares = 0;
   for_each(k, [&](int64_t i) { squares += power[i * k + column] * power[i * k + column]; });
   squares = sum_of_all(squares, slots);
-  // A zero matrix has any vector for its own.
+  // Any vector serves a zero matrix.
   const double of_v = squares > 0 ? 1 / sqrt(squares) : 0;
   for_each(k, [&](int64_t i) { v[i] = of_v > 0 ? power[i * k + column] * of_v : i == 0; });
   __syncthreads();
@@ -134,7 +132,7 @@ GATEDRNN_DEVICE void finish(const ClampArgs& a, int64_t number, const double* po
 
 size_t clamp_bytes(int64_t k) { return (kSlots + 3 * k * k + 2 * k) * sizeof(double); }
 
-// A thread for each element, as far as there are so many.
+// A thread for each element, up to the maximum.
 dim3 threads_for(int64_t k) {
   const int64_t warps = ceil_div(k * k, kWarp);
   return dim3(static_cast<unsigned>((warps < kSlots ? warps : kSlots) * kWarp));
@@ -187,7 +185,7 @@ int64_t clamp_spectral(const ClampArgs& a, void* memory, cudaStream_t stream) {
     throw std::runtime_error("gatedrnn: clamp_spectral takes blocks of at most " +
                              std::to_string(kMaxSize) + " channels on a GPU, got " +
                              std::to_string(a.k) + "; use gatedrnn.norms.clamp_norm");
-  if (memory == nullptr) return 1;  // never none: null asks for the number
+  if (memory == nullptr) return 1;  // not 0: a null workspace asks for the bytes
   launch(clamp_small_kernel<T>, dim3(static_cast<unsigned>(a.blocks)), threads_for(a.k),
          clamp_bytes(a.k), stream, a);
   check_launch("clamp_small_kernel");
@@ -196,7 +194,8 @@ int64_t clamp_spectral(const ClampArgs& a, void* memory, cudaStream_t stream) {
 
 // ---- the derivative ----------------------------------------------------------------------------
 
-// Of w / sigma, where d sigma = u^T dw v; a block for each matrix.
+// The derivative of w / sigma, where d sigma = u^T dw v. A thread block owns one matrix. Threads
+// own elements, coalesced. Sums accumulate in double, in shared memory.
 template <class T>
 __global__ void __launch_bounds__(kMostThreads) clamp_backward_kernel(const ClampBackwardArgs a) {
   const int64_t k = a.k, size = k * k, begin = blockIdx.x * size;
@@ -220,7 +219,7 @@ __global__ void __launch_bounds__(kMostThreads) clamp_backward_kernel(const Clam
 
 template <class T>
 int64_t clamp_spectral_backward(const ClampBackwardArgs& a, void* memory, cudaStream_t stream) {
-  if (memory == nullptr) return 1;  // never none: null asks for the number
+  if (memory == nullptr) return 1;  // not 0: a null workspace asks for the bytes
   launch(clamp_backward_kernel<T>, dim3(static_cast<unsigned>(a.blocks)), threads_for(a.k),
          kSlots * sizeof(double), stream, a);
   check_launch("clamp_backward_kernel");
