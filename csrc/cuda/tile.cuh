@@ -176,7 +176,7 @@ GATEDRNN_DEVICE void dispatch_layout(const ThreadGroup<Size>& threads, const Tas
     }
   }
   // Threads cover the contiguous axis first, then channels or columns.
-  const bool rows_contiguous = s.h == 1 && s.w != 1,
+  const bool columns_contiguous = s.h == 1 && s.w != 1,
              channels_contiguous = s.c == 1 && s.w != 1 && channels > 1;
   constexpr int depth = 8;  // threads along contiguous channels
   body.template operator()<1>(0, [&](const auto& load, const auto& use) {
@@ -186,12 +186,12 @@ GATEDRNN_DEVICE void dispatch_layout(const ThreadGroup<Size>& threads, const Tas
     for (int c = channels_contiguous ? a : b; c < channels;
          c += channels_contiguous ? inner : outer)
 #pragma unroll 1
-      for (int i = channels_contiguous ? b : a; i < (rows_contiguous ? t.rows : t.columns);
+      for (int i = channels_contiguous ? b : a; i < (columns_contiguous ? t.rows : t.columns);
            i += channels_contiguous ? outer : side)
         copy_vectorized<T::kSinglesInFlight, side, false>(
-            c * s.c + i * (rows_contiguous ? s.h : s.w), rows_contiguous ? s.w : s.h,
-            rows_contiguous ? t.columns : t.rows,
-            [&](int k) { return rows_contiguous ? T::cell(i, k, c) : T::cell(k, i, c); }, load,
+            c * s.c + i * (columns_contiguous ? s.h : s.w), columns_contiguous ? s.w : s.h,
+            columns_contiguous ? t.columns : t.rows,
+            [&](int k) { return columns_contiguous ? T::cell(i, k, c) : T::cell(k, i, c); }, load,
             use);
   });
 }
