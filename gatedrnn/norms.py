@@ -208,9 +208,11 @@ def _top_singular_by_squaring(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     unit = _nonzero(blocks.abs().amax((1, 2)))  # so that no square overflows
     scaled = blocks / unit[:, None, None]
     power = scaled.mT @ scaled
-    for _ in range(MAX_SQUARINGS):
-        # The largest diagonal element bounds every element of a Gram matrix.
-        power = power / _nonzero(power.diagonal(dim1=1, dim2=2).amax(1))[:, None, None]
+    for n in range(MAX_SQUARINGS):
+        if n % 4 == 0:
+            # The largest diagonal element bounds every element of a Gram matrix. Four squarings
+            # after it is 1, elements are at most K^15.
+            power = power / _nonzero(power.diagonal(dim1=1, dim2=2).amax(1))[:, None, None]
         power = power @ power
     # The column of the largest diagonal element is the longest. A zero block has any vector.
     longest = power.diagonal(dim1=1, dim2=2).argmax(1)
