@@ -15,6 +15,7 @@ import children
 import pytest
 from tiers import sampled
 
+import gatedrnn
 from gatedrnn import _C
 from gatedrnn import __main__ as command
 
@@ -73,7 +74,7 @@ def test_library_exports_only_its_module():
 
 def test_version_has_one_source():
     version = metadata.version("gatedrnn")
-    assert INFO["version"] == version
+    assert gatedrnn.__version__ == INFO["version"] == version
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
     assert f"\n## {version}" in (ROOT / "CHANGELOG.md").read_text()
 
