@@ -35,6 +35,7 @@ FLAGS += [f"-I{ROOT / 'csrc'}"]
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.build,
+    pytest.mark.timeout(1500),  # the first one compiles the kernels
     pytest.mark.skipif(
         not (shutil.which(CXX) and shutil.which(QEMU)), reason=f"needs {CXX} and {QEMU}"
     ),
@@ -54,7 +55,7 @@ def driver() -> Path:
     with build_lock("aarch64"):
         if not program.exists():
             part = program.with_suffix(".part")
-            children.run([CXX, *FLAGS, *sources, "-o", part], timeout=290, check=True)
+            children.run([CXX, *FLAGS, *sources, "-o", part], timeout=1400, check=True)
             part.rename(program)
     return program
 
