@@ -60,7 +60,7 @@ demo: $(VENV)/.installed-examples
 	$(PY) -m gatedrnn
 	$(PY) examples/face_parsing/train.py --all --dataset synthetic --limit 480 --epochs 12 --jobs 2 \
 	  --out build/demo
-	$(PY) examples/face_parsing/datasets draw --out build/demo/drawn
+	$(PY) examples/face_parsing/data.py draw --out build/demo/drawn
 	$(PY) examples/face_parsing/predict.py --models build/demo build/demo/drawn \
 	  --out build/demo/parsed || [ $$? -eq 3 ]
 	@echo "pictures in build/demo/parsed; OpenCV's detector sees no face in about half of the drawings"
@@ -150,7 +150,7 @@ bench: $(VENV)/.installed-bench
 	$(PY) benchmarks/bench_scan.py
 
 bench-parser: $(VENV)/.installed-examples
-	$(PY) benchmarks/bench_parser.py $(BENCH_ARGS)
+	$(PY) examples/face_parsing/benchmarks/bench_parser.py $(BENCH_ARGS)
 
 lint: $(VENV)/.installed-lint
 	$(PY) -m ruff check .

@@ -259,6 +259,13 @@ __global__ void __launch_bounds__(T::kThreads, T::kScanBlocks)
   }
 }
 
+// Chains of a unit and direction: the lines whose states a thread carries each.
+int64_t chains(const ChunkParams& f) {
+  const int64_t rows = int64_t{f.p.side} * f.p.tile_rows * (f.channels ? 1 : T::kChannels);
+  const int64_t columns = int64_t{f.p.side} * f.p.tile_columns * T::kChannels;
+  return std::max(rows, columns);
+}
+
 // Groups of as many units as keep the device busy: a block has some two tasks of each stage. But
 // what is read twice, of two groups, should stay in the L2 cache.
 ChunkPlan plan_chunks(const ChunkParams& f, int blocks) {
@@ -270,14 +277,11 @@ ChunkPlan plan_chunks(const ChunkParams& f, int blocks) {
   plan.group = static_cast<int>(
       std::clamp<int64_t>(std::min(2 * int64_t{blocks} / p.tiles(), held), 1, p.units));
   plan.groups = static_cast<int>(ceil_div(p.units, plan.group));
-  const int64_t rows = int64_t{p.side} * p.tile_rows * (f.channels ? 1 : T::kChannels);
-  const int64_t columns = int64_t{p.side} * p.tile_columns * T::kChannels;
-  const int64_t chains = std::max(rows, columns);
-  const int64_t carries = ceil_div(f.a.directions * chains, T::kThreads);
+  const int64_t carries = ceil_div(f.a.directions * chains(f), T::kThreads);
   const int64_t per_group = plan.group * (carries + 2 * p.tiles());
   if (per_group * (plan.groups + 1) > INT_MAX - (1 << 20))
     throw std::runtime_error("gatedrnn: the maps have more tiles than a call on a GPU can count");
-  plan.chains = static_cast<int>(chains);
+  plan.chains = static_cast<int>(chains(f));
   plan.carries = static_cast<int>(carries);
   plan.tickets = static_cast<int>(per_group) * (plan.groups + 1);
   plan.by_group = Divisor(static_cast<int>(per_group));
@@ -325,6 +329,8 @@ int64_t forward_by_chunks(const ScanArgs& a, void* memory, cudaStream_t stream) 
   f.a = pieces ? in_pieces(a) : a;
   f.p = plan_tiles(f.a, T::kSide, T::kChannels);
   if (pieces) f.p.pitch = kPieces * T::kSide;
+  if (f.a.directions * chains(f) > INT_MAX - T::kThreads)
+    throw std::runtime_error("gatedrnn: the maps have more lines than a call on a GPU can count");
   const int64_t counters = 1 + 2 * int64_t{f.p.units};
   f.ticket = workspace.take<int>(counters);
   f.summed = f.ticket + 1;

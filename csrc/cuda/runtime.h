@@ -162,19 +162,20 @@ inline int device_attribute(cudaDeviceAttr attribute) {
   return value;
 }
 
-// More than 48 KB of shared memory must be asked for.
+// A kernel may have more than 48 KB of shared memory only after this call. The limit belongs to the
+// kernel, not to a launch: always the same value, or one thread would lower it before another's
+// launch.
 template <class... P>
-void allow_shared_memory(void (*kernel)(P...), size_t bytes) {
-  if (bytes <= 48 << 10) return;
+void allow_shared_memory(void (*kernel)(P...)) {
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(bytes)),
+                             device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)),
         "cudaFuncSetAttribute");
 }
 
 // As many blocks as the device holds at once, but no more than there are tasks.
 template <class... P>
 int resident_blocks(void (*kernel)(P...), int threads, size_t shared_bytes, int64_t tasks) {
-  allow_shared_memory(kernel, shared_bytes);
+  allow_shared_memory(kernel);
   int blocks = 0;
   check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes),
         "cudaOccupancyMaxActiveBlocksPerMultiprocessor");

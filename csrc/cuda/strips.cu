@@ -147,7 +147,7 @@ int64_t forward_by_strips(const ScanArgs& a, void* memory, cudaStream_t stream) 
     if (!merges) f.maps = nullptr;
     const auto kernel = strip_kernel<T>;
     const size_t shared = strip_bytes<T>();
-    allow_shared_memory(kernel, shared);
+    allow_shared_memory(kernel);
     const int strips = f.p.units * std::max(f.p.tile_rows, f.p.tile_columns);
     launch(kernel, dim3(static_cast<unsigned>(strips), static_cast<unsigned>(a.directions)),
            dim3(kScanners<T> + kMovers), shared, stream, f);

@@ -109,9 +109,18 @@ GATEDRNN_DEVICE void load_tiles(const TilePlan& p, const ScanArgs& a, const Flag
   ticket.keep();
 }
 
-// For one thread.
+// For one thread. With -DGATEDRNN_TRAP_HANGS a wait of about ten seconds ends the kernel with an
+// error, instead of blocking the GPU for good.
 GATEDRNN_DEVICE void wait_for(const int* flag, int value) {
+#if defined(GATEDRNN_TRAP_HANGS) && !defined(GATEDRNN_EMULATION)
+  const long long begin = clock64();
+  while (load_acquire(flag) != value) {
+    __nanosleep(20);
+    if (clock64() - begin > 20'000'000'000) __trap();  // at some 2 GHz
+  }
+#else
   while (load_acquire(flag) != value) __nanosleep(20);
+#endif
 }
 
 // For all threads, once they have left their tiles' states: waits for the tiles upstream of the

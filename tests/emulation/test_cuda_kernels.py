@@ -4,6 +4,7 @@ The default tier runs every kernel with every two options together; the grids ar
 """
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -186,6 +187,19 @@ def test_small_shared_memory_matches_reference(check_all, dtype, kilobytes, monk
     for channels, block in ((8, 1), (16, 16), (40, 40)) if kilobytes > 20 else ((40, 40),):
         shape = (1, channels, 9, 6)
         check_all(dtype=dtype, shape=shape, block=block, gate="direction_channel")
+
+
+def test_threads_launch_one_kernel_with_unlike_shared_memory():
+    # The limit belongs to the kernel. The emulation refuses to lower it under another's launch.
+    cases = [a_case(shape=(1, 16, 17, 20), block=16, gate=gate) for gate in GATES[-2:] * 3]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(check, cases))
+
+
+def test_more_lines_than_a_kernel_counts_are_refused():
+    x = torch.zeros(1).expand(1, 1, 1 << 26, 1)
+    with pytest.raises(RuntimeError, match="more lines than a call on a GPU can count"):
+        spatial_gated_rnn(x, None, torch.zeros(4, 1, 1))
 
 
 def test_more_channels_than_shared_memory_holds_are_refused(monkeypatch):

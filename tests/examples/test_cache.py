@@ -6,18 +6,19 @@ import subprocess
 import sys
 import time
 
-import photographs
 import pytest
 import torch
 import trees
-from datasets import DataError, cache, default_folder, helen, load, open_dataset
 from example_scripts import EXAMPLE
+
+from faceparse.data import DataError, cache, default_folder, helen, load, open_dataset
+from faceparse.inference import image_io
 
 # Reads a HELEN tree through a cache; prints the sum of all pixels.
 READER = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from datasets import open_dataset
+from faceparse.data import open_dataset
 faces = open_dataset("helen", sys.argv[2], "train", labels="fine", cache=sys.argv[3])
 print(faces.images.long().sum().item(), faces.labels.long().sum().item())
 """
@@ -225,7 +226,7 @@ def test_two_processes_that_write_at_once_agree(tree, folder):
     meeting = """
 import time
 from pathlib import Path
-from datasets import cache
+from faceparse.data import cache
 whole = cache._write
 def wait(file, rows, count, side):
     (Path(sys.argv[3]) / cache.FOLDER / f"{id(wait)}-{time.time_ns()}.here").touch()
@@ -235,7 +236,7 @@ def wait(file, rows, count, side):
 cache._write = wait
 """
     code = READER.replace(
-        "from datasets import open_dataset\n", meeting + READER.splitlines()[3] + "\n"
+        "from faceparse.data import open_dataset\n", meeting + READER.splitlines()[3] + "\n"
     )
     processes = [start_reader(tree, folder, code) for _ in range(2)]
     outputs = [process.communicate(timeout=120) for process in processes]
@@ -252,7 +253,7 @@ cache._write = wait
 def test_a_killed_writer_leaves_nothing_that_counts(tree, folder, no_decoding):
     stopping = READER.replace(
         "faces =",
-        "from datasets import cache\n"
+        "from faceparse.data import cache\n"
         "def stop(file, rows, count, side):\n"
         "    file.write(b'begun')\n"
         "    file.flush()\n"
@@ -368,14 +369,14 @@ def test_a_file_that_changes_while_it_is_read_is_not_cached(tree, folder, monkey
 
 def test_trouble_that_may_pass_is_not_cached(tree, folder, monkeypatch, capsys):
     """A share that is gone for a moment must not leave faces out for good."""
-    whole = photographs.open_image
+    whole = image_io.open_image
 
     def fail(path):
         if path == trees.image("helen", tree, 1):
             raise OSError(5, "Input/output error")
         return whole(path)
 
-    monkeypatch.setattr(photographs, "open_image", fail)
+    monkeypatch.setattr(image_io, "open_image", fail)
     faces = read(tree, folder, skip_bad=True)
     assert len(faces.images) == 2
     assert len(faces.skipped) == 1

@@ -7,11 +7,12 @@ import lfw_tree
 import numpy as np
 import pytest
 import torch
-from datasets import FINE, LABEL_SETS, SPLITS, DataError, open_dataset
-from datasets.labels import POINTS, POINTS_MIRROR
-from datasets.synthetic import draw_face
 from example_scripts import ROOT
 from PIL import Image
+
+from faceparse.data import FINE, LABEL_SETS, SPLITS, DataError, open_dataset
+from faceparse.data.labels import POINTS, POINTS_MIRROR
+from faceparse.data.synthetic import draw_face
 
 
 @pytest.fixture

@@ -5,8 +5,17 @@ import numpy as np
 import pytest
 import torch
 import trees
-from datasets import DATASETS, FINE, SPLITS, DataError, open_dataset, open_mixed, synthetic_multi
-from datasets.synthetic_multi import draw_scene
+
+from faceparse.data import (
+    DATASETS,
+    FINE,
+    SPLITS,
+    DataError,
+    open_dataset,
+    open_mixed,
+    synthetic_multi,
+)
+from faceparse.data.synthetic_multi import draw_scene
 
 
 def test_a_scene_depends_on_seed_and_index_only():

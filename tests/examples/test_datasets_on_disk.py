@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 import trees
-from datasets import DATASETS, SPLITS, DataError, open_dataset
-from datasets.celebamask_hq import PARTS, split_tenths
-from datasets.celebamask_mini import held_out
-from datasets.labels import CELEBAMASK_HQ
 from example_scripts import ROOT
 from PIL import Image
+
+from faceparse.data import DATASETS, SPLITS, DataError, open_dataset
+from faceparse.data.celebamask_hq import PARTS, split_tenths
+from faceparse.data.celebamask_mini import held_out
+from faceparse.data.labels import CELEBAMASK_HQ
 
 NAMES = ("helen", "celebamask-hq", "celebamask-mini", "lapa", "multi-face")
 FINE_NAMES = NAMES[:-1]

@@ -3,7 +3,7 @@
 import sys
 
 import children
-import datasets.__main__ as command
+import data as command
 import numpy as np
 import pytest
 import trees
@@ -143,7 +143,7 @@ def test_a_root_that_is_a_loop_of_links_is_one_line(here, monkeypatch, capsys):
 def test_the_folder_runs_as_a_program(here, script_environment):
     arguments = ["inspect", "--dataset", "synthetic", "--split", "test", "--limit", "3"]
     done = children.run(
-        [sys.executable, EXAMPLE / "datasets", *arguments],
+        [sys.executable, EXAMPLE / "data.py", *arguments],
         env=script_environment,
     )
     assert done.returncode == 0, done.stderr

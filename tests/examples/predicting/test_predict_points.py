@@ -3,11 +3,12 @@
 import json
 from pathlib import Path
 
-import commands
 import predict
 import pytest
 from drawn_faces import SHAPE, labels_of, write_blank, write_face
 from example_scripts import refused
+
+from faceparse import cli
 
 
 def test_points_are_read_back_and_used(run, tmp_path):
@@ -77,12 +78,12 @@ def test_points_name_one_photograph(run, tmp_path, monkeypatch, capsys):
     arguments = ["--models", "m", "x", "y", "--points", "p.json"]
     assert "several PHOTOs are 'a.png'" in refused(monkeypatch, capsys, predict, *arguments)
     Path("p.json").write_text(json.dumps({"y/a.png": (SHAPE / 6).tolist()}))
-    assert run("x", "y", "--points", "p.json") == commands.FACELESS
+    assert run("x", "y", "--points", "p.json") == cli.FACELESS
     assert json.loads(Path("parsed/a-2.json").read_text())["source"] == "../y/a.png"
 
 
 def test_points_far_from_the_photograph_are_refused(run, tmp_path, capsys):
     write_blank(tmp_path / "a.png")
     Path("p.json").write_text(json.dumps({"a.png": (SHAPE * 1000).tolist()}))
-    assert run("a.png", "--points", "p.json") == commands.WRONG
+    assert run("a.png", "--points", "p.json") == cli.WRONG
     assert "is not near its 64 x 48 pixels" in capsys.readouterr().err

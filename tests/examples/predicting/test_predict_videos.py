@@ -5,13 +5,14 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
-import commands
 import cv2
 import numpy as np
 import pytest
-import video
 from drawn_faces import FOUND, drawn, files, labels_of
 from PIL import Image
+
+from faceparse import cli
+from faceparse.inference import video
 
 
 def write_video(path, images, rate=10, codec="mp4v"):
@@ -53,8 +54,8 @@ def test_bad_videos_are_named(run, tmp_path, capfd):
     Path("broken.mp4").write_bytes(b"no video")
     strange = os.fsdecode(b"\xff.mp4")
     Path(strange).write_bytes(b"no video")
-    assert run("blank.mp4") == commands.FACELESS
-    assert run("broken.mp4", strange, "blank.mp4") == commands.WRONG
+    assert run("blank.mp4") == cli.FACELESS
+    assert run("broken.mp4", strange, "blank.mp4") == cli.WRONG
     lines = {line for line in capfd.readouterr().err.splitlines() if line.strip()}
     (nameless,) = (line for line in lines if line.endswith(".mp4: its name is not UTF-8"))
     assert lines - {nameless} == {
@@ -62,7 +63,7 @@ def test_bad_videos_are_named(run, tmp_path, capfd):
         "error: cannot read broken.mp4: OpenCV cannot open it",
     }
     assert not Path("parsed").exists()
-    assert run("blank.mp4", "--out", os.fsdecode(b"\xff")) == commands.WRONG
+    assert run("blank.mp4", "--out", os.fsdecode(b"\xff")) == cli.WRONG
     error = "error: cannot write \\udcff/blank_overlay.mp4: its name is not UTF-8"
     assert capfd.readouterr().err.splitlines()[-1] == error
 
@@ -76,7 +77,7 @@ def test_a_video_of_too_few_frames_is_named_and_one_that_cannot_be_written_stops
     promised = video.count_of
     monkeypatch.setattr(video, "count_of", lambda *args, **every: promised(*args, **every) + 1)
     assert run("clip.mp4", "--every", 10**6) == 0
-    assert run("narrow.avi", "clip.mp4") == commands.WRONG
+    assert run("narrow.avi", "clip.mp4") == cli.WRONG
     lines = [line for line in capfd.readouterr().err.splitlines() if line.strip()]
     assert "note: clip.mp4 may be damaged: of 4 frames, 3 could be read" in lines
     (error,) = {line for line in lines if line.startswith("error: ")}
@@ -146,8 +147,8 @@ def test_a_camera_leaves_its_last_face(stopped, run, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("images", "code", "words"),
     [
-        ([], commands.WRONG, "error: cannot read camera 0: it gives no frame"),
-        ([np.zeros((64, 64, 3), np.uint8)], commands.FACELESS, "error: no face found by camera 0"),
+        ([], cli.WRONG, "error: cannot read camera 0: it gives no frame"),
+        ([np.zeros((64, 64, 3), np.uint8)], cli.FACELESS, "error: no face found by camera 0"),
     ],
 )
 def test_a_camera_without_a_face_is_one_line(images, code, words, run, monkeypatch, capsys):
