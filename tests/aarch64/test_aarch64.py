@@ -70,11 +70,13 @@ def given_tensor(tensor, strides):
 
 
 def map_strides(tensor):
-    """(N, D, C, H, W) strides of a map of 4 or 5 dimensions; zero where it is broadcast."""
+    """(N, D, C, H, W) strides of a map, as csrc/ops.cpp gives them: 0 where D or C is 1."""
     if tensor is None:
         return [0] * 5
-    steps = [0 if size == 1 else s for size, s in zip(tensor.shape, tensor.stride(), strict=True)]
-    return steps if tensor.dim() == 5 else [steps[0], 0, *steps[1:]]
+    sizes, strides = tensor.shape, list(tensor.stride())
+    if tensor.dim() == 4:
+        sizes, strides = (sizes[0], 1, *sizes[1:]), [strides[0], 0, *strides[1:]]
+    return [0 if i in (1, 2) and sizes[i] == 1 else strides[i] for i in range(5)]
 
 
 def scan(driver, case, x, g, weight, bias, grad):
