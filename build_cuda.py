@@ -36,6 +36,8 @@ PACKAGES = "cuda-toolkit[nvcc,nvvm,crt,cudart,cccl]"
 PACKAGED = 13
 FLAGS = ["-std=c++20", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden,-Werror=switch", "-Icsrc"]
 FLAGS += ["-DGATEDRNN_WITH_CUDA=1"]
+# tile_kernels.cu is compiled once for each of these block sizes. 0 stands for any other size.
+COMPILED_BLOCKS = (0, 1, 2, 4, 8, 16)
 
 
 class Toolkit(NamedTuple):
@@ -43,6 +45,14 @@ class Toolkit(NamedTuple):
     version: str  # of nvcc: "13.0"
     known: tuple[str, ...]  # architectures that it compiles for: "75", "80", ...
     runtime: str  # libcudart_static.a
+
+
+class Unit(NamedTuple):
+    """One run of the compiler."""
+
+    name: str  # of the object
+    source: Path
+    defines: tuple[str, ...] = ()
 
 
 class CannotBuild(Exception):
@@ -252,31 +262,46 @@ def _of_device(number: str, toolkit: Toolkit) -> str:
     return f"compute_{max(older or toolkit.known, key=int)}"
 
 
+def units(folder: Path = Path("csrc/cuda")) -> list[Unit]:
+    """What is compiled of the CUDA sources in a folder."""
+    found = []
+    for source in sorted(folder.glob("*.cu")):
+        if source.stem == "tile_kernels":
+            for block in COMPILED_BLOCKS:
+                name = f"{source.stem}_{block}"
+                found.append(Unit(name, source, (f"-DGATEDRNN_BLOCK={block}",)))
+        else:
+            found.append(Unit(source.stem, source))
+    return found
+
+
 def compile_objects(toolkit: Toolkit, architectures: list[str], folder: Path) -> list[str]:
-    """Compiles csrc/cuda/*.cu in parallel (MAX_JOBS); what has not changed is left as it is."""
+    """Compiles csrc/cuda/*.cu in parallel (MAX_JOBS). Objects that are up to date are kept."""
     folder.mkdir(parents=True, exist_ok=True)
-    sources = sorted(glob("csrc/cuda/*.cu"))
-    objects = [str(folder / Path(source).with_suffix(".o").name) for source in sources]
+    compiled = units()
+    objects = [str(folder / f"{unit.name}.o") for unit in compiled]
     flags = FLAGS + [_gencode(name) for name in architectures]
     rules = folder / "build.ninja"
     rules.write_text(
         "ninja_required_version = 1.3\n"
         f"builddir = {_escaped(str(folder))}\n"
         "rule nvcc\n"
-        f"  command = {_shell(toolkit.nvcc)} -MD -MF $out.d -c $in -o $out {_shell(*flags)}\n"
+        f"  command = {_shell(toolkit.nvcc)} -MD -MF $out.d -c $in -o $out {_shell(*flags)} "
+        "$defines\n"
         "  depfile = $out.d\n"
         "  deps = gcc\n"
         + "".join(
-            f"build {_escaped(target)}: nvcc {_escaped(source)}\n"
-            for target, source in zip(objects, sources, strict=True)
+            f"build {_escaped(target)}: nvcc {_escaped(str(unit.source))}\n"
+            f"  defines = {_shell(*unit.defines)}\n"
+            for target, unit in zip(objects, compiled, strict=True)
         )
     )
     given = os.environ.get("MAX_JOBS", "")
     jobs = int(given) if given.isdecimal() and int(given) else os.cpu_count() or 1
     environment = dict(os.environ)
-    if jobs > len(sources) and len(architectures) > 1:
+    if jobs > len(compiled) and len(architectures) > 1:
         # By the environment: a number of jobs in the command would make ninja compile anew.
-        more = f"--threads {-(-jobs // len(sources))}"
+        more = f"--threads {-(-jobs // len(compiled))}"
         environment["NVCC_APPEND_FLAGS"] = f"{os.environ.get('NVCC_APPEND_FLAGS', '')} {more}"
     command = [*_ninja(), "-v", "-j", str(jobs), "-f", str(rules)]
     sys.stdout.flush()

@@ -279,9 +279,9 @@ def test_objects_are_compiled_again_only_when_they_must(toolkit, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     sources = tmp_path / "csrc" / "cuda"
     sources.mkdir(parents=True)
-    (sources / "toy.h").write_text("constexpr int kValue = 1;\n")
+    (sources / "toy.cuh").write_text("constexpr int kValue = 1;\n")
     (sources / "toy.cu").write_text(
-        '#include "cuda/toy.h"\n__global__ void toy(int* p) { *p = kValue; }\n'
+        '#include "cuda/toy.cuh"\n__global__ void toy(int* p) { *p = kValue; }\n'
     )
 
     def compiles(*architectures):
@@ -294,7 +294,7 @@ def test_objects_are_compiled_again_only_when_they_must(toolkit, tmp_path, monke
     monkeypatch.setenv("MAX_JOBS", "4")
     assert not compiles("sm_90")
     assert compiles("sm_90", "compute_90")
-    (sources / "toy.h").write_text("constexpr int kValue = 2;\n")
+    (sources / "toy.cuh").write_text("constexpr int kValue = 2;\n")
     assert compiles("sm_90", "compute_90")
 
 
@@ -362,7 +362,7 @@ def test_wheel_holds_machine_code_for_the_architectures_asked_for(wheel):
     (library,) = (wheel[1] / "gatedrnn").glob("_C.*.so")
     held = fatbin.architectures(library)
     assert set(held) == {"sm_90"}
-    assert len(held) == len(list((ROOT / "csrc" / "cuda").glob("*.cu")))
+    assert len(held) == len(build_cuda.units(ROOT / "csrc" / "cuda"))
 
 
 @wheel_test

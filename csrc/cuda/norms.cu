@@ -5,7 +5,7 @@
 // squaring is a kernel of its own, with a block for each tile of the product: GPUs other than those
 // of data centres have two units for doubles in a multiprocessor, so that it takes all of them. For
 // the same reason matrices are scaled by powers of two, whose exponents are whole numbers.
-#include "cuda/workspace.h"
+#include "cuda/launch.cuh"
 #include "scan.h"
 
 namespace gatedrnn::cuda {

@@ -18,7 +18,7 @@ std::string kind(const Access& access) {
 
 }  // namespace
 
-void Scheduler::may_be_unset(const void* begin, size_t bytes) {
+void Scheduler::assume_initialized(const void* begin, size_t bytes) {
   SharedMemory& shared = warp_->block->shared;
   shared.write(*shared.offset(begin), bytes);
 }

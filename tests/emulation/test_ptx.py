@@ -76,7 +76,7 @@ def test_directions(check_one, directions, block):
 # The clamp's kernels are short: they are translated alone, and sampled in the default tier.
 @pytest.mark.parametrize(("kind", "dtype"), sampled(itertools.product(KINDS, (F32, F64)), 1))
 def test_spectral_norms(nvcc, kind, dtype, monkeypatch):
-    of_norms = [path for path in KERNELS if path.stem == "norms"]
+    of_norms = [unit for unit in KERNELS if unit.name == "norms"]
     monkeypatch.setattr(torch.ops, "gatedrnn", load(nvcc, of_norms))
     monkeypatch.setattr(package_norms, "_has_kernel", lambda t: True)
     test_cuda_norms.test_norm_is_held_within_one(kind, dtype)

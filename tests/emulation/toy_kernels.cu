@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "cuda/runtime.h"
+#include "cuda/runtime.cuh"
 
 namespace toys {
 namespace {
@@ -272,7 +272,7 @@ __global__ void unwritten_pack_kernel(int* data) {
 __global__ void unset_kernel(int* data) {
   int* room = reinterpret_cast<int*>(dynamic_shared_memory());
   if (threadIdx.x != 0) return;
-  gatedrnn::cuda::may_be_unset(room[1]);
+  gatedrnn::cuda::assume_initialized(room[1]);
   data[0] = room[1];
 }
 

@@ -3,10 +3,11 @@
 // Half of a block's threads walk the rows, the other half the columns, of the same tile of x and g.
 // The weight's block size K is known when compiled: a thread keeps R channels of one line, and
 // their weights, in registers. For K up to 8 that is all that a line has in a tile: its threads
-// need nothing of each other, and a tile is one warp's. general_steps.h serves every other size.
+// need nothing of each other, and a tile is one warp's. general_kernel_traits.cuh serves every
+// other size.
 #pragma once
 
-#include "cuda/lines.h"
+#include "cuda/lines.cuh"
 
 namespace gatedrnn::cuda {
 
@@ -41,14 +42,15 @@ GATEDRNN_DEVICE void share_sums(A (&values)[Count]) {
 }
 
 template <class A, int K, int Side, int R>
-struct Steps {
+struct KernelTraits {
   using Value = A;
   static constexpr int kSide = Side;
-  static constexpr int kChannels = K < 8 ? 8 : K;  // of a tile
-  static constexpr int kPacks = K < 16 ? 8 : 4;    // that a thread reads at once,
-  static constexpr int kSingles = 2 * kPacks;      // or elements where there are no packs
-  static constexpr int kChunks = R / kPack;        // a thread's channels, by packs
-  static constexpr int kSplits = kChannels / R;    // threads that share a line, side by side
+  static constexpr int kChannels = K < 8 ? 8 : K;        // of a tile
+  static constexpr int kPacksInFlight = K < 16 ? 8 : 4;  // that a thread reads at once,
+  static constexpr int kSinglesInFlight =
+      2 * kPacksInFlight;                        // or elements where there are no packs
+  static constexpr int kOwnPacks = R / kPack;    // a thread's channels, by packs
+  static constexpr int kSplits = kChannels / R;  // threads that share a line, side by side
   static constexpr int kThreads = 2 * Side * kSplits;
   static constexpr int kPixels = pixel_at<Side>(Side, Side - 1) + 1;
   static constexpr int kTile = kPixels * kChannels;
@@ -59,8 +61,9 @@ struct Steps {
   static constexpr bool kInPlace = true;       // dg takes the place of h, and e is in registers
   static constexpr bool kNeedsStates = false;  // a scan does without a tile of h
   // The adjoint would spill beside all else.
-  static constexpr bool kAdjointApart = kSplits > 1 || (K == 8 && kOldArchitecture);
-  static constexpr bool kSpreadsGates = true;  // a gate that serves all channels is there for each
+  static constexpr bool kAdjointNoinline = kSplits > 1 || (K == 8 && kOldArchitecture);
+  static constexpr bool kBroadcastsGates =
+      true;  // a gate that serves all channels is there for each
   static_assert(Side % kPack == 0 && R % kPack == 0 && kThreads % 32 == 0);
   // Blocks of a multiprocessor that the tiles allow, for the compiler's choice of registers.
   static constexpr int blocks(int tiles) {
@@ -109,7 +112,7 @@ struct Steps {
   template <class V>
   static GATEDRNN_DEVICE void get(const V* tile, int at, V (&values)[R]) {
 #pragma unroll
-    for (int m = 0; m < kChunks; ++m) {
+    for (int m = 0; m < kOwnPacks; ++m) {
       const Pack<V, kPack> pack = pack_at<kPack>(tile + (at ^ m * kPack));
 #pragma unroll
       for (int k = 0; k < kPack; ++k) values[m * kPack + k] = pack.values[k];
@@ -118,7 +121,7 @@ struct Steps {
   template <class V>
   static GATEDRNN_DEVICE void put(V* tile, int at, const V (&values)[R]) {
 #pragma unroll
-    for (int m = 0; m < kChunks; ++m) {
+    for (int m = 0; m < kOwnPacks; ++m) {
       Pack<V, kPack> pack;
 #pragma unroll
       for (int k = 0; k < kPack; ++k) pack.values[k] = values[m * kPack + k];
@@ -126,42 +129,42 @@ struct Steps {
     }
   }
   template <class Border>
-  static GATEDRNN_DEVICE void enter(const Border& border, const Lane& lane, A (&h)[R]) {
+  static GATEDRNN_DEVICE void load_carry(const Border& border, const Lane& lane, A (&h)[R]) {
 #pragma unroll
-    for (int m = 0; m < kChunks; ++m) {
+    for (int m = 0; m < kOwnPacks; ++m) {
       Pack<A, kPack> pack{};
-      if (lane.is_there) pack = border.template enter<kPack>(lane.at_border(m));
+      if (lane.is_there) pack = border.template load_carry<kPack>(lane.at_border(m));
 #pragma unroll
       for (int k = 0; k < kPack; ++k) h[m * kPack + k] = pack.values[k];
     }
   }
   template <class Border>
-  static GATEDRNN_DEVICE void leave(const Border& border, const Lane& lane, const A (&h)[R]) {
+  static GATEDRNN_DEVICE void store_carry(const Border& border, const Lane& lane, const A (&h)[R]) {
     if (!lane.is_there) return;
 #pragma unroll
-    for (int m = 0; m < kChunks; ++m) {
+    for (int m = 0; m < kOwnPacks; ++m) {
       Pack<A, kPack> pack;
 #pragma unroll
       for (int k = 0; k < kPack; ++k) pack.values[k] = h[m * kPack + k];
-      border.template leave<kPack>(lane.at_border(m), pack);
+      border.template store_carry<kPack>(lane.at_border(m), pack);
     }
   }
 
   // The pixels of a thread's line: calls first(at), then step(at, next, has_next) for each; `at` is
   // the place of the thread's first pack.
   template <class First, class Step>
-  static GATEDRNN_DEVICE void walk(const Path& path, const Lane& lane, const First& first,
-                                   const Step& step) {
+  static GATEDRNN_DEVICE void for_each_pixel(const LineWalk& walk, const Lane& lane,
+                                             const First& first, const Step& step) {
     const auto place = [&](int i) {
-      return path.template cell<Steps>(lane.line, i, lane.pack(0) * kPack);
+      return walk.template cell<KernelTraits>(lane.line, i, lane.pack(0) * kPack);
     };
     int at = place(0);
     if (lane.is_there) first(at);
-    if (path.whole) {
+    if (walk.whole) {
       // Four pixels on, the distance to the next one is another (pixel_at) and packs change places.
-      const int stride = path.axis == 0 ? Side + 1 : 1, skip = path.axis == 0 ? kChannels : 0;
-      const int onward = (path.from_end ? -stride : stride) * kChannels;
-      const int over = path.from_end ? -skip : skip;
+      const int stride = walk.axis == 0 ? Side + 1 : 1, skip = walk.axis == 0 ? kChannels : 0;
+      const int onward = (walk.from_end ? -stride : stride) * kChannels;
+      const int over = walk.from_end ? -skip : skip;
 #pragma unroll 1
       for (int i = 0; i < Side; i += kPack)
 #pragma unroll
@@ -173,10 +176,10 @@ struct Steps {
         }
     } else {
 #pragma unroll 1
-      for (int i = 0; i < path.length; ++i) {
+      for (int i = 0; i < walk.length; ++i) {
         const int here = at;
-        at = place(i + 1 < path.length ? i + 1 : i);
-        step(here, at, i + 1 < path.length);
+        at = place(i + 1 < walk.length ? i + 1 : i);
+        step(here, at, i + 1 < walk.length);
       }
     }
   }
@@ -189,7 +192,7 @@ struct Steps {
       const A* const weight = static_cast<const A*>(a.weight) + (d * a.c + t.c0) * K;
       const A* const b = static_cast<const A*>(a.bias);
 #pragma unroll
-      for (int m = 0; m < kChunks; ++m) {
+      for (int m = 0; m < kOwnPacks; ++m) {
         const int channel = lane.pack(m) * kPack, there = t.channels - channel;
 #pragma unroll
         for (int i = 0; i < K; ++i) {  // K packs: K / 4 of each of four rows, or parts of several
@@ -251,28 +254,28 @@ struct Steps {
   // (d < 0) have nothing to do. ready() is called by all of them before the states at the border
   // are read, and after all that does not depend on it.
   template <class Border, class Ready>
-  static GATEDRNN_DEVICE void scan(const ScanArgs& a, const Task& t, int d, const Path& path,
+  static GATEDRNN_DEVICE void scan(const ScanArgs& a, const Task& t, int d, const LineWalk& walk,
                                    const ScanTiles<A>& s, const Border& border,
                                    const Ready& ready) {
     Lane lane;
-    lane.is_there = d >= 0 && lane.line < path.lines;
+    lane.is_there = d >= 0 && lane.line < walk.lines;
     const Weights w(a, t, d < 0 ? 0 : d, lane);
     ready();
-    if (d >= 0) scan(a, path, s, border, lane, w);
+    if (d >= 0) scan(a, walk, s, border, lane, w);
   }
   template <class Border>
-  static GATEDRNN_DEVICE void scan(const ScanArgs& a, const Path& path, const ScanTiles<A>& s,
+  static GATEDRNN_DEVICE void scan(const ScanArgs& a, const LineWalk& walk, const ScanTiles<A>& s,
                                    const Border& border, const Lane& lane, const Weights& w) {
     if (kSplits == 1 && !lane.is_there) return;
     A h[R], x[R] = {}, g[R] = {};
-    enter(border, lane, h);
+    load_carry(border, lane, h);
     if (s.h && lane.is_there) put(s.h, entry(lane), h);
     const auto fetch = [&](int at) {
       get(s.x, at, x);
       get(s.g, at, g);
     };
-    with_nonlinearity(a.nonlinearity, [&](auto theta) {
-      walk(path, lane, fetch, [&](int here, int next, bool has_next) {
+    dispatch_nonlinearity(a.nonlinearity, [&](auto theta) {
+      for_each_pixel(walk, lane, fetch, [&](int here, int next, bool has_next) {
         A all[kInputs], u[R];
         gather(h, all);
         w.product(all, u);
@@ -283,22 +286,22 @@ struct Steps {
         if (has_next) fetch(next);
       });
     });
-    leave(border, lane, h);
+    store_carry(border, lane, h);
   }
 
   // The adjoint, against the direction, whose path is given. After scan(), with the tile's h in
   // place.
   template <class Ready>
-  static GATEDRNN_DEVICE void adjoint(const ScanArgs& a, const Task& t, int d, const Path& path,
+  static GATEDRNN_DEVICE void adjoint(const ScanArgs& a, const Task& t, int d, const LineWalk& walk,
                                       const AdjointTiles<A>& s, const Border<A>& border,
                                       const Ready& ready) {
     Lane lane;
-    lane.is_there = d >= 0 && lane.line < path.lines;
+    lane.is_there = d >= 0 && lane.line < walk.lines;
     const Weights w(a, t, d < 0 ? 0 : d, lane);
     ready();
     if (kThreads > 32 && d < 0) return;  // else lanes of both axes meet below
     A sums[kSums] = {};
-    if (kSplits > 1 || lane.is_there) adjoint(a, path, s, border, lane, w, sums);
+    if (kSplits > 1 || lane.is_there) adjoint(a, walk, s, border, lane, w, sums);
     // The lines of a warp are summed in the order of a tree; every warp has a slot of its own.
     share_sums<kLinesPerWarp, kSplits>(sums);
     if (d < 0 || s.sums == nullptr) return;
@@ -317,21 +320,21 @@ struct Steps {
   // A line's sums of dweight and dbias, and zeros up to a multiple of its lines.
   static constexpr int kSums = (R * (K + 1) + kLinesPerWarp - 1) / kLinesPerWarp * kLinesPerWarp;
 
-  static GATEDRNN_DEVICE void adjoint(const ScanArgs& a, const Path& path, const AdjointTiles<A>& s,
-                                      const Border<A>& border, const Lane& lane, const Weights& w,
-                                      A (&sums)[kSums]) {
+  static GATEDRNN_DEVICE void adjoint(const ScanArgs& a, const LineWalk& walk,
+                                      const AdjointTiles<A>& s, const Border<A>& border,
+                                      const Lane& lane, const Weights& w, A (&sums)[kSums]) {
     A e[R], here_h[R] = {}, xi[R] = {}, g[R] = {};
-    enter(border, lane, e);
+    load_carry(border, lane, e);
     const auto fetch = [&](int at) {
       get(s.dx, at, xi);
       get(s.g, at, g);
     };
-    with_nonlinearity(a.nonlinearity, [&](auto theta) {
+    dispatch_nonlinearity(a.nonlinearity, [&](auto theta) {
       const auto first = [&](int at) {
         fetch(at);
         get(s.h, at, here_h);
       };
-      walk(path.reversed(), lane, first, [&](int here, int before, bool has_before) {
+      for_each_pixel(walk.reversed(), lane, first, [&](int here, int before, bool has_before) {
         A back[R], h[R] = {}, all[kInputs], u[R], delta[R], slope[R];
         if (lane.is_there) get(s.h, has_before ? before : entry(lane), h);
         w.transposed_product(e, back);
@@ -354,7 +357,7 @@ struct Steps {
         if (has_before) fetch(before);
       });
     });
-    leave(border, lane, e);
+    store_carry(border, lane, e);
   }
 };
 

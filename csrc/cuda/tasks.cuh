@@ -5,7 +5,7 @@
 // for ever. Which block does a task has no influence on any sum.
 #pragma once
 
-#include "cuda/tile.h"
+#include "cuda/tile.cuh"
 
 namespace gatedrnn::cuda {
 
@@ -47,9 +47,9 @@ GATEDRNN_DEVICE int take_next_slot() {
   constexpr int words = sizeof(TaskSlot) / sizeof(int);
   static_assert(words <= T::kThreads);
   int* const word = shared_at<int>(0) + threadIdx.x;
-  meet<T>();
+  block_sync<T>();
   if (threadIdx.x < words) *word = word[words];
-  meet<T>();
+  block_sync<T>();
   return task_slot().ticket;
 }
 
@@ -80,7 +80,7 @@ class Tasks {
   GATEDRNN_DEVICE Tasks(int* ticket, int count, const Decode& decode)
       : count_(count), decode_(decode) {
     Ticket<T>(ticket).keep();
-    if (Ticket<T>::is_drawn_here()) may_be_unset(next_slot());  // but for its ticket
+    if (Ticket<T>::is_drawn_here()) assume_initialized(next_slot());  // but for its ticket
     look_ahead();
   }
   // Makes the next task that of all threads. What is in shared memory may be overwritten from here
@@ -135,14 +135,14 @@ GATEDRNN_DEVICE void wait_upstream(const TilePlan& p, const Task& t, const Flags
     const Cell cell = p.upstream(t.cell, axis, from_end);
     if (p.direction[t.pass][axis] >= 0 && p.inside(cell)) wait_for(flags.done_at(p, t, cell), 1);
   }
-  meet<T>();
+  block_sync<T>();
 }
 
 // For all threads, once the tile's states are in global memory: says so. After the barrier, one
 // thread's release covers what all have written.
 template <class T>
 GATEDRNN_DEVICE void finish_states(const TilePlan& p, const Task& t, const Flags& flags) {
-  meet<T>();
+  block_sync<T>();
   if (threadIdx.x == 0) store_release(flags.done_at(p, t, t.cell), 1);
 }
 
@@ -153,14 +153,14 @@ GATEDRNN_DEVICE void wait_first_visit(const TilePlan& p, const Task& t, const Fl
   constexpr int waiting = T::kThreads > 32 ? 32 : 0;
   if (t.visit != kSecond) return;
   if (threadIdx.x == waiting) wait_for(flags.left_at(p, t), 1);
-  meet<T>();
+  block_sync<T>();
 }
 
 // For all threads: what the first visit leaves is written.
 template <class T>
 GATEDRNN_DEVICE void finish_visit(const TilePlan& p, const Task& t, const Flags& flags) {
   if (t.visit != kFirst) return;
-  meet<T>();
+  block_sync<T>();
   if (threadIdx.x == 0) store_release(flags.left_at(p, t), 1);
 }
 

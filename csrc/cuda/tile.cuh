@@ -2,14 +2,14 @@
 // channels side by side, and how they come from the maps and go there.
 #pragma once
 
-#include "cuda/plan.h"
-#include "cuda/values.h"
+#include "cuda/plan.cuh"
+#include "cuda/values.cuh"
 
 namespace gatedrnn::cuda {
 
-// A pixel's place in the tiles of steps.h: columns stand one after another, each with a pixel to
-// spare, and every four of them with one more. What a warp touches at once then lies in different
-// banks, whether its lanes are rows of a column, columns of a row, or packs along a row.
+// A pixel's place in the tiles of kernel_traits.cuh: columns stand one after another, each with a
+// pixel to spare, and every four of them with one more. What a warp touches at once then lies in
+// different banks, whether its lanes are rows of a column, columns of a row, or packs along a row.
 template <int Side>
 GATEDRNN_INLINE constexpr int pixel_at(int row, int column) {
   return column * (Side + 1) + column / 4 + row;
@@ -23,7 +23,7 @@ GATEDRNN_DEVICE A* shared_at(int offset) {
 
 // Two tiles, for rows and for columns; with a step of 0 they are one.
 template <class A>
-struct Pair {
+struct PerAxis {
   A* first;
   int step;
   GATEDRNN_DEVICE A* operator[](int axis) const { return first + axis * step; }
@@ -31,18 +31,18 @@ struct Pair {
 
 // The threads that share out a copy.
 template <int Size>
-struct Team {
+struct ThreadGroup {
   static constexpr int kSize = Size;
   int rank;
 };
 // All threads of a block of steps T.
 template <class T>
-GATEDRNN_DEVICE Team<T::kThreads> whole_block() {
+GATEDRNN_DEVICE ThreadGroup<T::kThreads> whole_block() {
   return {static_cast<int>(threadIdx.x)};
 }
 // A barrier for them. What they have written is seen by all of them after it.
 template <class T>
-GATEDRNN_DEVICE void meet() {
+GATEDRNN_DEVICE void block_sync() {
   if constexpr (T::kThreads == 32)
     __syncwarp();
   else
@@ -103,8 +103,8 @@ GATEDRNN_DEVICE void store_cells(A* tile, int cell, int next, const Pack<A, W>& 
   for (int k = 0; k < W; ++k) tile[cell + k * next] = pack.values[k];
 }
 
-// For walk_places: nothing is loaded.
-struct NoLoad {
+// For copy_vectorized: nothing is loaded.
+struct NoOp {
   GATEDRNN_DEVICE bool operator()(int64_t) const { return false; }
 };
 
@@ -112,9 +112,9 @@ struct NoLoad {
 // loads of the next N are all under way before the first is used: it is their number that hides the
 // latency of memory. Calls load(offset in memory) and use(the same, cell(i), what was loaded).
 template <int N, int Count, bool Whole, class Cell, class Load, class Use>
-GATEDRNN_DEVICE void walk_places(int64_t begin, int64_t across, int count, const Cell& cell,
-                                 const Load& load, const Use& use) {
-  constexpr int most = std::is_same_v<Load, NoLoad> ? 2 : N, together = most < Count ? most : Count;
+GATEDRNN_DEVICE void copy_vectorized(int64_t begin, int64_t across, int count, const Cell& cell,
+                                     const Load& load, const Use& use) {
+  constexpr int most = std::is_same_v<Load, NoOp> ? 2 : N, together = most < Count ? most : Count;
 #pragma unroll 1
   for (int first = 0; first < Count; first += together) {
     if (!Whole && first >= count) break;
@@ -125,14 +125,14 @@ GATEDRNN_DEVICE void walk_places(int64_t begin, int64_t across, int count, const
 #pragma unroll
     for (int k = 0; k < together; ++k) {
       if (Whole || first + k < count) values[k] = load(at);
-      at = sum_of(at, across);
+      at = opaque_add(at, across);
     }
     const int64_t next = at;
     at = begin;
 #pragma unroll
     for (int k = 0; k < together; ++k) {
       if (Whole || first + k < count) use(at, cell(first + k), values[k]);
-      at = sum_of(at, across);
+      at = opaque_add(at, across);
     }
     begin = next;
   }
@@ -143,8 +143,8 @@ GATEDRNN_DEVICE void walk_places(int64_t begin, int64_t across, int count, const
 // well in memory, else element by element, along whichever axis is contiguous. `corner` is the
 // tile's address in the map; of `channels` it has those of the tile, or one.
 template <class T, int Size, class S, class Body>
-GATEDRNN_DEVICE void with_walk(const Team<Size>& team, const Task& t, int channels,
-                               const Strides& s, const S* corner, const Body& body) {
+GATEDRNN_DEVICE void dispatch_layout(const ThreadGroup<Size>& threads, const Task& t, int channels,
+                                     const Strides& s, const S* corner, const Body& body) {
   constexpr int side = T::kSide, every = T::kChannels;  // channels, if known
   if constexpr (every > 0 && sizeof(S) <= 4) {
     const bool whole = t.rows == side && t.columns == side && channels == every &&
@@ -153,11 +153,11 @@ GATEDRNN_DEVICE void with_walk(const Team<Size>& team, const Task& t, int channe
     if (whole && s.w == 1 && s.c % kPack == 0) {
       constexpr int across = side / kPack, rows = Size / (across * every);
       static_assert(rows > 0 && Size % (across * every) == 0 && rows <= kPack);
-      const int place = team.rank % across * kPack, c = team.rank / across % every;
-      const int first = team.rank / (across * every), corner_cell = T::cell(first, place, c);
+      const int place = threads.rank % across * kPack, c = threads.rank / across % every;
+      const int first = threads.rank / (across * every), corner_cell = T::cell(first, place, c);
       return body.template operator()<kPack>(
           (side + 1) * every, [&](const auto& load, const auto& use) {
-            walk_places<T::kPacks, side / rows, true>(
+            copy_vectorized<T::kPacksInFlight, side / rows, true>(
                 place + c * s.c + first * s.h, rows * s.h, side / rows,
                 [&](int i) { return T::down(corner_cell, i * rows); }, load, use);
           });
@@ -165,10 +165,10 @@ GATEDRNN_DEVICE void with_walk(const Team<Size>& team, const Task& t, int channe
     if (whole && s.c == 1 && s.w % kPack == 0) {
       constexpr int across = every / kPack, rows = Size / (across * side);
       static_assert(rows > 0 && Size % (across * side) == 0 && rows <= kPack);
-      const int c = team.rank % across * kPack, place = team.rank / across % side;
-      const int first = team.rank / (across * side), corner_cell = T::cell(first, place, c);
+      const int c = threads.rank % across * kPack, place = threads.rank / across % side;
+      const int first = threads.rank / (across * side), corner_cell = T::cell(first, place, c);
       return body.template operator()<kPack>(1, [&](const auto& load, const auto& use) {
-        walk_places<T::kPacks, side / rows, true>(
+        copy_vectorized<T::kPacksInFlight, side / rows, true>(
             c + place * s.w + first * s.h, rows * s.h, side / rows,
             [&](int i) { return T::down(corner_cell, i * rows); }, load, use);
       });
@@ -179,12 +179,12 @@ GATEDRNN_DEVICE void with_walk(const Team<Size>& team, const Task& t, int channe
   constexpr int depth = 8;  // threads along channels, where these are contiguous
   body.template operator()<1>(0, [&](const auto& load, const auto& use) {
     const int inner = deep ? depth : side, outer = Size / inner;
-    const int a = team.rank % inner, b = team.rank / inner;
+    const int a = threads.rank % inner, b = threads.rank / inner;
 #pragma unroll 1
     for (int c = deep ? a : b; c < channels; c += deep ? inner : outer)
 #pragma unroll 1
       for (int i = deep ? b : a; i < (down ? t.rows : t.columns); i += deep ? outer : side)
-        walk_places<T::kSingles, side, false>(
+        copy_vectorized<T::kSinglesInFlight, side, false>(
             c * s.c + i * (down ? s.h : s.w), down ? s.w : s.h, down ? t.columns : t.rows,
             [&](int k) { return down ? T::cell(i, k, c) : T::cell(k, i, c); }, load, use);
   });
@@ -192,10 +192,10 @@ GATEDRNN_DEVICE void with_walk(const Team<Size>& team, const Task& t, int channe
 
 // Writes value(offset in the tile) to every element of a tile in a map.
 template <class T, class S, int Size, class Value>
-GATEDRNN_DEVICE void write_tile(const Team<Size>& team, const Task& t, const Strides& s, S* corner,
-                                const Value& value) {
-  with_walk<T>(team, t, t.channels, s, corner, [&]<int W>(int next, const auto& walk) {
-    walk(NoLoad(), [&](int64_t at, int cell, bool) {
+GATEDRNN_DEVICE void write_tile(const ThreadGroup<Size>& threads, const Task& t, const Strides& s,
+                                S* corner, const Value& value) {
+  dispatch_layout<T>(threads, t, t.channels, s, corner, [&]<int W>(int next, const auto& for_each) {
+    for_each(NoOp(), [&](int64_t at, int cell, bool) {
       Pack<S, W> pack;
 #pragma unroll
       for (int k = 0; k < W; ++k) pack.values[k] = value(cell + k * next);
@@ -206,20 +206,21 @@ GATEDRNN_DEVICE void write_tile(const Team<Size>& team, const Task& t, const Str
 
 // A gate under tanh or sigmoid, which are long.
 template <class A>
-GATEDRNN_APART A smooth_gate(GateActivation kind, A gate) {
+GATEDRNN_NOINLINE A activate_smooth_gate(GateActivation kind, A gate) {
   return activate_gate<ScalarMath<A>>(kind, gate);
 }
 template <int W, class Walk, class A>
-GATEDRNN_DEVICE void smoothen(const Walk& walk, GateActivation kind, int next, A* tile) {
-  walk(NoLoad(), [&](int64_t, int cell, bool) {
+GATEDRNN_DEVICE void apply_gate_activation(const Walk& for_each, GateActivation kind, int next,
+                                           A* tile) {
+  for_each(NoOp(), [&](int64_t, int cell, bool) {
 #pragma unroll 1
-    for (int k = 0; k < W; ++k, cell += next) tile[cell] = smooth_gate(kind, tile[cell]);
+    for (int k = 0; k < W; ++k, cell += next) tile[cell] = activate_smooth_gate(kind, tile[cell]);
   });
 }
 
 // A pixel's gate for all of its channels, of which the first is there.
 template <class T>
-GATEDRNN_DEVICE void spread(typename T::Value* tile, int cell) {
+GATEDRNN_DEVICE void broadcast_gate(typename T::Value* tile, int cell) {
   const typename T::Value gate = tile[cell];
 #pragma unroll
   for (int c = 1; c < T::kChannels; ++c) tile[T::other_channel(cell, c)] = gate;
@@ -227,29 +228,30 @@ GATEDRNN_DEVICE void spread(typename T::Value* tile, int cell) {
 
 // Reads a tile of a map of x's dtype: x, dL/dy, or gates, which get their activation.
 template <class T, int Size>
-GATEDRNN_DEVICE void read_map(const Team<Size>& team, const TilePlan& p, const Task& t, Dtype dtype,
-                              const void* map, const Strides& s, int64_t d, bool has_channels,
-                              GateActivation kind, typename T::Value* tile) {
+GATEDRNN_DEVICE void read_map(const ThreadGroup<Size>& threads, const TilePlan& p, const Task& t,
+                              Dtype dtype, const void* map, const Strides& s, int64_t d,
+                              bool has_channels, GateActivation kind, typename T::Value* tile) {
   using A = typename T::Value;
   const int64_t corner = tile_corner(p, t, s, d, has_channels ? t.c0 : 0);
   const A limit = kind == GateActivation::kClamp ? A(1) : A(INFINITY);
-  with_storage<A>(dtype, [&](auto* type) {
+  dispatch_storage<A>(dtype, [&](auto* type) {
     using S = std::remove_pointer_t<decltype(type)>;
     const S* const from = static_cast<const S*>(map) + corner;
     const int channels = has_channels ? t.channels : 1;
-    with_walk<T>(team, t, channels, s, from, [&]<int W>(int next, const auto& walk) {
-      walk([&](int64_t at) { return pack_at<W>(from + at); },
-           [&](int64_t, int cell, const Pack<S, W>& pack) {
-             Pack<A, W> values;
+    dispatch_layout<T>(threads, t, channels, s, from, [&]<int W>(int next, const auto& for_each) {
+      for_each([&](int64_t at) { return pack_at<W>(from + at); },
+               [&](int64_t, int cell, const Pack<S, W>& pack) {
+                 Pack<A, W> values;
 #pragma unroll
-             for (int k = 0; k < W; ++k)
-               values.values[k] = within(to_state<A>(pack.values[k]), limit);
-             store_cells(tile, cell, next, values);
-           });
+                 for (int k = 0; k < W; ++k)
+                   values.values[k] = within(to_state<A>(pack.values[k]), limit);
+                 store_cells(tile, cell, next, values);
+               });
       // Apart, each by the thread that has written it.
-      if (is_smooth(kind)) smoothen<W>(walk, kind, next, tile);
-      if constexpr (W == 1 && T::kSpreadsGates) {
-        if (!has_channels) walk(NoLoad(), [&](int64_t, int cell, bool) { spread<T>(tile, cell); });
+      if (is_smooth(kind)) apply_gate_activation<W>(for_each, kind, next, tile);
+      if constexpr (W == 1 && T::kBroadcastsGates) {
+        if (!has_channels)
+          for_each(NoOp(), [&](int64_t, int cell, bool) { broadcast_gate<T>(tile, cell); });
       }
     });
   });
@@ -258,77 +260,79 @@ GATEDRNN_DEVICE void read_map(const Team<Size>& team, const TilePlan& p, const T
 // Values of a tile of gates: for each channel, or for all of them.
 template <class T>
 GATEDRNN_INLINE int gate_size(const TilePlan& p, const ScanArgs& a) {
-  return T::kPixels * (T::kSpreadsGates || a.gate_channels ? p.channels : 1);
+  return T::kPixels * (T::kBroadcastsGates || a.gate_channels ? p.channels : 1);
 }
 
 // Activated gates of direction d. Without g they are one.
 template <class T, int Size>
-GATEDRNN_DEVICE void load_gate(const Team<Size>& team, const TilePlan& p, const Task& t,
+GATEDRNN_DEVICE void load_gate(const ThreadGroup<Size>& threads, const TilePlan& p, const Task& t,
                                const ScanArgs& a, int64_t d, typename T::Value* tile) {
   if (a.g)
-    read_map<T>(team, p, t, a.dtype, a.g, a.g_strides, a.gate_directions ? d : 0, a.gate_channels,
-                a.gate_activation, tile);
+    read_map<T>(threads, p, t, a.dtype, a.g, a.g_strides, a.gate_directions ? d : 0,
+                a.gate_channels, a.gate_activation, tile);
   else
-    for (int i = team.rank; i < gate_size<T>(p, a); i += Size) tile[i] = typename T::Value(1);
+    for (int i = threads.rank; i < gate_size<T>(p, a); i += Size) tile[i] = typename T::Value(1);
 }
 
 // Whether maps that both have channels can be read side by side.
-GATEDRNN_DEVICE bool lie_alike(const Strides& a, const Strides& b) {
+GATEDRNN_DEVICE bool same_layout(const Strides& a, const Strides& b) {
   return a.c == b.c && a.h == b.h && a.w == b.w;
 }
 
 // x and the gates of directions: into one tile, or into one for each axis where they differ.
 template <class T, int Size>
-GATEDRNN_DEVICE void load_inputs(const Team<Size>& team, const TilePlan& p, const Task& t,
+GATEDRNN_DEVICE void load_inputs(const ThreadGroup<Size>& threads, const TilePlan& p, const Task& t,
                                  const ScanArgs& a, const int (&directions)[kAxes],
-                                 typename T::Value* x, const Pair<typename T::Value>& g) {
+                                 typename T::Value* x, const PerAxis<typename T::Value>& g) {
   using A = typename T::Value;
   // Together, where they lie alike: twice the loads are under way.
   if (T::kChannels > 0 && a.g && a.gate_channels && !a.gate_directions &&
-      lie_alike(a.x_strides, a.g_strides)) {
+      same_layout(a.x_strides, a.g_strides)) {
     const A limit = a.gate_activation == GateActivation::kClamp ? A(1) : A(INFINITY);
     A* const gates = g[0];
     bool done = false;
-    with_storage<A>(a.dtype, [&](auto* type) {
+    dispatch_storage<A>(a.dtype, [&](auto* type) {
       using S = std::remove_pointer_t<decltype(type)>;
       const S* const x_from = static_cast<const S*>(a.x) + tile_corner(p, t, a.x_strides, 0, t.c0);
       const S* const g_from = static_cast<const S*>(a.g) + tile_corner(p, t, a.g_strides, 0, t.c0);
       if (is_aligned(x_from) != is_aligned(g_from)) return;
       done = true;
-      with_walk<T>(
-          team, t, t.channels, a.x_strides, x_from, [&]<int W>(int next, const auto& walk) {
+      dispatch_layout<T>(
+          threads, t, t.channels, a.x_strides, x_from, [&]<int W>(int next, const auto& for_each) {
             struct Both {
               Pack<S, W> x, g;
             };
-            walk([&](int64_t at) { return Both{pack_at<W>(x_from + at), pack_at<W>(g_from + at)}; },
-                 [&](int64_t, int cell, const Both& both) {
-                   Pack<A, W> values, bounded;
+            for_each(
+                [&](int64_t at) { return Both{pack_at<W>(x_from + at), pack_at<W>(g_from + at)}; },
+                [&](int64_t, int cell, const Both& both) {
+                  Pack<A, W> values, bounded;
 #pragma unroll
-                   for (int k = 0; k < W; ++k) {
-                     values.values[k] = to_state<A>(both.x.values[k]);
-                     bounded.values[k] = within(to_state<A>(both.g.values[k]), limit);
-                   }
-                   store_cells(x, cell, next, values);
-                   store_cells(gates, cell, next, bounded);
-                 });
-            if (is_smooth(a.gate_activation)) smoothen<W>(walk, a.gate_activation, next, gates);
+                  for (int k = 0; k < W; ++k) {
+                    values.values[k] = to_state<A>(both.x.values[k]);
+                    bounded.values[k] = within(to_state<A>(both.g.values[k]), limit);
+                  }
+                  store_cells(x, cell, next, values);
+                  store_cells(gates, cell, next, bounded);
+                });
+            if (is_smooth(a.gate_activation))
+              apply_gate_activation<W>(for_each, a.gate_activation, next, gates);
           });
     });
     if (done) return;
   }
-  read_map<T>(team, p, t, a.dtype, a.x, a.x_strides, 0, true, GateActivation::kNone, x);
+  read_map<T>(threads, p, t, a.dtype, a.x, a.x_strides, 0, true, GateActivation::kNone, x);
 #pragma unroll 1
   for (int axis = 0; axis < (a.gate_directions ? kAxes : 1); ++axis) {
     const int d = directions[axis];
-    if (!a.gate_directions || d >= 0) load_gate<T>(team, p, t, a, d, g[axis]);
+    if (!a.gate_directions || d >= 0) load_gate<T>(threads, p, t, a, d, g[axis]);
   }
 }
 
 // Asks for a tile of a map of x's dtype ahead of its being read.
 template <class T, int Size>
-GATEDRNN_DEVICE void ask_for_map(const Team<Size>& team, const TilePlan& p, const Task& t,
-                                 Dtype dtype, const void* map, const Strides& s, int64_t d,
-                                 bool has_channels) {
+GATEDRNN_DEVICE void prefetch_map(const ThreadGroup<Size>& threads, const TilePlan& p,
+                                  const Task& t, Dtype dtype, const void* map, const Strides& s,
+                                  int64_t d, bool has_channels) {
   constexpr int sector = 32;  // bytes, which memory gives at once
   const bool deep = s.c == 1 && s.w != 1 && has_channels;
   if (s.w != 1 && !deep) return;
@@ -338,25 +342,25 @@ GATEDRNN_DEVICE void ask_for_map(const Team<Size>& team, const TilePlan& p, cons
   const int line = (deep ? channels : t.columns) * element;
   const int64_t across = deep ? s.w : s.c;
 #pragma unroll 1
-  for (int i = team.rank; i < T::kSide * (deep ? t.columns : channels); i += Size)
+  for (int i = threads.rank; i < T::kSide * (deep ? t.columns : channels); i += Size)
     if (const int row = i % T::kSide; row < t.rows) {
       const char* const at = corner + (row * s.h + i / T::kSide * across) * element;
-      for (int k = 0; k < line; k += sector) ask_for(at + k);
+      for (int k = 0; k < line; k += sector) prefetch_l2(at + k);
     }
 }
 
 // For all threads: x and the gates of a task to come.
 template <class T>
-GATEDRNN_DEVICE void ask_for_inputs(const TilePlan& p, const Task& t, const ScanArgs& a) {
-  const auto team = whole_block<T>();
-  ask_for_map<T>(team, p, t, a.dtype, a.x, a.x_strides, 0, true);
+GATEDRNN_DEVICE void prefetch_inputs(const TilePlan& p, const Task& t, const ScanArgs& a) {
+  const auto threads = whole_block<T>();
+  prefetch_map<T>(threads, p, t, a.dtype, a.x, a.x_strides, 0, true);
   if (!a.g) return;
 #pragma unroll 1
   for (int axis = 0; axis < (a.gate_directions ? kAxes : 1); ++axis) {
     const int d = p.direction[t.pass][axis];
     if (!a.gate_directions || d >= 0)
-      ask_for_map<T>(team, p, t, a.dtype, a.g, a.g_strides, a.gate_directions ? d : 0,
-                     a.gate_channels);
+      prefetch_map<T>(threads, p, t, a.dtype, a.g, a.g_strides, a.gate_directions ? d : 0,
+                      a.gate_channels);
   }
 }
 

@@ -1,7 +1,7 @@
 // The three ways of a forward pass; forward.cu chooses. Each returns the bytes of its workspace.
 #pragma once
 
-#include "cuda/launch.h"
+#include "cuda/launch.cuh"
 
 namespace gatedrnn::cuda {
 
@@ -10,12 +10,12 @@ template <class A>
 int64_t forward_by_wavefront(const ScanArgs& a, void* workspace, cudaStream_t stream);
 
 // Few lines, or one direction: each strip of lines of each direction walks by itself.
-bool strips_know(const ScanArgs& a);
+bool can_use_strips(const ScanArgs& a);
 int64_t strip_count(const ScanArgs& a);
 int64_t forward_by_strips(const ScanArgs& a, void* workspace, cudaStream_t stream);
 
 // Diagonal weights without a nonlinearity: lines are cut into chunks, which do not wait.
-bool chunks_know(const ScanArgs& a);
+bool can_use_chunks(const ScanArgs& a);
 int64_t forward_by_chunks(const ScanArgs& a, void* workspace, cudaStream_t stream);
 
 // The wavefront's kernel; the backward pass runs it for the states at the tiles' borders.
@@ -30,14 +30,14 @@ struct WavefrontParams {
   void* share;
 
   // Two passes share y; with merge none every direction has a map of its own.
-  GATEDRNN_INLINE bool passes_meet() const { return a.merge != Merge::kNone && p.passes == 2; }
+  GATEDRNN_INLINE bool passes_share_y() const { return a.merge != Merge::kNone && p.passes == 2; }
 };
 // Shared memory: x, g, and h for rows and for columns where it is wanted.
 template <class T>
 size_t wavefront_bytes(const ScanArgs& a, bool keeps_states) {
   return shared_bytes<T>(a, keeps_states || T::kNeedsStates ? 3 : 1);
 }
-// steps_*.cu
+// tile_kernels.cu
 template <class T>
 void launch_wavefront(WavefrontParams<typename T::Value> params, cudaStream_t stream);
 

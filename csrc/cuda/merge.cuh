@@ -1,18 +1,18 @@
 // Merging the maps of several directions: a value, and who attains the maximum.
 #pragma once
 
-#include "cuda/tile.h"
+#include "cuda/tile.cuh"
 
 namespace gatedrnn::cuda {
 
 // A maximum that knows who attains it: bit d for direction d. Commutative, NaN included.
 template <class A>
-struct Winner {
+struct ArgMax {
   A value;
   unsigned bits;
 };
 template <class A>
-GATEDRNN_DEVICE Winner<A> better(Winner<A> a, Winner<A> b) {
+GATEDRNN_DEVICE ArgMax<A> arg_max(ArgMax<A> a, ArgMax<A> b) {
   const bool keep = (a.value >= b.value) | (a.value != a.value);
   const bool take = (b.value >= a.value) | (b.value != b.value);
   return {maximum_of(a.value, b.value), (keep ? a.bits : 0) | (take ? b.bits : 0)};
@@ -20,24 +20,24 @@ GATEDRNN_DEVICE Winner<A> better(Winner<A> a, Winner<A> b) {
 
 // How directions are merged. Either operation commutes, so that the order in which two passes reach
 // a tile cannot be told from its bits.
-enum class Rule { kSum, kMax, kMaxWithWinners };
-GATEDRNN_INLINE Rule rule_of(const ScanArgs& a) {
-  return !is_maximum(a.merge) ? Rule::kSum : a.mask ? Rule::kMaxWithWinners : Rule::kMax;
+enum class MergeOp { kSum, kMax, kMaxWithArgMax };
+GATEDRNN_INLINE MergeOp merge_op(const ScanArgs& a) {
+  return !is_maximum(a.merge) ? MergeOp::kSum : a.mask ? MergeOp::kMaxWithArgMax : MergeOp::kMax;
 }
 // Calls body with it as a constant.
 template <class Body>
-GATEDRNN_DEVICE void with_rule(Rule rule, const Body& body) {
-  if (rule == Rule::kSum)
-    body.template operator()<Rule::kSum>();
-  else if (rule == Rule::kMax)
-    body.template operator()<Rule::kMax>();
+GATEDRNN_DEVICE void dispatch_merge_op(MergeOp op, const Body& body) {
+  if (op == MergeOp::kSum)
+    body.template operator()<MergeOp::kSum>();
+  else if (op == MergeOp::kMax)
+    body.template operator()<MergeOp::kMax>();
   else
-    body.template operator()<Rule::kMaxWithWinners>();
+    body.template operator()<MergeOp::kMaxWithArgMax>();
 }
-template <Rule R, class A>
-GATEDRNN_DEVICE Winner<A> merged(Winner<A> one, Winner<A> other) {
-  if constexpr (R == Rule::kMaxWithWinners) return better(one, other);
-  return {R == Rule::kSum ? one.value + other.value : maximum_of(one.value, other.value), 0};
+template <MergeOp Op, class A>
+GATEDRNN_DEVICE ArgMax<A> merged(ArgMax<A> one, ArgMax<A> other) {
+  if constexpr (Op == MergeOp::kMaxWithArgMax) return arg_max(one, other);
+  return {Op == MergeOp::kSum ? one.value + other.value : maximum_of(one.value, other.value), 0};
 }
 // Of the end result.
 template <class A>
@@ -49,24 +49,24 @@ GATEDRNN_DEVICE A merge_scale(const ScanArgs& a) {
 // both, which changes no maximum.
 template <class A>
 struct PassMaps {
-  const A *one, *other;
+  const A *row, *column;
   bool both;
-  unsigned one_bit, other_bit;
-  GATEDRNN_DEVICE PassMaps(const int (&directions)[kAxes], const Pair<A>& h)
-      : one(directions[0] >= 0 ? h[0] : h[1]),
-        other(directions[1] >= 0 ? h[1] : h[0]),
+  unsigned row_bit, column_bit;
+  GATEDRNN_DEVICE PassMaps(const int (&directions)[kAxes], const PerAxis<A>& h)
+      : row(directions[0] >= 0 ? h[0] : h[1]),
+        column(directions[1] >= 0 ? h[1] : h[0]),
         both(directions[0] >= 0 && directions[1] >= 0),
-        one_bit(1u << (directions[0] >= 0 ? directions[0] : directions[1])),
-        other_bit(1u << (directions[1] >= 0 ? directions[1] : directions[0])) {}
+        row_bit(1u << (directions[0] >= 0 ? directions[0] : directions[1])),
+        column_bit(1u << (directions[1] >= 0 ? directions[1] : directions[0])) {}
 };
 
 // Writes a tile of one direction's map, of x's dtype.
 template <class T, int Size>
-GATEDRNN_DEVICE void write_map(const Team<Size>& team, const TilePlan& p, const Task& t,
+GATEDRNN_DEVICE void write_map(const ThreadGroup<Size>& threads, const TilePlan& p, const Task& t,
                                const ScanArgs& a, int d, const typename T::Value* h) {
-  with_storage<typename T::Value>(a.dtype, [&](auto* type) {
+  dispatch_storage<typename T::Value>(a.dtype, [&](auto* type) {
     using S = std::remove_pointer_t<decltype(type)>;
-    write_tile<T>(team, t, a.y_strides,
+    write_tile<T>(threads, t, a.y_strides,
                   static_cast<S*>(a.y) + tile_corner(p, t, a.y_strides, d, t.c0),
                   [&](int cell) { return to_storage<S>(h[cell]); });
   });

@@ -1,22 +1,22 @@
 // The lines of a tile, the states at its borders, and what a direction works on.
 #pragma once
 
-#include "cuda/tile.h"
+#include "cuda/tile.cuh"
 
 namespace gatedrnn::cuda {
 
 // The lines of a tile in one direction.
-struct Path {
+struct LineWalk {
   int axis, length, lines;
   bool from_end;
   bool whole;  // length and lines fill the tile
 
   template <int Side>
-  static GATEDRNN_DEVICE Path of(const Task& t, int axis) {
+  static GATEDRNN_DEVICE LineWalk of(const Task& t, int axis) {
     return {axis, axis == 0 ? t.columns : t.rows, axis == 0 ? t.rows : t.columns, t.from_end,
             t.rows == Side && t.columns == Side};
   }
-  GATEDRNN_DEVICE Path reversed() const { return {axis, length, lines, !from_end, whole}; }
+  GATEDRNN_DEVICE LineWalk reversed() const { return {axis, length, lines, !from_end, whole}; }
   // The place in a tile of pixel i of a line.
   template <class T>
   GATEDRNN_DEVICE int cell(int line, int i, int channel) const {
@@ -40,11 +40,11 @@ struct Border {
   }
   // Those of W channels; `at` counts lines and their channels.
   template <int W>
-  GATEDRNN_DEVICE Pack<A, W> enter(int at) const {
-    return in ? load_shared_by_blocks(&pack_at<W>(in + at)) : Pack<A, W>{};
+  GATEDRNN_DEVICE Pack<A, W> load_carry(int at) const {
+    return in ? load_bypass_l1(&pack_at<W>(in + at)) : Pack<A, W>{};
   }
   template <int W>
-  GATEDRNN_DEVICE void leave(int at, const Pack<A, W>& states) const {
+  GATEDRNN_DEVICE void store_carry(int at, const Pack<A, W>& states) const {
     if (out) pack_at<W>(out + at) = states;
   }
 };
@@ -70,7 +70,7 @@ struct AdjointTiles {
 // Calls body with a function that names theta: a constant where theta is the identity, as is the
 // rule, so that no branch stands in the loop over pixels.
 template <class Body>
-GATEDRNN_DEVICE void with_nonlinearity(Nonlinearity kind, const Body& body) {
+GATEDRNN_DEVICE void dispatch_nonlinearity(Nonlinearity kind, const Body& body) {
   if (kind == Nonlinearity::kIdentity)
     body([] { return Nonlinearity::kIdentity; });
   else

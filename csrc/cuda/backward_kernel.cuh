@@ -2,8 +2,8 @@
 // more, from the states that the wavefront's kernel has left, and the adjoint runs against it.
 #pragma once
 
-#include "cuda/gradients.h"
-#include "cuda/wavefront.h"
+#include "cuda/gradients.cuh"
+#include "cuda/tasks.cuh"
 
 namespace gatedrnn::cuda {
 
@@ -12,7 +12,7 @@ namespace gatedrnn::cuda {
 template <class A, class T>
 struct BackwardTiles {
   A* x;
-  Pair<A> dx, h, dg, g, e;
+  PerAxis<A> dx, h, dg, g, e;
   GATEDRNN_DEVICE explicit BackwardTiles(const BackwardParams<A>& f) {
     const int tile = T::kPixels * f.p.channels;
     x = shared_at<A>(kTilesBegin);
@@ -35,13 +35,13 @@ GATEDRNN_DEVICE void load_gradients(const BackwardParams<A>& f) {
 }
 
 template <class A, class T>
-GATEDRNN_DEVICE void ask_for_next_tiles(const BackwardParams<A>& f) {
+GATEDRNN_DEVICE void prefetch_next_tiles(const BackwardParams<A>& f) {
   const BackwardArgs& a = f.a;
   if (next_slot().ticket >= f.p.tasks) return;
   const Task t = next_slot().task;
-  ask_for_inputs<T>(f.p, t, a);
+  prefetch_inputs<T>(f.p, t, a);
   if (a.merge != Merge::kNone)
-    ask_for_map<T>(whole_block<T>(), f.p, t, a.dtype, a.grad, a.grad_strides, 0, true);
+    prefetch_map<T>(whole_block<T>(), f.p, t, a.dtype, a.grad, a.grad_strides, 0, true);
 }
 
 // dx, then dg: of both axes' directions where they share their gates, else of one at a time.
@@ -56,7 +56,7 @@ GATEDRNN_DEVICE void write_gradients(const BackwardParams<A>& f) {
     const bool is_gate = i > 0, apart = is_gate && a.gate_directions;
     const int only = apart ? i - 1 : 0;
     if (apart && directions[only] < 0) continue;
-    const Pair<A> maps = is_gate ? tiles.dg : tiles.dx;
+    const PerAxis<A> maps = is_gate ? tiles.dg : tiles.dx;
     A* const one = directions[only] >= 0 ? maps[only] : nullptr;
     A* const other = !apart && directions[1] >= 0 ? maps[1] : nullptr;
     const int64_t direction = apart ? directions[only] : 0;
@@ -66,7 +66,7 @@ GATEDRNN_DEVICE void write_gradients(const BackwardParams<A>& f) {
     if (is_gate) {
       corner += f.p.channel_tile(t.unit) * f.gate_tile_size;
       differentiate_gate_activation<A, T>(f, t, direction, tiles.g[only], one, other);
-      meet<T>();
+      block_sync<T>();
     }
     write_gradient<A, T>(t, apart ? kOnly : t.visit, is_gate ? f.dg : f.dx, corner, s,
                          summed ? 1 : t.channels, summed ? t.channels : 1, one, other);
@@ -83,12 +83,12 @@ GATEDRNN_DEVICE void scan_tiles(const BackwardParams<A>& f) {
   Border<A> border{};
   if (d >= 0) border = Border<A>::of(f.p, t, f.states.states[d], axis, t.from_end);
   border.out = nullptr;  // they are there
-  T::scan(f.a, t, d, Path::of<T::kSide>(t, axis),
+  T::scan(f.a, t, d, LineWalk::of<T::kSide>(t, axis),
           ScanTiles<A>{tiles.x, tiles.g[axis], f.a.gate_channels ? T::kPixels : 0, tiles.h[axis]},
           border, [] {});
 }
 
-// Weights' sums are kept in registers and added up over a warp (steps.h).
+// Weights' sums are kept in registers and added up over a warp (kernel_traits.cuh).
 template <class A, class T>
 GATEDRNN_DEVICE void adjoint_tiles(const BackwardParams<A>& f) {
   const Task t = task_slot().task;
@@ -106,14 +106,14 @@ GATEDRNN_DEVICE void adjoint_tiles(const BackwardParams<A>& f) {
   }
   Task along = t;  // the way of the directions
   along.from_end = !t.from_end;
-  T::adjoint(f.a, t, d, Path::of<T::kSide>(along, axis),
+  T::adjoint(f.a, t, d, LineWalk::of<T::kSide>(along, axis),
              AdjointTiles<A>{tiles.g[axis], f.a.gate_channels ? T::kPixels : 0, tiles.h[axis],
                              tiles.e[axis], tiles.dx[axis], tiles.dg[axis], sums},
              border, [&] { wait_upstream<T>(f.p, t, f.flags, t.from_end); });
 }
 
 template <class A, class T>
-GATEDRNN_APART void adjoint_tiles_apart(const BackwardParams<A>& f) {
+GATEDRNN_NOINLINE void adjoint_tiles_noinline(const BackwardParams<A>& f) {
   adjoint_tiles<A, T>(f);
 }
 
@@ -127,15 +127,15 @@ __global__ void __launch_bounds__(T::kThreads, T::kAdjointBlocks)
   while (tasks.next()) {
     const Task& t = task_slot().task;
     load_tiles<T>(f.p, f.a, f.flags, BackwardTiles<A, T>(f));
-    meet<T>();
+    block_sync<T>();
     scan_tiles<A, T>(f);
-    meet<T>();
+    block_sync<T>();
     load_gradients<A, T>(f);
     tasks.look_ahead();
-    meet<T>();
-    ask_for_next_tiles<A, T>(f);
-    if constexpr (T::kAdjointApart)
-      adjoint_tiles_apart<A, T>(f);
+    block_sync<T>();
+    prefetch_next_tiles<A, T>(f);
+    if constexpr (T::kAdjointNoinline)
+      adjoint_tiles_noinline<A, T>(f);
     else
       adjoint_tiles<A, T>(f);
     finish_states<T>(f.p, t, f.flags);

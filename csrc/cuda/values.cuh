@@ -3,7 +3,7 @@
 
 #include <type_traits>
 
-#include "cuda/runtime.h"
+#include "cuda/runtime.cuh"
 #include "recurrence.h"
 
 namespace gatedrnn::cuda {
@@ -86,7 +86,7 @@ GATEDRNN_DEVICE Dtype state_dtype() {
 // Calls body with a null pointer of the type in which maps of this dtype are stored; A is the
 // state's type. One branch around a loop, so that kernels need not be compiled for each dtype.
 template <class A, class Body>
-GATEDRNN_DEVICE void with_storage(Dtype dtype, const Body& body) {
+GATEDRNN_DEVICE void dispatch_storage(Dtype dtype, const Body& body) {
   if constexpr (std::is_same_v<A, double>) {
     body(static_cast<double*>(nullptr));
   } else {

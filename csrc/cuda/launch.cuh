@@ -3,11 +3,29 @@
 
 #include <array>
 
-#include "cuda/general_steps.h"
-#include "cuda/wavefront.h"
-#include "cuda/workspace.h"
+#include "cuda/general_kernel_traits.cuh"
+#include "cuda/tasks.cuh"
 
 namespace gatedrnn::cuda {
+
+// Hands out pieces of one allocation; without memory it only counts.
+class Workspace {
+ public:
+  explicit Workspace(void* memory) : memory_(static_cast<char*>(memory)) {}
+  template <class T>
+  T* take(int64_t count) {
+    const int64_t begin = bytes_;
+    bytes_ += (count * int64_t{sizeof(T)} + kAlign - 1) / kAlign * kAlign;
+    return memory_ ? reinterpret_cast<T*>(memory_ + begin) : nullptr;
+  }
+  int64_t bytes() const { return bytes_; }
+  bool counts_only() const { return memory_ == nullptr; }
+
+ private:
+  static constexpr int64_t kAlign = 256;
+  char* memory_;
+  int64_t bytes_ = 0;
+};
 
 // States at the borders of tiles, of each direction in the caller's list.
 template <class A>
@@ -50,47 +68,46 @@ inline bool fits(size_t bytes) {
   return bytes <= static_cast<size_t>(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
 }
 
-// Calls body.operator()<Steps>() with the first kind of steps whose tiles fit;
-// bytes.operator()<Steps>() is the shared memory that they need.
-template <class... Steps, class Bytes, class Body>
+// Calls body.operator()<Traits>() with the first kind of steps whose tiles fit;
+// bytes.operator()<Traits>() is the shared memory that they need.
+template <class... Traits, class Bytes, class Body>
 bool first_that_fits(const Bytes& bytes, const Body& body) {
   const auto attempt = [&]<class T>() {
     if (!fits(bytes.template operator()<T>())) return false;
     body.template operator()<T>();
     return true;
   };
-  return (attempt.template operator()<Steps>() || ...);
+  return (attempt.template operator()<Traits>() || ...);
 }
 
-// Steps of a block size K that is known when compiled.
+// KernelTraits of a block size K that is known when compiled.
 template <int K>
-using KnownSteps = Steps < float,
-      K, 16, K<16 ? 8 : 4>;
+using KnownTraits = KernelTraits<float, K, 16, (K < 16 ? 8 : 4)>;
 
 template <class Bytes, class Body>
-bool choose_known_steps(const ScanArgs& a, const Bytes& bytes, const Body& body) {
+bool choose_known_traits(const ScanArgs& a, const Bytes& bytes, const Body& body) {
   switch (a.block) {
     case 1:
-      return first_that_fits<KnownSteps<1>>(bytes, body);
+      return first_that_fits<KnownTraits<1>>(bytes, body);
     case 2:
-      return first_that_fits<KnownSteps<2>>(bytes, body);
+      return first_that_fits<KnownTraits<2>>(bytes, body);
     case 4:
-      return first_that_fits<KnownSteps<4>>(bytes, body);
+      return first_that_fits<KnownTraits<4>>(bytes, body);
     case 8:
-      return first_that_fits<KnownSteps<8>>(bytes, body);
+      return first_that_fits<KnownTraits<8>>(bytes, body);
     case 16:
-      return first_that_fits<KnownSteps<16>>(bytes, body);
+      return first_that_fits<KnownTraits<16>>(bytes, body);
   }
   return false;
 }
 
 // The order is that of speed: a block size known when compiled, else the largest tile.
 template <class A, class Bytes, class Body>
-void choose_steps(const ScanArgs& a, const Bytes& bytes, const Body& body) {
+void choose_traits(const ScanArgs& a, const Bytes& bytes, const Body& body) {
   bool found = false;
-  if constexpr (std::is_same_v<A, float>) found = choose_known_steps(a, bytes, body);
-  found = found ||
-          first_that_fits<Steps<A, 0, 16, 0>, Steps<A, 0, 4, 0>, Steps<A, 0, 1, 0>>(bytes, body);
+  if constexpr (std::is_same_v<A, float>) found = choose_known_traits(a, bytes, body);
+  found = found || first_that_fits<KernelTraits<A, 0, 16, 0>, KernelTraits<A, 0, 4, 0>,
+                                   KernelTraits<A, 0, 1, 0>>(bytes, body);
   if (!found)
     throw std::runtime_error("gatedrnn: C / groups = " + std::to_string(a.block) +
                              " channels are more than this GPU's shared memory can hold");

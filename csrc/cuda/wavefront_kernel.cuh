@@ -2,9 +2,9 @@
 // on chip. Two passes cross the image from opposite corners at the same time.
 #pragma once
 
-#include "cuda/forward.h"
-#include "cuda/merge.h"
-#include "cuda/wavefront.h"
+#include "cuda/forward.cuh"
+#include "cuda/merge.cuh"
+#include "cuda/tasks.cuh"
 
 namespace gatedrnn::cuda {
 
@@ -19,52 +19,53 @@ struct MergedTile {
 };
 
 // Writes what the directions of one pass say of a tile, and what the other has said before.
-template <class T, Rule R, bool Second>
+template <class T, MergeOp Op, bool Second>
 GATEDRNN_DEVICE void write_merged(const Task& t, const MergedTile<typename T::Value>& tile,
                                   const Strides& strides, const PassMaps<typename T::Value>& maps) {
   using A = typename T::Value;
-  constexpr bool has_winners = R == Rule::kMaxWithWinners;
-  with_storage<A>(tile.dtype, [&](auto* type) {
+  constexpr bool has_argmax = Op == MergeOp::kMaxWithArgMax;
+  dispatch_storage<A>(tile.dtype, [&](auto* type) {
     using S = std::remove_pointer_t<decltype(type)>;
-    using Left = std::conditional_t<R == Rule::kMax, S, A>;
+    using Left = std::conditional_t<Op == MergeOp::kMax, S, A>;
     S* const result = static_cast<S*>(tile.result);
-    with_walk<T>(
-        whole_block<T>(), t, t.channels, strides, result, [&]<int W>(int next, const auto& walk) {
+    dispatch_layout<T>(
+        whole_block<T>(), t, t.channels, strides, result,
+        [&]<int W>(int next, const auto& for_each) {
           struct Before {
             Pack<Left, W> value;
-            Pack<uint8_t, W> winners;
+            Pack<uint8_t, W> argmax;
           };
           const auto write = [&](int64_t at, int cell, const Before& before) {
-            const Pack<A, W> one = load_cells<W>(maps.one, cell, next);
-            const Pack<A, W> other = load_cells<W>(maps.other, cell, next);
+            const Pack<A, W> row = load_cells<W>(maps.row, cell, next);
+            const Pack<A, W> column = load_cells<W>(maps.column, cell, next);
             Pack<S, W> values;
-            Pack<uint8_t, W> winners;
+            Pack<uint8_t, W> argmax;
 #pragma unroll
             for (int k = 0; k < W; ++k) {
-              Winner<A> v{one.values[k], maps.one_bit};
-              if (R != Rule::kSum || asked_here(maps.both))
-                v = merged<R>(v, {other.values[k], maps.other_bit});
+              ArgMax<A> v{row.values[k], maps.row_bit};
+              if (Op != MergeOp::kSum || opaque_bool(maps.both))
+                v = merged<Op>(v, {column.values[k], maps.column_bit});
               if (Second)
-                v = merged<R>(v, {to_state<A>(before.value.values[k]),
-                                  has_winners ? before.winners.values[k] : 0u});
-              values.values[k] = to_storage<S>(R == Rule::kSum ? v.value * tile.scale : v.value);
-              winners.values[k] = static_cast<uint8_t>(v.bits);
+                v = merged<Op>(v, {to_state<A>(before.value.values[k]),
+                                   has_argmax ? before.argmax.values[k] : 0u});
+              values.values[k] =
+                  to_storage<S>(Op == MergeOp::kSum ? v.value * tile.scale : v.value);
+              argmax.values[k] = static_cast<uint8_t>(v.bits);
             }
             pack_at<W>(result + at) = values;
-            if (has_winners) pack_at<W>(tile.mask + at) = winners;
+            if (has_argmax) pack_at<W>(tile.mask + at) = argmax;
           };
           if constexpr (Second) {
-            walk(
+            for_each(
                 [&](int64_t at) {
                   const Left* const share = static_cast<const Left*>(tile.share);
-                  Before before{load_shared_by_blocks(&pack_at<W>(share + at)), {}};
-                  if (has_winners)
-                    before.winners = load_shared_by_blocks(&pack_at<W>(tile.mask + at));
+                  Before before{load_bypass_l1(&pack_at<W>(share + at)), {}};
+                  if (has_argmax) before.argmax = load_bypass_l1(&pack_at<W>(tile.mask + at));
                   return before;
                 },
                 write);
           } else {
-            walk(NoLoad(), [&](int64_t at, int cell, bool) { write(at, cell, Before{}); });
+            for_each(NoOp(), [&](int64_t at, int cell, bool) { write(at, cell, Before{}); });
           }
         });
   });
@@ -74,7 +75,7 @@ GATEDRNN_DEVICE void write_merged(const Task& t, const MergedTile<typename T::Va
 template <class A, class T>
 struct WavefrontTiles {
   A* x;
-  Pair<A> h, g;
+  PerAxis<A> h, g;
   GATEDRNN_DEVICE explicit WavefrontTiles(const WavefrontParams<A>& f) {
     const int tile = T::kPixels * f.p.channels;
     const bool keeps_states = f.a.y || T::kNeedsStates;
@@ -90,12 +91,12 @@ struct WavefrontTiles {
 template <class A>
 GATEDRNN_DEVICE void decode_task(const WavefrontParams<A>& f, int ticket, Task& t) {
   t = f.p.task(ticket);
-  if (f.a.y == nullptr || !f.passes_meet()) t.visit = kOnly;
+  if (f.a.y == nullptr || !f.passes_share_y()) t.visit = kOnly;
 }
 
 template <class A, class T>
-GATEDRNN_DEVICE void ask_for_next_tiles(const WavefrontParams<A>& f) {
-  if (next_slot().ticket < f.p.tasks) ask_for_inputs<T>(f.p, next_slot().task, f.a);
+GATEDRNN_DEVICE void prefetch_next_tiles(const WavefrontParams<A>& f) {
+  if (next_slot().ticket < f.p.tasks) prefetch_inputs<T>(f.p, next_slot().task, f.a);
 }
 
 template <class A, class T>
@@ -106,7 +107,7 @@ GATEDRNN_DEVICE void scan_tiles(const WavefrontParams<A>& f) {
   const ScanTiles<A> own{tiles.x, tiles.g[axis], f.a.gate_channels ? T::kPixels : 0, tiles.h[axis]};
   Border<A> border{};
   if (d >= 0) border = Border<A>::of(f.p, t, f.borders.states[d], axis, t.from_end);
-  T::scan(f.a, t, d, Path::of<T::kSide>(t, axis), own, border,
+  T::scan(f.a, t, d, LineWalk::of<T::kSide>(t, axis), own, border,
           [&] { wait_upstream<T>(f.p, t, f.flags, t.from_end); });
 }
 
@@ -114,7 +115,7 @@ template <class A, class T>
 GATEDRNN_DEVICE void write_tiles(const WavefrontParams<A>& f) {
   const Task t = task_slot().task;
   const ScanArgs& a = f.a;
-  const Pair<A> h = WavefrontTiles<A, T>(f).h;
+  const PerAxis<A> h = WavefrontTiles<A, T>(f).h;
   if (a.merge == Merge::kNone) {
 #pragma unroll 1
     for (int i = 0; i < kAxes; ++i)
@@ -124,20 +125,20 @@ GATEDRNN_DEVICE void write_tiles(const WavefrontParams<A>& f) {
   }
   const int64_t corner = tile_corner(f.p, t, a.y_strides, 0, t.c0);
   const bool first = t.visit == kFirst, second = t.visit == kSecond;
-  const Dtype left = rule_of(a) == Rule::kMax ? a.dtype : state_dtype<A>();
+  const Dtype left = merge_op(a) == MergeOp::kMax ? a.dtype : state_dtype<A>();
   char* const share = static_cast<char*>(f.share) + corner * bytes_of(left);
   const MergedTile<A> tile{first ? share : static_cast<char*>(a.y) + corner * bytes_of(a.dtype),
                            share, a.mask + corner, first ? left : a.dtype,
                            first ? A(1) : merge_scale<A>(a)};
   const PassMaps<A> maps(f.p.direction[t.pass], h);
-  with_rule(rule_of(a), [&]<Rule R>() {
-    second ? write_merged<T, R, true>(t, tile, a.y_strides, maps)
-           : write_merged<T, R, false>(t, tile, a.y_strides, maps);
+  dispatch_merge_op(merge_op(a), [&]<MergeOp Op>() {
+    second ? write_merged<T, Op, true>(t, tile, a.y_strides, maps)
+           : write_merged<T, Op, false>(t, tile, a.y_strides, maps);
   });
 }
 
 // A block owns a tile at a time. Loads and stores run along whichever axis of a map is contiguous.
-// Rows belong to the first half of the threads, columns to the second (steps.h).
+// Rows belong to the first half of the threads, columns to the second (kernel_traits.cuh).
 template <class A, class T>
 __global__ void __launch_bounds__(T::kThreads, T::kScanBlocks)
     wavefront_kernel(const __grid_constant__ WavefrontParams<A> f) {
@@ -148,8 +149,8 @@ __global__ void __launch_bounds__(T::kThreads, T::kScanBlocks)
     const Task& t = task_slot().task;
     load_tiles<T>(f.p, a, f.flags, WavefrontTiles<A, T>(f));
     tasks.look_ahead();
-    meet<T>();
-    ask_for_next_tiles<A, T>(f);
+    block_sync<T>();
+    prefetch_next_tiles<A, T>(f);
     scan_tiles<A, T>(f);
     finish_states<T>(f.p, t, f.flags);
     if (a.y == nullptr) continue;

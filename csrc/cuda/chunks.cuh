@@ -1,14 +1,54 @@
-// Chunks: the states of lines are carried from chunk to chunk.
+// What the stages of a scan by chunks share (chunks.cu).
+//
+// A unit is eight channels of an image, as many as a thread keeps. Of dense maps it is one channel,
+// whose rows are read as eight *pieces*: the pieces of a tile lie side by side, and stand where the
+// channels of a tile stand otherwise. A unit is then an eighth as large, so that more of it stays
+// in the cache, and no thread idles for want of channels.
 #pragma once
 
-#include "cuda/chunks.h"
+#include "cuda/launch.cuh"
 
 namespace gatedrnn::cuda {
 
+using ChunkTraits = KnownTraits<1>;
+constexpr int kRowSegments = ChunkTraits::kChannels;
+
+// Tickets: for every group the carries of the group before, the sums of this one, and the scans of
+// the group before. Each waits for smaller tickets only, as tasks.cuh asks for.
+struct ChunkPlan {
+  int group, groups;  // units in a group; the last one may be smaller
+  int chains;         // lines whose states a thread carries: of a unit and direction, at most
+  int carries;        // tasks of a unit: a warp of chains each
+  int tickets;
+  FastDivisor by_group, by_carries, by_tiles, by_columns;  // tickets of a group; tasks of a unit
+};
+
+struct ChunkParams {
+  ScanArgs a;
+  TilePlan p;
+  ChunkPlan plan;
+  int channels;  // of the maps whose pieces `a` tells of as its channels; 0: there are no pieces
+  int* ticket;
+  int *summed, *carried;  // tasks done of each unit
+  // Of every chunk of a line its gain, and its offset until the state is there that enters it.
+  Borders<float> gains, states;
+};
+
+// For all threads: a unit's counter has come to `count`.
+GATEDRNN_DEVICE void wait_arrivals(const int* counter, int count) {
+  if (threadIdx.x == 0) wait_for(counter, count);
+  block_sync<ChunkTraits>();
+}
+// For all threads: what they have written is there.
+GATEDRNN_DEVICE void arrive(int* counter) {
+  block_sync<ChunkTraits>();
+  if (threadIdx.x == 0) add_release(counter, 1);
+}
+
 // h behind a chunk of a line, pixel by pixel from global memory: where gain * h + offset would say
 // NaN, or infinity, of what is finite. `c` is a channel, or a piece.
-GATEDRNN_APART float walk_chunk(const ChunkParams& f, int d, int64_t n, int64_t c, int64_t line,
-                                int chunk, float h) {
+GATEDRNN_NOINLINE float carry_through_chunk(const ChunkParams& f, int d, int64_t n, int64_t c,
+                                            int64_t line, int chunk, float h) {
   const ScanArgs& a = f.a;
   const Direction direction = f.p.walks[d];
   const bool rows = direction.along_width;
@@ -27,7 +67,7 @@ GATEDRNN_APART float walk_chunk(const ChunkParams& f, int d, int64_t n, int64_t 
   const int64_t at = f.channels ? d * f.channels + n % f.channels : d * a.c + c;
   const float w = static_cast<const float*>(a.weight)[at];
   const float b = a.bias ? static_cast<const float*>(a.bias)[at] : 0;
-  with_storage<float>(a.dtype, [&](auto* type) {
+  dispatch_storage<float>(a.dtype, [&](auto* type) {
     using S = std::remove_pointer_t<decltype(type)>;
     for (int64_t i = begin; i < end; ++i) {
       const int64_t t = direction.reverse ? begin + end - 1 - i : i;
@@ -52,13 +92,13 @@ GATEDRNN_DEVICE void carry_chain(const float* gains, float* states, int count, b
   constexpr int ahead = 16 / W;  // of W chunks each, whose loads are under way at once
   float h = 0;
   for (int k = 0; k < count; k += ahead) {
-    Pack<float, W> gain[ahead] = {}, state[ahead] = {};  // see walk_places
+    Pack<float, W> gain[ahead] = {}, state[ahead] = {};  // see copy_vectorized
     const auto number = [&](int j) { return from_end ? count - 1 - k - j : k + j; };
 #pragma unroll
     for (int j = 0; j < ahead; ++j)
       if (k + j < count) {
-        gain[j] = load_shared_by_blocks(&pack_at<W>(gains + place(number(j))));
-        state[j] = load_shared_by_blocks(&pack_at<W>(states + place(number(j))));
+        gain[j] = load_bypass_l1(&pack_at<W>(gains + place(number(j))));
+        state[j] = load_bypass_l1(&pack_at<W>(states + place(number(j))));
       }
 #pragma unroll
     for (int j = 0; j < ahead; ++j) {
@@ -85,39 +125,44 @@ GATEDRNN_DEVICE void carry_chain(const float* gains, float* states, int count, b
 
 // A thread carries the state of a chain from chunk to chunk, its neighbours those beside in memory:
 // a line of a channel, or of a piece, and of rows in pieces the line of all of them. `index` counts
-// a unit's directions and chains, ChunkSteps::kThreads at a time.
+// a unit's directions and chains, ChunkTraits::kThreads at a time.
 GATEDRNN_DEVICE void carry_lines(const ChunkParams& f, int index) {
   const Task& t = task_slot().task;
-  const Ticket<ChunkSteps> ticket(f.ticket);
-  const int i = index * ChunkSteps::kThreads + static_cast<int>(threadIdx.x);
+  const Ticket<ChunkTraits> ticket(f.ticket);
+  const int i = index * ChunkTraits::kThreads + static_cast<int>(threadIdx.x);
   const int d = i / f.plan.chains, chain = i % f.plan.chains;
   if (d < f.a.directions) {
     const Direction direction = f.p.walks[d];
     const bool rows = direction.along_width, joined = rows && f.channels > 0;
     const int tiles = rows ? f.p.tile_columns : f.p.tile_rows;
     const int lines = f.p.side * (rows ? f.p.tile_rows : f.p.tile_columns);
-    const int line = joined ? chain : chain / ChunkSteps::kChannels,
-              c = joined ? 0 : chain % ChunkSteps::kChannels;
+    const int line = joined ? chain : chain / ChunkTraits::kChannels,
+              c = joined ? 0 : chain % ChunkTraits::kChannels;
     if (line < (rows ? f.a.h : f.a.w) && c < t.channels) {
-      const int64_t first = t.unit * f.p.border_size() + int64_t{line} * ChunkSteps::kChannels + c;
+      const int64_t first = t.unit * f.p.border_size() + int64_t{line} * ChunkTraits::kChannels + c;
       const float* const gains = f.gains.states[d] + first;
       float* const states = f.states.states[d] + first;
-      const int64_t apart = int64_t{lines} * ChunkSteps::kChannels;
+      const int64_t apart = int64_t{lines} * ChunkTraits::kChannels;
       if (joined)
         carry_chain<kPack>(
-            gains, states, tiles * (kPieces / kPack), direction.reverse,
-            [&](int k) { return k / (kPieces / kPack) * apart + k % (kPieces / kPack) * kPack; },
+            gains, states, tiles * (kRowSegments / kPack), direction.reverse,
+            [&](int k) {
+              return k / (kRowSegments / kPack) * apart + k % (kRowSegments / kPack) * kPack;
+            },
             [&](int chunk, float h) {
-              return walk_chunk(f, d, t.n, chunk % kPieces, line, chunk / kPieces, h);
+              return carry_through_chunk(f, d, t.n, chunk % kRowSegments, line,
+                                         chunk / kRowSegments, h);
             });
       else
         carry_chain<1>(
             gains, states, tiles, direction.reverse, [&](int k) { return k * apart; },
-            [&](int chunk, float h) { return walk_chunk(f, d, t.n, t.c0 + c, line, chunk, h); });
+            [&](int chunk, float h) {
+              return carry_through_chunk(f, d, t.n, t.c0 + c, line, chunk, h);
+            });
     }
   }
   ticket.keep();
-  count_one(f.carried + t.unit);
+  arrive(f.carried + t.unit);
 }
 
 }  // namespace gatedrnn::cuda

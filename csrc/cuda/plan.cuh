@@ -8,7 +8,7 @@
 #include <climits>
 #include <cmath>
 
-#include "cuda/runtime.h"
+#include "cuda/runtime.cuh"
 #include "recurrence.h"
 
 namespace gatedrnn::cuda {
@@ -23,11 +23,11 @@ struct Cell {
 
 // Divides numbers below 2^31 by one that stays the same, with a multiplication (Granlund and
 // Montgomery 1994): a GPU has no instruction for a division, and takes some twenty others.
-struct Divisor {
+struct FastDivisor {
   unsigned by = 1, factor = 1, shift = 0;
 
-  Divisor() = default;
-  explicit Divisor(int by) : by(by) {
+  FastDivisor() = default;
+  explicit FastDivisor(int by) : by(by) {
     while ((1u << shift) < this->by) ++shift;
     factor = static_cast<unsigned>((((uint64_t{1} << shift) - this->by) << 32) / this->by + 1);
   }
@@ -39,7 +39,7 @@ struct Divisor {
 // Cell number `order` of a grid, antidiagonal by antidiagonal from the top left: the cells of one
 // do not depend on each other. `shorter` is the smaller of rows and columns.
 GATEDRNN_INLINE Cell diagonal_cell(unsigned order, unsigned rows, unsigned columns,
-                                   const Divisor& shorter) {
+                                   const FastDivisor& shorter) {
   const unsigned least = shorter.by, most = rows < columns ? columns : rows;
   // A growing triangle, full antidiagonals, and a triangle that is the first one turned around.
   const unsigned corner = least * (least + 1) / 2, middle = (most - least) * least;
@@ -86,7 +86,7 @@ struct TilePlan {
   int passes;
   // Of tickets by those of a group; in a group, by its units; in the last one, by those left; of
   // units by those of an image; of places on the diagonals by the longest one's.
-  Divisor by_group, by_units, by_last_units, by_channel_tiles, by_shorter;
+  FastDivisor by_group, by_units, by_last_units, by_channel_tiles, by_shorter;
   bool from_end[kPasses];         // of each pass
   int direction[kPasses][kAxes];  // place in the caller's list, or -1
   Direction walks[kDirections];   // of the caller's list
@@ -102,16 +102,16 @@ struct TilePlan {
   }
   void advance_by(int units_together) {
     group = units_together;
-    by_group = Divisor(group * tiles() * passes);
-    by_units = Divisor(group);
-    by_last_units = Divisor(units % group ? units % group : group);
+    by_group = FastDivisor(group * tiles() * passes);
+    by_units = FastDivisor(group);
+    by_last_units = FastDivisor(units % group ? units % group : group);
   }
 
   // Tasks in an order in which each comes after those that it waits for: by groups of units, in a
   // group by antidiagonals, there both passes side by side.
   GATEDRNN_INLINE Task task(int ticket) const {
     const int groups_before = by_group.quotient(ticket), first = groups_before * group;
-    const Divisor& members = units - first < group ? by_last_units : by_units;
+    const FastDivisor& members = units - first < group ? by_last_units : by_units;
     const int rest = ticket - groups_before * static_cast<int>(by_group.by);
     const int step = members.quotient(rest), member = rest - step * static_cast<int>(members.by);
     const int pass = step & (passes - 1), order = step >> (passes - 1);
@@ -194,8 +194,8 @@ inline TilePlan plan_tiles(const ScanArgs& a, int side, int channels) {
     ++p.passes;
   }
   p.tasks = p.units * p.tiles() * p.passes;
-  p.by_channel_tiles = Divisor(p.channel_tiles);
-  p.by_shorter = Divisor(std::min(p.tile_rows, p.tile_columns));
+  p.by_channel_tiles = FastDivisor(p.channel_tiles);
+  p.by_shorter = FastDivisor(std::min(p.tile_rows, p.tile_columns));
   p.advance_by(p.units);
   return p;
 }

@@ -21,7 +21,7 @@ namespace gatedrnn::cuda {
 #define GATEDRNN_DEVICE __device__ __forceinline__
 // What is rare and long, or needs all registers. All else is inlined: a function that is not would
 // read the kernel's parameters from memory, and wait for them.
-#define GATEDRNN_APART __device__ __noinline__ inline
+#define GATEDRNN_NOINLINE __device__ __noinline__ inline
 
 // Whether the compiler spends more registers on the same sources than for Hopper.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
@@ -49,16 +49,16 @@ GATEDRNN_DEVICE T* aligned(T* p) {
   return p;
 }
 template <class T>
-GATEDRNN_DEVICE T load_shared_by_blocks(const T* p) {
+GATEDRNN_DEVICE T load_bypass_l1(const T* p) {
   return *aligned(p);
 }
 template <class T>
-GATEDRNN_DEVICE void may_be_unset(const T& shared) {
-  gatedrnn::emulation::may_be_unset(&shared, sizeof(T));
+GATEDRNN_DEVICE void assume_initialized(const T& shared) {
+  gatedrnn::emulation::assume_initialized(&shared, sizeof(T));
 }
-inline int64_t sum_of(int64_t a, int64_t b) { return a + b; }
-inline bool asked_here(bool condition) { return condition; }
-inline void ask_for(const void*) {}
+inline int64_t opaque_add(int64_t a, int64_t b) { return a + b; }
+inline bool opaque_bool(bool condition) { return condition; }
+inline void prefetch_l2(const void*) {}
 GATEDRNN_DEVICE void store_four(float* p, const float (&v)[4]) {
   gatedrnn::emulation::check_aligned(p, sizeof(v));
   for (int k = 0; k < 4; ++k) p[k] = v[k];
@@ -69,7 +69,7 @@ GATEDRNN_DEVICE T* aligned(T* p) {
   return p;
 }
 template <class T>
-GATEDRNN_DEVICE void may_be_unset(const T&) {}
+GATEDRNN_DEVICE void assume_initialized(const T&) {}
 
 template <class... P, class... A>
 void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
@@ -100,21 +100,21 @@ GATEDRNN_DEVICE void add_release(int* p, int value) {
 
 // a + b. The compiler would make of repeated additions a multiplication, which costs a GPU twice as
 // much in 64 bits.
-GATEDRNN_DEVICE int64_t sum_of(int64_t a, int64_t b) {
+GATEDRNN_DEVICE int64_t opaque_add(int64_t a, int64_t b) {
   asm("add.s64 %0, %0, %1;" : "+l"(a) : "l"(b));
   return a;
 }
 
 // A condition that is the same all through a loop. The compiler would write out the loop for either
 // answer, and for all combinations of several.
-GATEDRNN_DEVICE bool asked_here(bool condition) {
+GATEDRNN_DEVICE bool opaque_bool(bool condition) {
   int hidden = condition;
   asm volatile("" : "+r"(hidden));
   return hidden != 0;
 }
 
 // Brings what lies there, in global memory, into the L2 cache.
-GATEDRNN_DEVICE void ask_for(const void* p) {
+GATEDRNN_DEVICE void prefetch_l2(const void* p) {
   asm volatile("prefetch.global.L2 [%0];" : : "l"(__cvta_generic_to_global(p)));
 }
 
@@ -130,7 +130,7 @@ GATEDRNN_DEVICE void store_four(float* p, const float (&v)[4]) {
 
 // Past the L1 cache, which may hold what was there before another block wrote.
 template <class T>
-GATEDRNN_DEVICE T load_shared_by_blocks(const T* p) {
+GATEDRNN_DEVICE T load_bypass_l1(const T* p) {
   if constexpr (std::is_arithmetic_v<T>) {
     return __ldcg(p);
   } else {
