@@ -19,7 +19,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "examples" / "face_parsing"))
 
 import propagation  # noqa: E402
-import propagation_pictures  # noqa: E402
 from propagation import Scene  # noqa: E402
 
 from faceparse import cli  # noqa: E402
@@ -190,6 +189,9 @@ def parse_arguments():
 
 def main():
     args = parse_arguments()
+    cli.require("matplotlib")
+    import propagation_pictures
+
     check_folder(args.out)
     shown, pixel = None, args.pixel
     if args.checkpoint:

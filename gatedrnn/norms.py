@@ -4,7 +4,7 @@ A weight (D, C, K) stands for D * C / K square blocks of K x K. A block whose no
 left as it is, bit for bit; a larger one is divided by its norm.
 """
 
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard, get_args
 
 import torch
 from torch import Tensor
@@ -21,7 +21,8 @@ from ._ops import (
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-NORMS = ("spectral", "frobenius", None)
+WeightConstraint = Literal["spectral", "frobenius"]
+NORMS: tuple[WeightConstraint | None, ...] = (*get_args(WeightConstraint), None)
 SMALL = 32  # larger blocks go to LAPACK on the CPU, and to batched matrix products on a GPU
 MAX_SQUARINGS = 26  # as kMaxSquarings in csrc/scan.h
 
@@ -71,9 +72,10 @@ def clamp_norm(weight: Tensor, norm: str | None) -> Tensor:
         compiling = torch.compiler.is_compiling()
         if no_autograd(weight) or (compiling and not is_differentiated()):
             keep = torch.is_grad_enabled() and weight.requires_grad
-            return torch.ops.gatedrnn.clamp_spectral(weight.contiguous(), keep)[0]
+            clamped: Tensor = torch.ops.gatedrnn.clamp_spectral(weight.contiguous(), keep)[0]
+            return clamped
         if not is_transformed(weight):
-            return _SpectralClamp.apply(weight.contiguous())
+            return _SpectralClamp.apply(weight.contiguous())  # type: ignore[no-any-return, no-untyped-call]
     return _by_operations(weight, norm)
 
 
@@ -101,21 +103,24 @@ class _SpectralClamp(torch.autograd.Function):
     """The clamp and its derivative by the native ops, and its higher derivatives by operations."""
 
     @staticmethod
-    def forward(ctx, weight):
+    def forward(ctx: Any, weight: Tensor) -> Tensor:
+        clamped: Tensor
         clamped, kept = torch.ops.gatedrnn.clamp_spectral(weight, True)
         ctx.save_for_backward(weight, kept)
         return clamped
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         weight, kept = ctx.saved_tensors
         if no_autograd(grad, weight):
-            return torch.ops.gatedrnn.clamp_spectral_backward(grad.contiguous(), weight, kept)
+            first: Tensor
+            first = torch.ops.gatedrnn.clamp_spectral_backward(grad.contiguous(), weight, kept)
+            return first
         # The same in operations that can be differentiated, written out: torch.func.vjp of the
         # clamp refuses hooks on saved tensors, such as those of checkpoints.
         blocks, grads = (_blocks(t).double() for t in (weight, grad))
         blocks, finite = _finite(blocks)
-        sigma, u, v = _TopSingular.apply(blocks)
+        sigma, u, v = _TopSingular.apply(blocks)  # type: ignore[no-untyped-call]
         sigma = sigma[:, None, None]
         along = (grads * blocks).sum((1, 2), keepdim=True)
         above = (grads - along / sigma * _outer(u, v)) / sigma
@@ -146,12 +151,13 @@ def spectral_norm(blocks: Tensor) -> Tensor:
         large = (_largest(blocks.detach()) > 1)[:, None, None]
         sigma = _largest(torch.where(large, blocks, _dummy_block(blocks)))
     else:
-        sigma = _TopSingular.apply(blocks)[0]
+        sigma = _TopSingular.apply(blocks)[0]  # type: ignore[no-untyped-call]
     return torch.where(finite, sigma, float("nan"))
 
 
 def _largest(blocks: Tensor) -> Tensor:
-    return torch.linalg.svdvals(blocks)[:, 0]
+    values: Tensor = torch.linalg.svdvals(blocks)
+    return values[:, 0]
 
 
 def _finite(blocks: Tensor) -> tuple[Tensor, Tensor]:
@@ -245,7 +251,7 @@ class _TopSingular(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(w):
+    def forward(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         sigma, u, v = _top_singular(w)
         large, first = sigma > 1, torch.zeros_like(u)
         first[:, 0] = 1
@@ -256,13 +262,15 @@ class _TopSingular(torch.autograd.Function):
         )
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, ...]) -> None:
         ctx.save_for_backward(*inputs, *output)
         ctx.save_for_forward(*inputs, *output)
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx, sigma_grad, u_grad, v_grad):
+    def backward(
+        ctx: Any, sigma_grad: Tensor | None, u_grad: Tensor | None, v_grad: Tensor | None
+    ) -> Tensor:
         w, sigma, u, v = _unpack_saved(*ctx.saved_tensors)
         if sigma_grad is None:
             sigma_grad = torch.zeros_like(sigma)
@@ -274,7 +282,7 @@ class _TopSingular(torch.autograd.Function):
         return _outer(sigma_grad[:, None] * u + p, v) + _outer(u, q)
 
     @staticmethod
-    def jvp(ctx, w_t):
+    def jvp(ctx: Any, w_t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         w, sigma, u, v = _unpack_saved(*ctx.saved_tensors)
         along_u = _times(w_t, v)  # dJ z = [dw v; dw^T u]
         along_v = _times(w_t.mT, u)
@@ -290,7 +298,9 @@ def _outer(a: Tensor, b: Tensor) -> Tensor:
     return a[:, :, None] * b[:, None, :]
 
 
-def _pseudo_solve(w, sigma, u, v, top, bottom):
+def _pseudo_solve(
+    w: Tensor, sigma: Tensor, u: Tensor, v: Tensor, top: Tensor, bottom: Tensor
+) -> tuple[Tensor, Tensor]:
     """(sigma - J)^+ [top; bottom], as its two halves (B, K)."""
     k = w.shape[1]
     z = torch.cat([u, v], 1) * 0.5**0.5

@@ -73,6 +73,8 @@ def evaluate_network(args):
         raise CheckpointError(f"{args.checkpoint} holds the model {trained}, not {args.model}")
     model = load_model(state, args.device, path=args.checkpoint)
     name = args.parser or trained
+    if postprocess.needs_graph_cut(name):
+        cli.require("maxflow")
     network, refinement = postprocess.PARSERS[name]
     if network != trained:
         raise CheckpointError(
