@@ -1,4 +1,4 @@
-"""The CUDA build: what decides it, and a wheel of it, compiled once, beside the PyTorch here."""
+"""The CUDA build: what decides it, and a wheel of it, compiled once, with the PyTorch here."""
 
 import importlib.util
 import os
@@ -300,7 +300,7 @@ def test_objects_are_compiled_again_only_when_they_must(toolkit, tmp_path, monke
 
 @pytest.mark.parametrize("source", sorted((ROOT / "csrc").rglob("cuda/*")), ids=lambda p: p.name)
 def test_what_if_constexpr_decides_stands_in_braces_or_on_one_line(source):
-    # In a generic lambda nvcc (seen: 13.0 and 13.5) drops, without a word, the statement behind a
+    # In a generic lambda nvcc (seen: 13.0 and 13.5) silently drops the statement after a
     # bare loop that such an `if` discards; g++, and so the emulation, keeps it.
     text = source.read_text()
     for start in re.finditer(r"if constexpr \(", text):
