@@ -76,9 +76,11 @@ test-all: $(VENV)/.installed-test
 	HYPOTHESIS_PROFILE=$${HYPOTHESIS_PROFILE:-all} $(PYTEST) -m "" -p randomly $(PYTEST_ARGS)
 
 AARCH64 := aarch64-linux-gnu-g++ qemu-aarch64
-test-aarch64: $(VENV)/.installed-test
+.PHONY: has-aarch64
+has-aarch64:
 	@for tool in $(AARCH64); do command -v $$tool >/dev/null || { \
 	  echo "make: $$tool is missing: apt install g++-aarch64-linux-gnu qemu-user"; exit 1; }; done
+test-aarch64: has-aarch64 $(VENV)/.installed-test
 	$(PY) -m pytest -m "" $(PYTEST_ARGS) tests/aarch64
 
 mutants: $(VENV)/.installed-test
