@@ -57,7 +57,7 @@ def test_cuda_is_built_where_it_can_be_or_as_asked(
 ):
     def find_toolkit():
         if not found:
-            raise build_cuda.CannotBuild("no nvcc")
+            raise build_cuda.ToolkitError("no nvcc")
         return TOOLKIT
 
     monkeypatch.setattr(build_cuda, "find_toolkit", find_toolkit)
@@ -186,7 +186,7 @@ def test_first_toolkit_that_serves_is_taken(no_nvcc, monkeypatch, tmp_path):
         packages = tmp_path / "of [python]" / name
         toolkit_in(packages / "nvidia" / "cu13", **options)
         sys.path.append(str(packages))
-    with pytest.raises(build_cuda.CannotBuild) as error:
+    with pytest.raises(build_cuda.ToolkitError) as error:
         build_cuda.find_toolkit()
     for said, (_, why) in zip(str(error.value).split("; "), faults.values(), strict=True):
         assert said.endswith(why)
@@ -204,7 +204,7 @@ def test_first_toolkit_that_serves_is_taken(no_nvcc, monkeypatch, tmp_path):
 def test_nvcc_that_is_passed_over_is_named(no_nvcc, capsys, tmp_path):
     wrong = tmp_path / "wrong" / "bin" / "nvcc"
     no_nvcc(CUDA_HOME=str(wrong.parents[1]))
-    with pytest.raises(build_cuda.CannotBuild, match=f"^{wrong} is not there$"):
+    with pytest.raises(build_cuda.ToolkitError, match=f"^{wrong} is not there$"):
         build_cuda.find_toolkit()
     old = toolkit_in(tmp_path / "old", release="11.8")
     no_nvcc(CUDA_PATH=str(tmp_path / "old"))
@@ -269,7 +269,7 @@ def test_architectures_without_a_gpu_are_all_that_nvcc_knows(environment):
 def toolkit():
     try:
         return build_cuda.find_toolkit()
-    except build_cuda.CannotBuild as error:
+    except build_cuda.ToolkitError as error:
         pytest.skip(f"no CUDA toolkit: {error}")
 
 

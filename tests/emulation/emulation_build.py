@@ -92,7 +92,8 @@ def compiled(source: Path | Unit) -> Path:
     """The object of a source. Its name has a digest of everything that it was made from."""
     name, source, defines = source if isinstance(source, Unit) else Unit(source.stem, source)
     more = {".cu": KERNEL_FLAGS, ".cpp": EXECUTOR_FLAGS, ".cc": TRANSLATED_FLAGS}[source.suffix]
-    flags, folders = [*FLAGS, *more, *defines], [HERE] if more is TRANSLATED_FLAGS else [HERE, *CSRC]
+    flags = [*FLAGS, *more, *defines]
+    folders = [HERE] if more is TRANSLATED_FLAGS else [HERE, *CSRC]
 
     def made_of() -> str:
         return digest(source.read_text(), headers(*folders), compiler(), torch.__version__, *flags)

@@ -9,7 +9,7 @@
 
 #include "executor.h"
 #include "fiber.h"
-#include "guards.h"
+#include "guard_pages.h"
 #include "races.h"
 
 namespace gatedrnn::emulation {

@@ -1,4 +1,4 @@
-#include "guards.h"
+#include "guard_pages.h"
 
 #include <sys/mman.h>
 #include <ucontext.h>
