@@ -1,6 +1,7 @@
 """What the example's commands share: options, one-line errors, exit codes."""
 
 import argparse
+import faulthandler
 import math
 import sys
 from pathlib import Path
@@ -132,6 +133,9 @@ def one_line(error):
 def exit_code(main):
     """Run ``main`` and turn what a user can cause into one line and an exit code."""
     accept_every_name()
+    if sys.__stderr__ and not faulthandler.is_enabled():
+        # What ends Python itself, such as a mapped file that another program cuts off.
+        faulthandler.enable(sys.__stderr__)
     try:
         main()
     except (*EXPECTED, NoFaceError) as error:
