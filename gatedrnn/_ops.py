@@ -2,8 +2,8 @@
 
 The rules of autograd and vmap exist once, and are registered for the ops. The transforms of
 torch.func nest only an `autograd.Function`, so there is one of the same rules for each op. The
-adjoint of a scan is a scan again (docs/how-it-works/math.md): `_derivatives` writes it with scans, so that
-derivatives of any order need no other kernel.
+adjoint of a scan is a scan again (docs/how-it-works/math.md): `_derivatives` writes it with scans,
+so that derivatives of any order need no other kernel.
 
 A registered op carries no tangents: forward-mode AD through it would silently give zero. So every
 call that may take part in forward-mode AD runs the reference loop (`may_have_tangents`).

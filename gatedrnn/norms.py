@@ -1,6 +1,6 @@
 """The norm of the recurrent weight, held within one (section 3.2 of the paper).
 
-A weight (D, C, K) stands for D * C / K square blocks of K x K. A block whose norm is at most one is
+A weight (D, C, K) holds D * C / K square blocks of K x K. A block whose norm is at most one is
 left as it is, bit for bit; a larger one is divided by its norm.
 """
 
@@ -147,7 +147,7 @@ def spectral_norm(blocks: Tensor) -> Tensor:
         _, u, v = _top_singular(blocks.detach())
         sigma = (u * _times(blocks, v)).sum(1)
     elif torch.compiler.is_compiling() or has_nested_tangents():
-        # Dynamo refuses a Function that has a jvp, and a tangent in it has no tangent of its own.
+        # Dynamo refuses a Function that has a jvp, and in a Function tangents have no tangents.
         large = (_largest(blocks.detach()) > 1)[:, None, None]
         sigma = _largest(torch.where(large, blocks, _dummy_block(blocks)))
     else:
@@ -209,6 +209,7 @@ def _top_singular_by_squaring(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Unlike a GPU's singular value decomposition, nothing here waits for the device, so that a CUDA
     graph can capture it. The number of squarings is fixed for the same reason. The Gram matrix is
     squared until only the eigenspace of its largest eigenvalue is left (csrc/cpu/norms.cpp).
+
     sigma is |w v| of a unit vector v: never above the norm, and below it by 1e-8 of it at most.
     """
     unit = _nonzero(blocks.abs().amax((1, 2)))  # so that no square overflows
@@ -240,12 +241,15 @@ def _unit_vectors(vectors: Tensor) -> Tensor:
 
 
 class _TopSingular(torch.autograd.Function):
-    """sigma, u and v with w v = sigma u and w^T u = sigma v, for the largest sigma of each block,
-    or those of a dummy block where it is at most one.
+    """The largest sigma of each block, with u and v: w v = sigma u and w^T u = sigma v.
 
-    `torch.linalg.svd` would do, but its second derivatives divide by the gaps between all singular
-    values; here only the gap below the largest counts. z = [u; v] is an eigenvector of
-    J = [[0, w], [w^T, 0]], so that d sigma = u^T dw v and dz = (sigma - J)^+ dJ z.
+    Where sigma is at most one, the result is that of a dummy block.
+
+    The second derivatives of `torch.linalg.svd` divide by the gaps between all singular values.
+    Here only the gap below the largest counts.
+
+    z = [u; v] is an eigenvector of J = [[0, w], [w^T, 0]]. So d sigma = u^T dw v, and
+    dz = (sigma - J)^+ dJ z.
     """
 
     generate_vmap_rule = True

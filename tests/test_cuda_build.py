@@ -1,4 +1,4 @@
-"""The CUDA build: what decides it, and a wheel of it, compiled once, beside the PyTorch here."""
+"""The CUDA build: what decides it, and a wheel of it, compiled once, with the PyTorch here."""
 
 import importlib.util
 import os
@@ -300,7 +300,7 @@ def test_objects_are_compiled_again_only_when_they_must(toolkit, tmp_path, monke
 
 @pytest.mark.parametrize("source", sorted((ROOT / "csrc").rglob("cuda/*")), ids=lambda p: p.name)
 def test_what_if_constexpr_decides_stands_in_braces_or_on_one_line(source):
-    # In a generic lambda nvcc (seen: 13.0 and 13.5) drops, without a word, the statement behind a
+    # In a generic lambda nvcc (seen: 13.0 and 13.5) silently drops the statement after a
     # bare loop that such an `if` discards; g++, and so the emulation, keeps it.
     text = source.read_text()
     for start in re.finditer(r"if constexpr \(", text):
@@ -367,15 +367,15 @@ def test_wheel_holds_machine_code_for_the_architectures_asked_for(wheel):
 
 @wheel_test
 def test_kernels_of_known_block_sizes_spill_no_registers(wheel):
-    # ptxas -v: the mangled name of each function, then what it spills. Steps<float, K, ...> in a
-    # kernel's name tells the block size that it is for; K = 0, any size, may spill.
+    # ptxas -v prints the mangled name of each function, then its spills. KernelTraits<float, K, ...>
+    # in the name of a kernel has its block size. K = 0, any size, may spill.
     entries = re.findall(
         r"Function properties for (\S+)\n.*?(\d+) bytes spill stores, (\d+) bytes spill loads",
         wheel[0],
     )
     spills, blocks = {}, set()
     for name, stores, loads in entries:
-        block = re.search(r"StepsI[fd]Li(\d+)E", name)
+        block = re.search(r"KernelTraitsI[fd]Li(\d+)E", name)
         blocks.add(int(block[1]) if block else None)
         if not (block and int(block[1]) == 0) and int(stores) + int(loads):
             spills[name] = f"{stores} bytes stored, {loads} loaded"

@@ -14,11 +14,19 @@ BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 WITH_CODE = [page for page in PAGES if BLOCK.search(page.read_text())]
 
 
+# It trains a network.
+SLOW = {"network.md"}
+
+
 def name_of(page):
     return page.relative_to(ROOT).as_posix()
 
 
-@pytest.mark.parametrize("page", WITH_CODE, ids=name_of)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.slow if page.name in SLOW else ()) for page in WITH_CODE],
+    ids=name_of,
+)
 def test_blocks_run_one_after_another(page, threads):
     threads(2)
     torch.use_deterministic_algorithms(False)

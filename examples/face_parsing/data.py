@@ -66,7 +66,10 @@ def inspect(args):
 def draw(args):
     """Write synthetic faces of the test split as pictures, enlarged, for want of photographs."""
     faces = open_dataset("synthetic", None, "test", limit=args.count)
-    args.out.mkdir(parents=True, exist_ok=True)
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise DataError(f"--out must be a folder, {args.out} is not") from None
     for i, image in enumerate(faces.images):
         picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
         buffer = io.BytesIO()
@@ -85,7 +88,7 @@ def sheet_path(args, split, *, several):
     """Where the contact sheet of a split goes.
 
     Raises:
-        DataError: that is in the data set's own folder.
+        DataError: that is in the data set's own folder, or would write over another file.
     """
     path = args.out or Path(f"{args.dataset}-{split}.png")
     if path.suffix.lower() != ".png":
@@ -101,6 +104,8 @@ def sheet_path(args, split, *, several):
             raise DataError(f"will not write {path} into the data set's own folder: give --out")
     if not path.parent.is_dir():
         raise DataError(f"no folder {path.parent} to write {path.name} in")
+    if path.is_dir() or (args.out is None and path.exists() and not report.is_sheet(path)):
+        raise DataError(f"{path} exists and is no contact sheet: give --out, or move it away")
     return path
 
 

@@ -167,6 +167,20 @@ def test_folders_and_globs(tmp_path):
     assert len(expanded(f"{folder}/b.png", folder, f"{folder}/sub/../b.png")) == 3
 
 
+def test_a_glob_visits_each_folder_once(tmp_path):
+    """Without that, links upward make a number of paths that has no end in practice."""
+    (tmp_path / "loop" / "sub").mkdir(parents=True)
+    (tmp_path / "other").mkdir()
+    for name in ("loop/a.jpg", "loop/sub/b.jpg", "other/c.jpg"):
+        (tmp_path / name).touch()
+    for link, target in (("up", ".."), ("again", "."), ("sub/up", ".."), ("sub/loop", "loop")):
+        (tmp_path / "loop" / link).symlink_to(target)
+    found = predict.expand([str(tmp_path / "loop" / "**" / "*.jpg")])
+    assert sorted(path.name for path in found) == ["a.jpg", "b.jpg", "c.jpg"]
+    found = predict.expand([str(tmp_path / "loop" / "**" / "sub" / "**")])
+    assert {path.name for path in found} >= {"a.jpg", "b.jpg"}
+
+
 def test_results_beside_the_photographs_are_no_photographs(run, tmp_path):
     write_face(tmp_path / "photos" / "a.png")
     for _ in range(2):
@@ -225,7 +239,7 @@ def test_names_are_distinct_stable_and_never_another_photographs(first, second):
             for source, name in names.items():
                 assert re.fullmatch(re.escape(source.stem) + r"(-\d+)?", name)
                 assert stored.setdefault(name, source) == source
-                writers.write_json(folder, name, source, (1, 1), {})
+                writers.write_json(folder, name, source, (1, 1), FINE, {})
         assert names == writers.names_of(first, folder)
         if len({path.stem.casefold() for path in first + second}) == len({*first, *second}):
             assert all(name == source.stem for name, source in stored.items())

@@ -17,6 +17,8 @@ from . import files, photo_crops, points
 from .faces import DataError, Faces, label_set_for
 from .labels import POINTS_MIRROR, mapped
 
+FARTHEST = 0.5  # of landmarks from the labelled parts, in radii of the face
+
 
 def load(
     source,
@@ -151,11 +153,15 @@ class Decoder:
         with files.open_image(name, record.image, record.origin) as image:
             labels, key_points = source.read(record)
             source.sizes_fit(name, record, image_io.upright_size(image), labels.shape[::-1])
-            if key_points is None and source.TABLE.fine is not None:
-                key_points = points.from_labels(mapped(labels, source.TABLE.fine))
-                if points.exchanged(key_points):
-                    key_points = key_points[list(POINTS_MIRROR)]
+            if source.TABLE.fine is not None:
+                found = points.from_labels(mapped(labels, source.TABLE.fine))
+                if key_points is not None:
+                    _check_fit(name, record, key_points, found)
+                elif points.exchanged(found):
+                    key_points = found[list(POINTS_MIRROR)]
                     labels = mapped(labels, source.TABLE.mirror)
+                else:
+                    key_points = found
             try:
                 place = photo_crops.PLACES[source.CUT](labels, source.TABLE, self.side)
             except ValueError as error:
@@ -171,4 +177,14 @@ class Decoder:
             pixels.transpose(2, 0, 1),
             mapped(labels, self.table),
             ((key_points - place[:2]) * place.scale).astype(np.float32),
+        )
+
+
+def _check_fit(name, record, key_points, found):
+    """Refuse landmarks that are not at the labelled parts, as those of another photograph are."""
+    off = points.distance(key_points, found)
+    if off > FARTHEST:
+        raise DataError(
+            f"{name}: {record.landmarks} must have landmarks within {FARTHEST} of the face's "
+            f"radius from the parts in {record.labels[0]}, got {off:.2f}"
         )

@@ -10,7 +10,7 @@ from faceparse.inference import image_io
 
 from .labels import CLASSES, mapped
 
-RULE = 3  # raise it when the pixels that come out change: cached ones are then made anew
+RULE = 4  # raise it when what comes out changes: cached faces are then decoded again
 MARGIN = 2  # side of the square about a face, in longer sides of its box
 
 

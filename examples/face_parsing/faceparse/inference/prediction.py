@@ -2,6 +2,7 @@
 
 import contextlib
 import glob
+import os
 import sys
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def expand(arguments):
     for text in arguments:
         files = _files(text)
         for path in files:
-            found.setdefault(path.resolve(), path)
+            found.setdefault(os.path.realpath(path), path)
         if not files:
             wrong.append(repr(text))
     if wrong:
@@ -51,8 +52,36 @@ def _files(text):
         ]
     if path.is_file():
         return [path]
-    matches = (Path(match) for match in sorted(glob.glob(text, recursive=True)))
+    matches = sorted(set(_matches(path)))
     return [match for match in matches if match.is_file() and not writers.is_result(match)]
+
+
+def _matches(pattern):
+    """The paths that match a glob. ``**`` visits each folder once, also where links form a loop."""
+    parts = pattern.parts
+    if "**" not in parts:
+        return map(Path, glob.glob(str(pattern)))
+    place = parts.index("**")
+    tops = glob.glob(os.path.join(*parts[:place])) if place else ["."]
+    return [
+        match
+        for top in tops
+        for folder in _folders(top)
+        for match in _matches(Path(glob.escape(folder), *(parts[place + 1 :] or ["*"])))
+    ]
+
+
+def _folders(top):
+    """A folder and all below it, those of links too, without hidden ones; each of them once."""
+    seen = set()
+    for folder, names, _ in os.walk(top, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            names.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        names[:] = [name for name in names if not name.startswith(".")]
+        yield folder
 
 
 def is_video(path):
@@ -105,16 +134,16 @@ def predict_photo(path, folder, name, *, parse, points=None):
 
 def predict_video(path, folder, name, *, parse, label_set, every):
     """The same of a video; a frame without a face stays as it is."""
+    rate, counts, promised = video.timing(path, every=every)
     capture = video.open_capture(path)
-    promised = video.count_of(capture, every=every)
-    target, rate = folder / f"{name}_overlay.mp4", video.rate(capture, every=every)
     count = with_face = 0
-    with video.writing(target, rate) as write:
-        for frame, bar in video.frames(capture, every=every, title=path.name):
+    shown = video.frames(capture, every=every, title=path.name, total=len(counts))
+    with video.writing(folder / f"{name}_overlay.mp4", rate) as write, contextlib.closing(shown):
+        for (frame, bar), times in zip(shown, counts, strict=False):
             image = as_tensor(frame)
             parsed_faces = parse(image)
             labels = writers.compose(parsed_faces, image.shape[1:])
-            write(writers.overlay(image, labels, label_set))
+            write(writers.overlay(image, labels, label_set), times)
             count, with_face = count + 1, with_face + bool(parsed_faces)
             bar.set_postfix(faces=len(parsed_faces), refresh=False)
         if not count:

@@ -86,10 +86,11 @@ def origin(source, folder):
     """How the JSON names a source: its path from the folder of the results."""
     if not isinstance(source, Path):
         return source
+    real = os.path.realpath(source)  # Path.resolve fails on a loop of links
     try:
-        return Path(os.path.relpath(source.resolve(), folder.resolve())).as_posix()
+        return Path(os.path.relpath(real, os.path.realpath(folder))).as_posix()
     except ValueError:  # on another drive
-        return source.resolve().as_posix()
+        return Path(real).as_posix()
 
 
 def _is_taken(folder, name):
@@ -204,7 +205,7 @@ def read_points(files, photos):
     Raises:
         DataError: a file cannot be used; names it.
     """
-    by_path, by_name = {photo.resolve(): photo for photo in photos}, {}
+    by_path, by_name = {os.path.realpath(photo): photo for photo in photos}, {}
     for photo in photos:
         by_name.setdefault(photo.name, []).append(photo)
     points = {}
@@ -212,7 +213,8 @@ def read_points(files, photos):
         for key, fives in _load(file).items():
             try:
                 path = Path(key)
-                exact = by_path.get((file.parent / path).resolve()) or by_path.get(path.resolve())
+                places = (os.path.realpath(place) for place in (file.parent / path, path))
+                exact = next((by_path[place] for place in places if place in by_path), None)
             except ValueError:  # what no path holds
                 path, exact = Path(), None
             found = [exact] if exact else by_name.get(path.name, [])

@@ -96,7 +96,7 @@ def read_file(path):
     """
     path = Path(path)
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:  # tomllib's own is a ValueError
         raise SettingsError(f"cannot read the settings in {path}: {error}") from None
     for name, value in table.items():
