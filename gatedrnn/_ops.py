@@ -20,7 +20,8 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import _vmap, reference
 from ._derivatives import adjoint
-from ._options import DIRECTIONS, MERGES, Options, op_arguments, options_of
+from ._options import MERGES, Options, op_arguments, options_of
+from .reference import DIRECTIONS
 
 if importlib.util.find_spec("gatedrnn._C") is None:
     raise ImportError(
@@ -152,20 +153,27 @@ def _adjoint_setup(ctx, inputs, output):
 
 def _adjoint_backward(ctx, *cotangents):
     *tensors, mask = ctx.saved_tensors
-    asked = [i for i in range(5) if ctx.needs_input_grad[i]]
     given = [i for i, t in enumerate(cotangents) if t is not None and ctx.needs[i]]
 
     def function(*inputs):
-        all_inputs = list(tensors)
-        for i, t in zip(asked, inputs, strict=True):
-            all_inputs[i] = t
-        results = adjoint(*all_inputs, mask, ctx.options)
+        results = adjoint(*inputs, mask, ctx.options)
         return [results[i] for i in given]
 
     with no_autocast(mask):
-        found = _vjp(function, [tensors[i] for i in asked], [cotangents[i] for i in given])
-    grads = dict(zip(asked, found, strict=True))
-    return *(grads.get(i) for i in range(5)), *[None] * 8
+        grads = vjp(function, tensors, ctx.needs_input_grad[:5], [cotangents[i] for i in given])
+    return *grads, *[None] * 8
+
+
+def vjp(function, tensors, needs, cotangents: list[Tensor]) -> list[Tensor | None]:
+    """The gradients of those `tensors` that need one; `function` returns a list of results."""
+    asked = [i for i, need in enumerate(needs) if need]
+
+    def of_asked(*inputs):
+        given = dict(zip(asked, inputs, strict=True))
+        return function(*(given.get(i, t) for i, t in enumerate(tensors)))
+
+    grads = dict(zip(asked, _vjp(of_asked, [tensors[i] for i in asked], cotangents), strict=True))
+    return [grads.get(i) for i in range(len(tensors))]
 
 
 def _vjp(function, inputs: list[Tensor], cotangents: list[Tensor]):
@@ -289,9 +297,14 @@ def _call(name: str, function: type[torch.autograd.Function], arguments):
     try:
         return (function.apply if in_transform() else op)(*arguments)
     except RuntimeError as error:
-        if arguments[0].is_cuda and "gatedrnn: out of memory" in str(error):
-            raise torch.OutOfMemoryError(str(error)) from None
-        raise
+        raise named(error, arguments[0]) from None
+
+
+def named(error: RuntimeError, x: Tensor) -> RuntimeError:
+    """The error, as PyTorch's own where a GPU has no memory left."""
+    if x.is_cuda and "gatedrnn: out of memory" in str(error):
+        return torch.OutOfMemoryError(str(error))
+    return error
 
 
 # ---- the differentiable scan ---------------------------------------------------------------------
@@ -339,6 +352,17 @@ def by_reference(x, g, weight, bias, options: Options) -> Tensor:
 
 
 # ---- what is under way ---------------------------------------------------------------------------
+
+
+def runs_natively(x: object) -> bool:
+    """Whether a scan of `x` needs the native ops and their gradients, and nothing else."""
+    return (
+        type(x) is Tensor
+        and (x.is_cpu or (x.is_cuda and "cuda" in DEVICES))
+        and not torch.compiler.is_compiling()
+        and not in_transform()
+        and forward_ad._current_level < 0  # of any thread
+    )
 
 
 def no_autograd(*tensors: Tensor | None) -> bool:

@@ -5,8 +5,6 @@ The code of an option is its index here, and its value in the enum of csrc/scan.
 
 from typing import NamedTuple
 
-from .reference import DIRECTIONS
-
 MERGES = (None, "max", "mean", "sum")
 NONLINEARITIES = ("identity", "tanh", "relu", "sigmoid")
 GATE_ACTIVATIONS = (None, "clamp", "tanh", "sigmoid")
@@ -45,10 +43,6 @@ def options_of(directions, merge: int, nonlinearity: int, gate_activation: int) 
         NONLINEARITIES[nonlinearity],
         GATE_ACTIVATIONS[gate_activation],
     )
-
-
-def direction_code(name: str) -> int:
-    return DIRECTIONS.index(name)
 
 
 def unknown(option: str, name: object) -> AssertionError:

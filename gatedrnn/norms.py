@@ -48,7 +48,6 @@ def clamp_norm(weight: Tensor, norm: str | None) -> Tensor:
         )
     if weight.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"weight must be float32 or float64, got {weight.dtype}")
-    k = weight.shape[-1]
     if norm is None:
         return weight
     if torch.compiler.is_exporting():
@@ -63,10 +62,9 @@ def clamp_norm(weight: Tensor, norm: str | None) -> Tensor:
         from ._sharding import clamp_shards
 
         return clamp_shards(weight, norm)
-    if k == 1:
+    if weight.shape[-1] == 1:
         return unit_clamp(weight)
-    small = weight.device.type == "cpu" and k <= SMALL
-    if norm == "spectral" and (small or _has_kernel(weight)):
+    if norm == "spectral" and has_native_clamp(weight):
         compiling = torch.compiler.is_compiling()
         if no_autograd(weight) or (compiling and not is_differentiated()):
             keep = torch.is_grad_enabled() and weight.requires_grad
@@ -74,6 +72,13 @@ def clamp_norm(weight: Tensor, norm: str | None) -> Tensor:
         if not is_transformed(weight):
             return _SpectralClamp.apply(weight.contiguous())
     return _by_operations(weight, norm)
+
+
+def has_native_clamp(weight: Tensor) -> bool:
+    """Whether the op clamps the spectral norm of `weight`."""
+    k = weight.shape[-1]
+    here = _has_kernel(weight) or (weight.is_cpu and k <= SMALL)
+    return here and k > 1 and not is_sharded(weight)
 
 
 def _blocks(weight: Tensor) -> Tensor:
@@ -168,7 +173,7 @@ def is_sharded(t: Tensor) -> TypeGuard["DTensor"]:
 
 
 def _has_kernel(t: Tensor) -> bool:
-    return t.device.type == "cuda" and "cuda" in DEVICES
+    return t.is_cuda and "cuda" in DEVICES
 
 
 def _top_singular(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from ._options import ALONG_WIDTH, DIRECTIONS, FROM_END, options_of
+from ._options import ALONG_WIDTH, FROM_END, options_of
 from .modules import fold_weight_constraint
+from .reference import DIRECTIONS
 
 # Operators; None where a value stays as it is.
 _NONLINEARITY = {"identity": None, "tanh": "Tanh", "relu": "Relu", "sigmoid": "Sigmoid"}
