@@ -59,8 +59,7 @@ class _PlainScan(torch.autograd.Function):
                 weight = clamp_norm(weight, "spectral" if ctx.clamps else None)
                 return [_ops.scan(x, g, weight, bias, ctx.options)]
 
-            with _ops.no_autocast(x):
-                return *_ops.vjp(function, inputs, needs, [grad]), None, None
+            return *_ops.vjp(function, inputs, needs, [grad]), None, None
 
         raw = weight.contiguous()
         bias = None if bias is None else bias.contiguous()

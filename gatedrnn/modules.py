@@ -190,7 +190,7 @@ class SpatialGatedRNN(nn.Module):
         autocast = device != "meta" and torch.is_autocast_enabled(device)
         if own not in DTYPES:
             clamp_norm(self.raw_weight, self.weight_constraint)  # refuses it
-        if autocast or x.dtype not in DTYPES or own not in DTYPES:
+        if (autocast and torch.float64 not in (x.dtype, own)) or x.dtype not in DTYPES:
             return
         raise TypeError(
             f"SpatialGatedRNN: x must have the layer's dtype {own}"
