@@ -288,7 +288,7 @@ def hessian_vector(layer, x):
 SOME = [(needed,) for needed in itertools.product([False, True], repeat=4) if any(needed)]
 
 
-@pytest.mark.parametrize(("needed",), sampled(SOME, 6))
+@pytest.mark.parametrize("needed", sampled(SOME, 6))
 @pytest.mark.parametrize("merge", ["max", "sum"])
 def test_second_derivative_of_a_layer_for_some_of_its_inputs(merge, needed):
     layer = SpatialGatedRNN(4, merge=merge, dtype=F64)
