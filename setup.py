@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_py import build_py
 
 sys.path.append(os.path.dirname(os.path.abspath(__file__)))  # not there in pip's build
 import build_cuda
@@ -215,12 +216,21 @@ def build_command() -> type:
     return BuildNative
 
 
+class BuildPython(build_py):
+    """Starts from an empty folder: one of an earlier build may hold files that are gone since."""
+
+    def run(self) -> None:
+        if not self.editable_mode:
+            shutil.rmtree(Path(self.build_lib) / "gatedrnn", ignore_errors=True)
+        super().run()
+
+
 def build_requirements() -> list[str]:
     """What an isolated build fetches beside pyproject.toml's packages, where there is none: a
     PyTorch to build against, never a second one, and an nvcc if CUDA is asked for."""
     if find_torch() is None:
         return [TORCH_REQUIREMENT, *build_cuda.requirements(None)]
-    if build_cuda.request() != "1":
+    if build_cuda.cuda_mode() != "1":
         return []
     import torch
 
@@ -231,7 +241,7 @@ compiles = not {"egg_info", "dist_info", "sdist"} & set(sys.argv)
 
 setup(
     ext_modules=[native_library()],
-    cmdclass={"build_ext": build_command()} if compiles else {},
+    cmdclass={"build_py": BuildPython} | ({"build_ext": build_command()} if compiles else {}),
     setup_requires=[] if compiles else build_requirements(),
     # An instrumented library stays apart from an ordinary one.
     options={"build": {"build_base": "build/sanitize-objects"}} if SANITIZE else {},

@@ -18,16 +18,15 @@ ROOT = Path(__file__).resolve().parents[1]
 # Its networks and checkpoints, and what its commands share.
 sys.path.insert(0, str(ROOT / "examples" / "face_parsing"))
 
-import checkpoint  # noqa: E402
-import commands  # noqa: E402
-import photographs  # noqa: E402
 import propagation  # noqa: E402
-import propagation_pictures  # noqa: E402
-import transforms  # noqa: E402
-from checkpoint import CheckpointError  # noqa: E402
-from datasets import LABEL_SETS, DataError  # noqa: E402
 from propagation import Scene  # noqa: E402
-from settings import SettingsError  # noqa: E402
+
+from faceparse import cli  # noqa: E402
+from faceparse.data import DataError, labels, transforms  # noqa: E402
+from faceparse.inference import image_io  # noqa: E402
+from faceparse.training import checkpoint  # noqa: E402
+from faceparse.training.checkpoint import CheckpointError  # noqa: E402
+from faceparse.training.config import SettingsError  # noqa: E402
 
 LARGEST = 256  # pixels, the side of a gate map: thin walls would leak if they were scaled down
 
@@ -38,7 +37,7 @@ def open_image(option, path):
     Raises:
         DataError: it cannot be read, or has more than 8 bits a channel.
     """
-    image = attempt(option, path, photographs.open_image, path)
+    image = attempt(option, path, image_io.open_image, path)
     if image.mode.startswith(("I", "F")):  # converted, these would be cut off at 255
         raise DataError(f"{option} must have 8 bits a channel, {path} is of mode {image.mode}")
     return image
@@ -92,16 +91,16 @@ def read_scene(path, photograph):
         CheckpointError, DataError: a file cannot be used, or the network has no gate or is for
             a part of the face.
     """
-    import evaluate  # needs more packages than the other pictures do
+
+    from faceparse.reporting import evaluation  # needs more packages than the other pictures do
 
     try:
         state = checkpoint.load(path)
-        model = evaluate.load_model(state, "cpu", path=path)
+        model = evaluation.load_model(state, "cpu", path=path)
     except CheckpointError as error:
         raise CheckpointError(f"--checkpoint: {error}") from None
     layers = [layer for layer in model.modules() if isinstance(layer, SpatialGatedRNN)]
-    label_set = LABEL_SETS[state["settings"]["labels"]]
-    if layers and state["classes"] != list(label_set.names):
+    if layers and state["settings"]["view"] not in ("whole", "face"):
         raise CheckpointError(
             f"--checkpoint must hold a network for the whole face, "
             f"{path} knows {', '.join(state['classes'])}"
@@ -125,8 +124,9 @@ def read_scene(path, photograph):
         )
     if not all(t.isfinite().all() for t in (scenes[0].x, scenes[0].g)):
         raise CheckpointError(f"--checkpoint must give finite maps, {path} does not")
-    labels = np.array(label_set.colours, np.uint8)[parse.logits[0].argmax(0).numpy()]
-    shown = {"photograph": images[0].permute(1, 2, 0).numpy(), "labels": labels}
+    label_set = labels.label_set(*state["classes"])
+    painted = np.array(label_set.colours, np.uint8)[parse.logits[0].argmax(0).numpy()]
+    shown = {"photograph": images[0].permute(1, 2, 0).numpy(), "labels": painted}
     return scenes[0], shown
 
 
@@ -150,7 +150,7 @@ def check_folder(folder):
 
 
 def parse_arguments():
-    parser = commands.Parser(description=__doc__.splitlines()[0])
+    parser = cli.Parser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--gate", metavar="FILE", type=Path, help="a grey image as the gate map; white is open"
     )
@@ -189,6 +189,9 @@ def parse_arguments():
 
 def main():
     args = parse_arguments()
+    cli.require("matplotlib")
+    import propagation_pictures
+
     check_folder(args.out)
     shown, pixel = None, args.pixel
     if args.checkpoint:
@@ -207,8 +210,8 @@ def main():
     args.out.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
         checkpoint.write_atomically(args.out / name, data)
-        commands.say(args.out / name)
+        cli.say(args.out / name)
 
 
 if __name__ == "__main__":
-    sys.exit(commands.exit_code(main))
+    sys.exit(cli.exit_code(main))

@@ -5,6 +5,7 @@ the scan of a small map. Whatever else is under way goes the way of `_ops.scan`.
 """
 
 import contextlib
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,14 @@ from ._options import Options, op_arguments
 from .norms import clamp_norm, has_native_clamp
 
 
-def plain_scan(x, g, weight, bias, options: Options, norm: str | None) -> Tensor:
+def plain_scan(
+    x: Tensor,
+    g: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    options: Options,
+    norm: str | None,
+) -> Tensor:
     """`_ops.scan` of a weight that is clamped to `norm`, for an x that `runs_natively`."""
     clamps = norm == "spectral" and has_native_clamp(weight)
     if not clamps:
@@ -22,13 +30,22 @@ def plain_scan(x, g, weight, bias, options: Options, norm: str | None) -> Tensor
     needs_grad = torch.is_grad_enabled() and torch._C._any_requires_grad(x, g, weight, bias)
     try:
         if needs_grad:
-            return _PlainScan.apply(x, g, weight, bias, options, clamps)
+            y: Tensor = _PlainScan.apply(x, g, weight, bias, options, clamps)  # type: ignore[no-untyped-call]
+            return y
         return _forward(x, g, weight, bias, options, clamps, False)[0]
     except RuntimeError as error:
         raise _ops.named(error, x) from None
 
 
-def _forward(x, g, weight, bias, options: Options, clamps: bool, keep: bool):
+def _forward(
+    x: Tensor,
+    g: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    options: Options,
+    clamps: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """y, the mask, the weight that was scanned with, and what its clamp keeps."""
     weight, kept = weight.contiguous(), None
     bias = None if bias is None else bias.contiguous()
@@ -41,21 +58,29 @@ def _forward(x, g, weight, bias, options: Options, clamps: bool, keep: bool):
 
 class _PlainScan(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, g, weight, bias, options, clamps):
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        g: Tensor | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        options: Options,
+        clamps: bool,
+    ) -> Tensor:
         y, mask, scanned, kept = _forward(x, g, weight, bias, options, clamps, True)
         ctx.options, ctx.clamps = options, clamps
         ctx.save_for_backward(x, g, weight, bias, mask, scanned if clamps else None, kept)
         return y
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         *inputs, mask, scanned, kept = ctx.saved_tensors
         x, g, weight, bias = inputs
         needs = ctx.needs_input_grad[:4]
         compiling = torch.compiler.is_compiling()  # compiled autograd
         if not compiling and not _ops.no_autograd(grad, *inputs):
 
-            def function(x, g, weight, bias):
+            def function(x: Tensor, g: Any, weight: Tensor, bias: Any) -> list[Tensor]:
                 weight = clamp_norm(weight, "spectral" if ctx.clamps else None)
                 return [_ops.scan(x, g, weight, bias, ctx.options)]
 

@@ -3,17 +3,18 @@
 import functools
 import warnings
 from collections.abc import Sequence
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from ._ops import DEVICES, by_reference, runs_natively, scan
-from ._options import GATE_ACTIVATIONS, MERGES, NONLINEARITIES, Options
+from ._options import GATE_ACTIVATIONS, MERGES, NONLINEARITIES, Options, direction_code
 from ._plain import plain_scan
 from .norms import clamp_norm
-from .reference import DIRECTIONS
+from .reference import DIRECTIONS, Direction, GateActivation, Integration, Merge, Nonlinearity
 
-INTEGRATIONS = ("parallel", "cascade")
+INTEGRATIONS: tuple[Integration, ...] = get_args(Integration)
 HALF = (torch.bfloat16, torch.float16)
 DTYPES = (torch.float64, torch.float32, *HALF)
 
@@ -24,11 +25,11 @@ def spatial_gated_rnn(
     weight: Tensor,
     bias: Tensor | None = None,
     *,
-    directions: Sequence[str] = DIRECTIONS,
-    integration: str = "parallel",
-    merge: str | None = "max",
-    nonlinearity: str = "identity",
-    gate_activation: str | None = None,
+    directions: Sequence[Direction] = DIRECTIONS,
+    integration: Integration = "parallel",
+    merge: Merge | None = "max",
+    nonlinearity: Nonlinearity = "identity",
+    gate_activation: GateActivation | None = None,
 ) -> Tensor:
     """Scans `x` in up to four directions with a spatially variant RNN and merges the maps.
 
@@ -78,7 +79,15 @@ def spatial_gated_rnn(
     return scan_checked(x, g, weight, bias, None, options, integration)
 
 
-def scan_checked(x, g, weight, bias, norm: str | None, options: Options, integration: str):
+def scan_checked(
+    x: Tensor,
+    g: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm: str | None,
+    options: Options,
+    integration: Integration,
+) -> Tensor:
     """`spatial_gated_rnn` of a weight that is clamped to `norm`."""
     plain = runs_natively(x)
     arguments = (plain, x, g, weight, bias, norm, options)
@@ -96,8 +105,16 @@ def scan_checked(x, g, weight, bias, norm: str | None, options: Options, integra
         raise
 
 
-def _parallel(plain: bool, x, g, weight, bias, norm, options: Options) -> Tensor:
-    if torch.is_grad_enabled() and torch.jit.is_tracing():
+def _parallel(
+    plain: bool,
+    x: Tensor,
+    g: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm: str | None,
+    options: Options,
+) -> Tensor:
+    if torch.is_grad_enabled() and torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         raise RuntimeError(
             "spatial_gated_rnn: torch.jit.trace can't record gradients of a scan: trace under "
             "torch.no_grad(), or use torch.export"
@@ -116,7 +133,15 @@ def _parallel(plain: bool, x, g, weight, bias, norm, options: Options) -> Tensor
     return by_reference(x, g, weight, bias, options)
 
 
-def _cascade(plain: bool, x, g, weight, bias, norm, options: Options) -> Tensor:
+def _cascade(
+    plain: bool,
+    x: Tensor,
+    g: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm: str | None,
+    options: Options,
+) -> Tensor:
     weight = clamp_norm(weight, norm)
     for d, code in enumerate(options.directions):
         g_d = g[:, d] if g is not None and g.dim() == 5 else g
@@ -126,18 +151,24 @@ def _cascade(plain: bool, x, g, weight, bias, norm, options: Options) -> Tensor:
     return x
 
 
-def _prepare(directions, integration, merge, nonlinearity, gate_activation) -> Options:
+def _prepare(
+    directions: Sequence[Direction],
+    integration: Integration,
+    merge: Merge | None,
+    nonlinearity: Nonlinearity,
+    gate_activation: GateActivation | None,
+) -> Options:
     names = check_options(directions, integration, merge, nonlinearity, gate_activation)
     if len(names) == 1 and merge is not None:
         merge = "sum"  # one map: nothing to merge, and no mask to keep
-    codes = tuple(DIRECTIONS.index(name) for name in names)
+    codes = tuple(direction_code(name) for name in names)
     return Options(codes, merge, nonlinearity, gate_activation)
 
 
 _prepare_once = functools.lru_cache(_prepare)
 
 
-def prepared(directions, *others) -> Options:
+def prepared(directions: Sequence[Direction], *others: Any) -> Options:
     """The options of a call, checked."""
     if isinstance(directions, list):
         directions = tuple(directions)
@@ -149,7 +180,13 @@ def prepared(directions, *others) -> Options:
     return _prepare(directions, *others)
 
 
-def check_options(directions, integration, merge, nonlinearity, gate_activation) -> tuple[str, ...]:
+def check_options(
+    directions: Sequence[Direction],
+    integration: Integration,
+    merge: Merge | None,
+    nonlinearity: Nonlinearity,
+    gate_activation: GateActivation | None,
+) -> tuple[Direction, ...]:
     """Raises ValueError unless all options are known and fit; returns the directions' names."""
     if not isinstance(directions, (list, tuple)):  # a set would have an order of its own
         raise ValueError(f"directions must be a list or tuple of names, got {directions!r}")
@@ -172,7 +209,7 @@ def check_options(directions, integration, merge, nonlinearity, gate_activation)
     return directions
 
 
-def _check_choice(argument: str, given, known: tuple) -> None:
+def _check_choice(argument: str, given: object, known: tuple[str | None, ...]) -> None:
     if given is None and None in known:
         return
     if not isinstance(given, str) or given not in known:
@@ -191,7 +228,13 @@ def refuse_proxy(value: object) -> None:
         )
 
 
-def _check_tensors(x, g, weight, bias, options: Options) -> None:
+def _check_tensors(
+    x: Tensor,
+    g: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    options: Options,
+) -> None:
     for argument, tensor in (("x", x), ("g", g), ("weight", weight), ("bias", bias)):
         if tensor is None and argument in ("g", "bias"):
             continue
@@ -250,7 +293,7 @@ def _check_tensors(x, g, weight, bias, options: Options) -> None:
             )
 
 
-def _check_dtypes(x, g, weight, bias) -> None:
+def _check_dtypes(x: Tensor, g: Tensor | None, weight: Tensor, bias: Tensor | None) -> None:
     if g is not None and g.dtype != x.dtype:
         raise TypeError(
             f"spatial_gated_rnn: g must have x's dtype {x.dtype}, got {g.dtype}: convert "
@@ -267,7 +310,9 @@ def _check_dtypes(x, g, weight, bias) -> None:
         )
 
 
-def _autocast(x, g, weight, bias):
+def _autocast(
+    x: Tensor, g: Tensor | None, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
     """Under autocast: 16-bit maps all take autocast's type; otherwise everything is float32.
 
     As in PyTorch's own operations, float64 is left alone.
@@ -279,11 +324,15 @@ def _autocast(x, g, weight, bias):
     if x.dtype in HALF or (g is not None and g.dtype in HALF):
         maps = torch.get_autocast_dtype(device)
 
-    def cast(tensor, dtype):
-        keep = tensor is None or tensor.dtype == torch.float64
-        return tensor if keep else tensor.to(dtype)
+    def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
 
-    return cast(x, maps), cast(g, maps), cast(weight, torch.float32), cast(bias, torch.float32)
+    return (
+        cast(x, maps),
+        None if g is None else cast(g, maps),
+        cast(weight, torch.float32),
+        None if bias is None else cast(bias, torch.float32),
+    )
 
 
 @functools.cache

@@ -17,7 +17,8 @@ from comparison import DEVICE
 
 from gatedrnn import _C
 
-torch.use_deterministic_algorithms(True)
+# As torch.use_deterministic_algorithms(True), which also imports torch.compile: three seconds.
+torch.set_deterministic_debug_mode("error")
 torch.utils.deterministic.fill_uninitialized_memory = True
 
 # The tensors are small: threads would wait for each other longer than they work. What depends on

@@ -26,9 +26,9 @@ SIZES = [(2, 5, 7), (1, 1, 1), (3, 8, 1), (1, 1, 6)]  # N, H, W
 
 def forms():
     """Options of layers, with the kind of their gates: each value of an option in some of them."""
-    draw = random.Random(108)  # which brings most pairs of values together, too
+    draw = random.Random(1418)  # which brings most pairs of values together
     merges = ("max", "mean", "sum", None, "cascade")
-    for merge, nonlinearity in itertools.product(merges, NONLINEARITIES):
+    for merge, nonlinearity in zip(merges * 2, itertools.cycle(NONLINEARITIES)):
         options = dict(
             groups=draw.choice([1, 2, CHANNELS]),
             directions=draw.sample(DIRECTIONS, draw.choice([4, 3, 2, 1])),

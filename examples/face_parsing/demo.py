@@ -1,31 +1,15 @@
 """A page on this machine, to try a face parser on photographs: demo.py --models DIR."""
 
-import argparse
-import hashlib
-import html
-import io
 import os
 import sys
 import time
-from pathlib import Path
 
-import commands
-import cv2
-import gradio as gr
-import inside
-import privacy
-import results
-import torch
-from datasets import FINE, DataError
-from detect import as_array
-from face_parser import FaceParser
-from photographs import PhotographError, as_tensor, read, set_limit
-from PIL import Image
-from recolour import PARTS, colour_of, recolour_part
-from starlette.middleware import Middleware
+from faceparse import cli, privacy
+from faceparse.data import DataError
+from faceparse.inference.face_parser import FaceParser
+from faceparse.inference.image_io import set_limit
 
 ADDRESS = "127.0.0.1"
-SIDE = 1600  # pixels of a photograph's longer side: the detector looks at no more
 SESSIONS = 20  # pages whose photograph is kept in memory
 SWEEP = 60  # seconds between two looks for old files
 CSS = """
@@ -38,152 +22,21 @@ footer {display: none !important}
 """
 
 
-def make_page(parser):
-    """The page, to be launched.
-
-    Args:
-        parser: ``FaceParser``.
-    """
-    with gr.Blocks(title="Face parsing", analytics_enabled=False, fill_width=True) as page:
-        seen = gr.State()  # the photograph and its parsed faces
-        gr.Markdown("# Face parsing\nThe photograph stays on this machine.")
-        with gr.Row():
-            with gr.Column(scale=1, min_width=300):
-                upload = gr.File(
-                    label="Drop a photograph", elem_id="upload", type="filepath", height=150
-                )
-                which = gr.Radio(["largest", "all"], value="largest", label="Faces")
-                message = gr.Markdown("No photograph yet.", elem_id="message")
-                areas = gr.HTML(elem_id="areas", padding=False)
-            with gr.Column(scale=3):
-                with gr.Tab("Parts"):
-                    parts = before_and_after("Photograph and parts", "parts")
-                with gr.Tab("Recolour"):
-                    with gr.Row():
-                        part = gr.Radio(list(PARTS), value="hair", label="Part", scale=2)
-                        colour = gr.ColorPicker("#8b2252", label="Colour")
-                        strength = gr.Slider(0, 1, 0.8, step=0.05, label="Strength")
-                    recoloured = before_and_after("Photograph and recoloured", "recoloured")
-                with gr.Tab("Inside the layer"):
-                    gr.Markdown(
-                        "The first stage of the largest face, in its aligned frame. The layer "
-                        "spreads X in four directions, through open gates; of the four maps each "
-                        "pixel and channel keeps the maximum. Shown: the mean magnitude over "
-                        "channels, all on one scale."
-                    )
-                    layer = gr.Image(
-                        show_label=False,
-                        elem_id="layer",
-                        interactive=False,
-                        buttons=["download", "fullscreen"],
-                    )
-
-        def parsed(image, which):
-            """What changes on the page with a photograph or the choice of faces."""
-            if image is None:
-                return {message: gr.skip()}
-            faces = parser.all_faces(image)
-            found = len(faces)
-            faces = faces if which == "all" else faces[:1]
-            height, width = image.shape[1:]
-            words = {0: "No face found.", 1: "1 face found."}.get(found, f"{found} faces found.")
-            labels = results.compose(faces, (height, width))
-            propagation = inside.propagation_of(parser, image, faces[0]) if faces else None
-            return {
-                seen: (image, faces),
-                message: f"{words} {width} x {height} pixels.",
-                parts: (stored(as_array(image)), stored(results.overlay(image, labels))),
-                areas: table(labels) if faces else "",
-                layer: stored(inside.draw(propagation)) if propagation else None,
-            }
-
-        def opened(path, which):
-            try:
-                image = read(path)
-            except PhotographError as error:
-                words = str(error).replace(str(path), Path(path).name)
-                return {upload: None, message: f"**{html.escape(words)}**"}
-            return {upload: None, **parsed(reduced(image), which)}
-
-        def chosen(seen, which):
-            return parsed(seen[0] if seen else None, which)
-
-        def changed(seen, part, colour, strength):
-            if not seen:
-                return None
-            image, faces = seen
-            try:
-                result = recolour_part(image, faces, part, colour_of(colour), strength)
-            except argparse.ArgumentTypeError as error:
-                gr.Warning(f"The colour {error}")
-                return gr.skip()
-            return stored(as_array(image)), stored(as_array(result))
-
-        # One at a time: the detector is not made for two.
-        options = dict(concurrency_id="parser", concurrency_limit=1, api_visibility="private")
-        outputs = [seen, message, parts, areas, layer]
-        show = dict(fn=changed, inputs=[seen, part, colour, strength], outputs=recoloured)
-        show |= dict(show_progress="hidden", **options)  # the picture stays while a slider moves
-        upload.upload(opened, [upload, which], [upload, *outputs], **options).then(**show)
-        which.change(chosen, [seen, which], outputs, **options).then(**show)
-        controls = [part.change, colour.change, strength.change]
-        gr.on(controls, trigger_mode="always_last", **show)
-    return page
-
-
-def before_and_after(label, name):
-    """Two pictures with a line between them that can be drawn over either."""
-    return gr.ImageSlider(label=label, elem_id=name, interactive=False, max_height=640)
-
-
-def stored(picture):
-    """The file of a picture: an array (H, W, 3) uint8, or Pillow's.
-
-    Gradio itself would write the file of a picture that it has shown before once more, also while
-    a browser is being sent it.
-    """
-    data = io.BytesIO()
-    picture = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-    picture.save(data, "webp")
-    name = hashlib.sha256(data.getbuffer()).hexdigest()
-    path = Path(os.environ["GRADIO_TEMP_DIR"], f"{name}.webp")
-    try:
-        os.utime(path)  # used again, so that `privacy.sweep` leaves it
-    except FileNotFoundError:
-        path.write_bytes(data.getbuffer())
-    return path
-
-
-def reduced(image):
-    """A photograph (3, H, W) uint8 within ``SIDE`` pixels."""
-    height, width = image.shape[1:]
-    factor = SIDE / max(height, width)
-    if factor >= 1:
-        return image
-    size = max(1, round(factor * width)), max(1, round(factor * height))
-    return as_tensor(cv2.resize(as_array(image), size, interpolation=cv2.INTER_AREA))
-
-
-def table(labels):
-    """The area of each class in labels (H, W) uint8, as HTML."""
-    rows = ["<tr><th>class</th><th>%</th><th>pixels</th></tr>"]
-    counts = torch.bincount(labels.flatten(), minlength=len(FINE.names))
-    for name, colour, count in zip(FINE.names, FINE.colours, counts.tolist(), strict=True):
-        swatch = f'<i style="background: rgb{colour}"></i>'
-        share = 100 * count / labels.numel()
-        rows.append(f"<tr><td>{swatch}{name}</td><td>{share:.2f}</td><td>{count:,}</td></tr>")
-    return f"<table>{''.join(rows)}</table>"
-
-
 def main():
-    parser = commands.Parser(description=__doc__)
-    commands.add_models_argument(parser)
-    commands.add_limit_argument(parser)
+    parser = cli.Parser(description=__doc__)
+    cli.add_models_argument(parser)
+    cli.add_limit_argument(parser)
     parser.add_argument(
-        "--port", type=commands.number(int, 1, 65535), help="default: a free one from 7860"
+        "--port", type=cli.number(int, 1, 65535), help="default: a free one from 7860"
     )
-    parser.add_argument("--device", type=commands.device, default="cpu")
+    parser.add_argument("--device", type=cli.device, default="cpu")
     args = parser.parse_args()
+    cli.require("gradio", "matplotlib")
+    # Here, so that --help and the line above need neither.
+    import gradio as gr
+    from starlette.middleware import Middleware
+
+    from faceparse.demo_page import make_page
 
     set_limit(args.max_megapixels)
     faces = FaceParser.load(args.models, device=args.device)
@@ -210,7 +63,7 @@ def main():
             given = f"{args.port} is not" if args.port else "none from 7860 to 7959 is"
             raise DataError(f"--port must be free, {given}") from None
         try:
-            commands.say(url)
+            cli.say(url)
             while True:
                 time.sleep(SWEEP)
                 privacy.sweep(folder)
@@ -219,4 +72,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(commands.exit_code(main))
+    sys.exit(cli.exit_code(main))

@@ -1,177 +1,19 @@
 """Parse the faces of photographs and videos: predict.py --models DIR PHOTO... [--out DIR]."""
 
-import contextlib
 import functools
-import glob
 import sys
 from pathlib import Path
 
-import commands
-import numpy as np
-import photographs
-import results
-import video
-from checkpoint import claimed
-from console import say
-from datasets import DataError
-from face_parser import FaceParser
-from photographs import NoFaceError, PhotographError, as_tensor
-from tqdm import tqdm
-
-
-def expand(arguments):
-    """The files that are meant, each once: photographs, videos, what folders and globs hold.
-
-    Raises:
-        DataError: an argument stands for no file.
-    """
-    found, wrong = {}, []
-    for text in arguments:
-        files = _files(text)
-        for path in files:
-            found.setdefault(path.resolve(), path)
-        if not files:
-            wrong.append(repr(text))
-    if wrong:
-        raise DataError(
-            "PHOTO must be a file, a folder that holds photographs or a glob that matches files, "
-            f"got {', '.join(wrong)}"
-        )
-    return list(found.values())
-
-
-def _files(text):
-    path = Path(text)
-    if path.is_dir():
-        return [
-            each
-            for each in sorted(path.iterdir())
-            if each.suffix.lower() in photographs.SUFFIXES
-            and each.is_file()
-            and not each.name.startswith(".")
-            and not results.is_result(each)
-        ]
-    if path.is_file():
-        return [path]
-    matches = (Path(match) for match in sorted(glob.glob(text, recursive=True)))
-    return [match for match in matches if match.is_file() and not results.is_result(match)]
-
-
-def is_video(path):
-    return path.suffix.lower() in video.SUFFIXES
-
-
-def parse_faces(parser, image, *, everyone, points=None):
-    """``Parsing`` of the largest face of an image (3, H, W) uint8, of all, or of those given.
-
-    Args:
-        everyone: every face that is detected.
-        points: (F, 5, 2), in place of detection.
-    """
-    if points is not None:
-        boxes = np.full((len(points), 4), np.nan)
-        return parser.parse([image] * len(points), list(points), list(boxes))
-    if everyone:
-        return parser.all_faces(image)
-    return [parsing for parsing in parser([image]) if parsing is not None]
-
-
-def check_near(points, image, path):
-    """Refuse points (F, 5, 2) further outside of an image (3, H, W) than it is large."""
-    size = np.array(image.shape[:0:-1])
-    far = ((points < -size) | (points > 2 * size)).any(-1)
-    if far.any():
-        raise PhotographError(
-            f"--points for {path}: {points[far][0].tolist()} is not near its {size[0]} x {size[1]}"
-            " pixels"
-        )
-
-
-def predict_photo(path, folder, name, *, parse, points=None):
-    """Parse a photograph and write what comes of it.
-
-    Args:
-        parse: :func:`parse_faces` of a parser.
-
-    Raises:
-        PhotographError, NoFaceError: nothing is written.
-    """
-    image = photographs.read(path)
-    if points is not None:
-        check_near(points, image, path)
-    parsings = parse(image, points=points)
-    if not parsings:
-        raise NoFaceError(f"no face found in {path}")
-    results.write(folder, name, path, image, parsings)
-
-
-def predict_video(path, folder, name, *, parse, every):
-    """The same of a video; a frame without a face stays as it is."""
-    capture = video.open_capture(path)
-    promised = video.count_of(capture, every=every)
-    target, rate = folder / f"{name}_overlay.mp4", video.rate(capture, every=every)
-    count = with_face = 0
-    with video.writing(target, rate) as write:
-        for frame, bar in video.frames(capture, every=every, title=path.name):
-            image = as_tensor(frame)
-            parsings = parse(image)
-            write(results.overlay(image, results.compose(parsings, image.shape[1:])))
-            count, with_face = count + 1, with_face + bool(parsings)
-            bar.set_postfix(faces=len(parsings), refresh=False)
-        if not count:
-            raise PhotographError(f"cannot read {path}: it has no frame")
-        if promised and count < promised:
-            words = f"note: {path} may be damaged: of {promised} frames, {count} could be read"
-            say(commands.one_line(words), file=sys.stderr)
-        if not with_face:
-            raise NoFaceError(f"no face found in {path}")
-        facts = {"frames": count, "frames_with_faces": with_face, "frames_per_second": rate}
-        results.write_json(folder, name, path, image.shape[1:], facts)
-
-
-def predict_camera(capture, folder, name, source, *, parse):
-    """Parse what a camera sees until Ctrl-C, then write the last frame with a face."""
-    image = last = None
-    with contextlib.closing(video.frames(capture, title=source)) as frames:
-        try:
-            for frame, bar in frames:
-                image = as_tensor(frame)
-                parsings = parse(image)
-                bar.set_postfix(faces=len(parsings), refresh=False)
-                if parsings:
-                    last = image, parsings
-        except KeyboardInterrupt:
-            pass
-    if image is None:
-        raise PhotographError(f"cannot read {source}: it gives no frame")
-    if last is None:
-        raise NoFaceError(f"no face found by {source}")
-    results.write(folder, name, source, *last)
-
-
-def predict_files(paths, names, args, *, parse, points):
-    """Parse one file after the other; returns how many are unreadable, and how many faceless."""
-    counts = {PhotographError: 0, NoFaceError: 0}
-    for path in tqdm(paths, unit="photo", disable=None if len(paths) > 1 else True):
-        try:
-            if is_video(path):
-                predict_video(path, args.out, names[path], parse=parse, every=args.every)
-            else:
-                given = points.get(path)
-                predict_photo(path, args.out, names[path], parse=parse, points=given)
-        except (PhotographError, NoFaceError) as error:
-            counts[type(error)] += 1
-            say(f"error: {commands.one_line(error)}", file=sys.stderr)
-    return counts.values()
-
-
-def is_done(path, folder, name):
-    ending = "_overlay.mp4" if is_video(path) else "_labels.png"
-    return results.is_done(folder, name, last=ending)
+from faceparse import cli
+from faceparse.inference import image_io
+from faceparse.inference.face_parser import FaceParser
+from faceparse.inference.prediction import expand, is_video, parse_faces, run_camera, run_files
+from faceparse.reporting import writers
+from faceparse.training.checkpoint import claimed
 
 
 def parse_arguments():
-    parser = commands.Parser(
+    parser = cli.Parser(
         description=__doc__,
         epilog="Exit code: 0, every source is parsed; 2, an argument is wrong or a source cannot "
         "be read; 3, all can be read, and in some is no face; 130, interrupted.",
@@ -179,32 +21,32 @@ def parse_arguments():
     parser.add_argument(
         "photos", metavar="PHOTO", nargs="*", help="files, folders of photographs, globs, videos"
     )
-    commands.add_models_argument(parser)
-    commands.add_limit_argument(parser)
-    parser.add_argument("--out", metavar="DIR", type=commands.path, default=Path("parsed"))
+    cli.add_models_argument(parser)
+    cli.add_limit_argument(parser)
+    parser.add_argument("--out", metavar="DIR", type=cli.path, default=Path("parsed"))
     parser.add_argument("--all-faces", action="store_true", help="not only the largest face")
     parser.add_argument(
         "--points",
         metavar="FILE",
-        type=commands.path,
+        type=cli.path,
         action="append",
         default=[],
         help="use the key points in this JSON, see the README; may be repeated",
     )
     parser.add_argument(
-        "--camera", metavar="N", type=commands.number(int, 0, 999), help="parse what a camera sees"
+        "--camera", metavar="N", type=cli.number(int, 0, 999), help="parse what a camera sees"
     )
     parser.add_argument(
         "--every",
         metavar="N",
-        type=commands.number(int, 1, 10**6),
+        type=cli.number(int, 1, 10**6),
         default=1,
         help="of a video, take each N-th frame",
     )
     parser.add_argument(
         "--resume", action="store_true", help="leave out what an earlier run has done"
     )
-    parser.add_argument("--device", type=commands.device, default="cpu")
+    parser.add_argument("--device", type=cli.device, default="cpu")
     args = parser.parse_args()
     if bool(args.photos) == (args.camera is not None):
         parser.error("either PHOTO or --camera N must be given" + ", not both" * bool(args.photos))
@@ -215,45 +57,17 @@ def parse_arguments():
 
 def main():
     args = parse_arguments()
-    photographs.set_limit(args.max_megapixels)
+    image_io.set_limit(args.max_megapixels)
     paths = expand(args.photos)
-    points = results.read_points(args.points, [path for path in paths if not is_video(path)])
+    points = writers.read_points(args.points, [path for path in paths if not is_video(path)])
     parser = FaceParser.load(args.models, device=args.device)
     parse = functools.partial(parse_faces, parser, everyone=args.all_faces)
     with claimed(args.out):
         if args.camera is not None:
             run_camera(args, parse)
         else:
-            run_files(args, parse, paths, points)
-
-
-def run_files(args, parse, paths, points):
-    names = results.names_of(paths, args.out)
-    for path, name in names.items():
-        if name != path.stem:
-            say(f"note: {path.stem} is taken, {path} is parsed into {name}", file=sys.stderr)
-    todo = [
-        path
-        for path in paths
-        if not args.resume or path in points or not is_done(path, args.out, names[path])
-    ]
-    unreadable, faceless = predict_files(todo, names, args, parse=parse, points=points)
-    words = [f"{len(todo) - unreadable - faceless} of {len(paths)} parsed into {args.out}"]
-    words += [f"{len(paths) - len(todo)} done before"] * (len(todo) < len(paths))
-    words += [f"{unreadable} unreadable"] * (unreadable > 0)
-    words += [f"{faceless} without a face"] * (faceless > 0)
-    say(", ".join(words))
-    if unreadable or faceless:
-        sys.exit(commands.WRONG if unreadable else commands.FACELESS)
-
-
-def run_camera(args, parse):
-    source = f"camera {args.camera}"
-    (name,) = results.names_of([source], args.out).values()
-    capture = video.open_capture(args.camera)
-    predict_camera(capture, args.out, name, source, parse=parse)
-    say(f"the last face is in {args.out / name}_overlay.png")
+            run_files(args, parse, parser.label_set, paths, points)
 
 
 if __name__ == "__main__":
-    sys.exit(commands.exit_code(main))
+    sys.exit(cli.exit_code(main))

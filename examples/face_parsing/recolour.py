@@ -2,33 +2,24 @@
 
 import argparse
 import io
-import re
 import sys
 from pathlib import Path
 
-import commands
-import numpy as np
 import torch
-from checkpoint import write_atomically
-from console import say
-from detect import as_array
-from face_parser import FaceParser
-from photographs import (
+from PIL import Image
+
+from faceparse import cli
+from faceparse.console import say
+from faceparse.inference.face_parser import FaceParser
+from faceparse.inference.image_io import (
     NoFaceError,
     PhotographError,
-    as_tensor,
-    in_srgb,
     read_with_profile,
     set_limit,
 )
-from PIL import Image
+from faceparse.inference.recolouring import RECOLOURED, colour_of, converted, recolour_part
+from faceparse.training.checkpoint import write_atomically
 
-PARTS = {  # the classes whose shares together are the mask
-    "hair": ("hair",),
-    "lips": ("upper lip", "lower lip"),
-    "brows": ("left brow", "right brow"),
-    "skin": ("skin", "nose"),
-}
 LONGEST_SIDE = {".webp": 16383, ".jpg": 65535, ".jpeg": 65535}  # pixels that a format has room for
 FORMATS = {  # by the suffix of --out
     ".png": dict(format="png", compress_level=3),
@@ -36,123 +27,6 @@ FORMATS = {  # by the suffix of --out
     ".jpeg": dict(format="jpeg", quality=95, subsampling=0),
     ".webp": dict(format="webp", quality=95),
 }
-EDGE = (0.2, 0.8)  # shares of a part that count as none and as all: a network is never quite sure
-LIGHTNESS = 0.75  # of the way to the colour's lightness: all of it would flatten light and shade
-DARKEST = 0.05  # black and white themselves, as odds, are infinitely far away
-TINY = 1e-6  # in place of a lightness of 0 to divide by; such a colour has no chroma
-STRIP = 1 << 20  # pixels at a time, so that memory does not grow with the photograph
-
-# From linear sRGB to OKLab: a matrix, the cube root, a matrix.
-TO_CONES = torch.tensor(
-    [
-        [0.4122214708, 0.5363325363, 0.0514459929],
-        [0.2119034982, 0.6806995451, 0.1073969566],
-        [0.0883024619, 0.2817188376, 0.6299787005],
-    ],
-    dtype=torch.float64,
-)
-TO_LAB = torch.tensor(
-    [
-        [0.2104542553, 0.7936177850, -0.0040720468],
-        [1.9779984951, -2.4285922050, 0.4505937099],
-        [0.0259040371, 0.7827717662, -0.8086757660],
-    ],
-    dtype=torch.float64,
-)
-FROM_CONES, FROM_LAB = TO_CONES.inverse().float(), TO_LAB.inverse().float()
-TO_CONES, TO_LAB = TO_CONES.float(), TO_LAB.float()
-
-
-def recolour(image, mask, colour, strength):
-    """Give a part of an image another colour, and keep its texture and light.
-
-    In OKLab. The odds of lightness, L / (1 - L), of all pixels grow by one factor, which takes
-    their mean most of the way to the colour's: black and white stay, and what was lighter than its
-    neighbour is so afterwards. Hue and chroma are those of the colour, the chroma falling to none
-    at black and at white, as in shadows and highlights.
-
-    Args:
-        image: (3, H, W) uint8.
-        mask: (H, W) floating, the share of the part in each pixel, 0 to 1; below and above
-            ``EDGE`` it counts as 0 and 1, and rises smoothly in between.
-        colour: red, green, blue, 0 to 255.
-        strength: 0, the image as it is, to 1.
-
-    Returns:
-        (3, H, W) uint8; where the mask is 0, the very pixels of the image.
-    """
-    if mask.shape != image.shape[1:]:
-        raise ValueError(f"mask must be {tuple(image.shape[1:])}, got {tuple(mask.shape)}")
-    if not 0 <= strength <= 1:
-        raise ValueError(f"strength must be in 0 .. 1, got {strength!r}")
-    result, strips = image.clone(), list(_strips(mask > EDGE[0]))
-    if not strips or strength == 0:
-        return result
-    total = amount = 0.0
-    for place in strips:
-        weight = _soft(mask[place])
-        total += (weight * _to_lab(image[place])[0]).sum().item()
-        amount += weight.sum().item()
-    target, a, b = _to_lab(torch.tensor(colour, dtype=torch.uint8).view(3, 1, 1)).flatten().tolist()
-    factor = (_odds(target) / _odds(total / amount)) ** LIGHTNESS
-    for place in strips:
-        lab = _to_lab(image[place])
-        light = factor * lab[0] / (1 + (factor - 1) * lab[0])
-        chroma = torch.minimum(light / max(target, TINY), (1 - light) / max(1 - target, TINY))
-        new = torch.stack([light, a * chroma, b * chroma])
-        weight = strength * _soft(mask[place])
-        changed = _to_bytes(lab.lerp(new, weight))
-        result[place] = torch.where(weight > 0, changed, image[place])
-    return result
-
-
-def _strips(inside):
-    """Indices (..., rows, columns) of strips that cover all that is True in (H, W)."""
-    rows, columns = inside.any(1).nonzero(), inside.any(0).nonzero()
-    if len(rows):
-        (top, bottom), (left, right) = ((v[0].item(), v[-1].item() + 1) for v in (rows, columns))
-        height = max(1, STRIP // (right - left))
-        for start in range(top, bottom, height):
-            yield ..., slice(start, min(start + height, bottom)), slice(left, right)
-
-
-def _soft(mask):
-    t = ((mask - EDGE[0]) / (EDGE[1] - EDGE[0])).clamp(0, 1)
-    return t * t * (3 - 2 * t)
-
-
-def _odds(lightness):
-    lightness = min(max(lightness, DARKEST), 1 - DARKEST)
-    return lightness / (1 - lightness)
-
-
-def _to_lab(image):
-    """(3, H, W) uint8 sRGB to OKLab, float32; L is 0 to 1."""
-    levels = torch.arange(256) / 255
-    linear = torch.where(levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4)
-    cones = torch.tensordot(TO_CONES, linear[image.int()], 1) ** (1 / 3)
-    return torch.tensordot(TO_LAB, cones, 1)
-
-
-def _to_bytes(lab):
-    """The way back; what sRGB has not is cut off."""
-    linear = torch.tensordot(FROM_CONES, torch.tensordot(FROM_LAB, lab, 1) ** 3, 1).clamp_(0, 1)
-    levels = torch.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    return levels.mul_(255).round_().to(torch.uint8)
-
-
-def recolour_part(image, parsings, part, colour, strength):
-    """:func:`recolour` of a part, a key of ``PARTS``, of each parsed face by its own light."""
-    for parsing in parsings:
-        image = recolour(image, parsing.score(*PARTS[part]), colour, strength)
-    return image
-
-
-def colour_of(text):
-    """An argparse type: '#rrggbb' to red, green, blue."""
-    if not re.fullmatch("#[0-9a-fA-F]{6}", text):
-        raise argparse.ArgumentTypeError(f"must be like '#8b2252', got {text!r}")
-    return tuple(bytes.fromhex(text[1:]))
 
 
 def picture(text):
@@ -163,24 +37,17 @@ def picture(text):
     return path
 
 
-def converted(image, profile, *, back=False):
-    """An image (3, H, W) uint8 in sRGB, from an ICC profile or None; or back to the profile."""
-    if not profile:
-        return image
-    return as_tensor(np.asarray(in_srgb(Image.fromarray(as_array(image)), profile, back=back)))
-
-
 def main():
-    parser = commands.Parser(description=__doc__)
-    parser.add_argument("photo", metavar="PHOTO", type=commands.path)
-    commands.add_models_argument(parser)
-    commands.add_limit_argument(parser)
-    parser.add_argument("--part", required=True, choices=PARTS)
+    parser = cli.Parser(description=__doc__)
+    parser.add_argument("photo", metavar="PHOTO", type=cli.path)
+    cli.add_models_argument(parser)
+    cli.add_limit_argument(parser)
+    parser.add_argument("--part", required=True, choices=RECOLOURED)
     parser.add_argument("--colour", required=True, type=colour_of, metavar="'#RRGGBB'")
-    parser.add_argument("--strength", type=commands.number(float, 0, 1), default=1.0)
+    parser.add_argument("--strength", type=cli.number(float, 0, 1), default=1.0)
     parser.add_argument("--all", action="store_true", help="every face, not the largest alone")
     parser.add_argument("--out", type=picture, metavar="FILE", help="default: PHOTO-PART.png")
-    parser.add_argument("--device", type=commands.device, default="cpu")
+    parser.add_argument("--device", type=cli.device, default="cpu")
     args = parser.parse_args()
     out = args.out or args.photo.with_name(f"{args.photo.stem}-{args.part}.png")
     if out.is_dir() or not out.parent.is_dir():  # found out before the work, not after it
@@ -196,10 +63,10 @@ def main():
         )
     faces = FaceParser.load(args.models, device=args.device)
     plain = converted(image, profile)  # the wanted colour is in sRGB too
-    parsings = faces.all_faces(plain)[: None if args.all else 1]
-    if not parsings:
+    parsed_faces = faces.all_faces(plain)[: None if args.all else 1]
+    if not parsed_faces:
         raise NoFaceError(f"no face found in {args.photo}")
-    changed = recolour_part(plain, parsings, args.part, args.colour, args.strength)
+    changed = recolour_part(plain, parsed_faces, args.part, args.colour, args.strength)
     new = (changed != plain).any(0)
     if args.strength and not new.any():
         say(f"note: no {args.part} found in {args.photo}", file=sys.stderr)
@@ -213,4 +80,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(commands.exit_code(main))
+    sys.exit(cli.exit_code(main))

@@ -6,6 +6,7 @@
 #include <mutex>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "executor.h"
 
@@ -22,6 +23,7 @@ int most_shared_bytes() {
 
 std::mutex mutex;
 std::map<const void*, int> allowed_shared_bytes;
+std::map<std::pair<const void*, int>, int> most_allowed;  // by kernel and device
 
 }  // namespace
 
@@ -29,7 +31,12 @@ cudaError_t set_attribute(const void* kernel, cudaFuncAttribute attribute, int v
   if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
   if (value < 0 || value > most_shared_bytes()) return cudaErrorInvalidValue;
   const std::lock_guard lock(mutex);
-  allowed_shared_bytes[kernel] = value;
+  int& most = most_allowed[{kernel, most_shared_bytes()}];
+  if (value < most)
+    throw std::runtime_error("emulated attribute: a kernel's limit of shared memory goes from " +
+                             std::to_string(most) + " to " + std::to_string(value) +
+                             " bytes, which another thread's launch may need");
+  allowed_shared_bytes[kernel] = most = value;
   return cudaSuccess;
 }
 

@@ -12,11 +12,11 @@ QUICK = ["--model", "cnn-s", "--limit", "4", "--batch-size", "2", "--no-cache"]
 
 def call(monkeypatch, script, *arguments):
     """Run the ``main`` of ``train`` or ``evaluate`` in this process; returns its exit code."""
-    import commands  # only after conftest.py has put the example on the path
+    from faceparse import cli  # only after conftest.py has put the example on the path
 
     monkeypatch.setattr(sys, "argv", [script.__name__, *map(str, arguments)])
     try:
-        return commands.exit_code(script.main)
+        return cli.exit_code(script.main)
     except SystemExit as stop:  # argparse
         return stop.code
 

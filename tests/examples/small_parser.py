@@ -15,15 +15,13 @@ if __name__ == "__main__":
     sys.path.insert(0, str(EXAMPLE))
 
 import cv2
-import detect
-import face_parser
-import geometry
 import numpy as np
 import torch
-import views
-from datasets import open_dataset, synthetic
-from models import build_model
 from PIL import Image
+
+from faceparse.data import FINE, geometry, open_dataset, synthetic
+from faceparse.inference import detect, face_crops, face_parser
+from faceparse.models import build_model
 
 LEAVES = "leaves this machine:"
 PEAK = "VmHWM:"
@@ -33,11 +31,11 @@ SIDE = 320  # pixels of a face
 def save_parser(folder):
     """Write the bundle that ``FaceParser.load`` reads; hair is what it sees most of."""
     faces = open_dataset("synthetic", None, "train", limit=8, labels="fine", progress=False)
-    layout = views.learn_layout(faces, progress=False).as_dict()
+    layout = face_crops.learn_layout(faces, progress=False).as_dict()
     states = {}
-    for name in face_parser.NETWORKS:
+    for name in face_parser.networks_of(FINE):
         model = {"points": "points", "face": "rnn-g"}.get(name, "part")
-        count = {"points": 5, "face": 3}.get(name) or len(views.PARTS[name].names) + 1
+        count = {"points": 5, "face": 3}.get(name) or len(face_crops.PARTS[name].names) + 1
         side = 128 if name == "face" else 64
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -58,8 +56,8 @@ def save_parser(folder):
 def place_points(parser, images, boxes):
     """In place of ``FaceParser.find_points``, whose network would have to be trained."""
     shape = parser.layout.shape
-    usual = views.box_of(views.box_about(shape))
-    maps = [geometry.compose(geometry.inverse(views.box_of(box)), usual) for box in boxes]
+    usual = face_crops.box_of(face_crops.box_about(shape))
+    maps = [geometry.compose(geometry.inverse(face_crops.box_of(box)), usual) for box in boxes]
     return np.array([geometry.apply(m, shape) for m in maps]).reshape(-1, *shape.shape)
 
 

@@ -6,18 +6,19 @@ import subprocess
 import sys
 import time
 
-import photographs
 import pytest
 import torch
 import trees
-from datasets import DataError, cache, default_folder, helen, load, open_dataset
 from example_scripts import EXAMPLE
+
+from faceparse.data import DataError, cache, default_folder, helen, load, open_dataset
+from faceparse.inference import image_io
 
 # Reads a HELEN tree through a cache; prints the sum of all pixels.
 READER = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from datasets import open_dataset
+from faceparse.data import open_dataset
 faces = open_dataset("helen", sys.argv[2], "train", labels="fine", cache=sys.argv[3])
 print(faces.images.long().sum().item(), faces.labels.long().sum().item())
 """
@@ -142,18 +143,23 @@ def test_a_moved_data_set_finds_its_cache(tree, folder, no_decoding):
     assert_same(read(moved, folder), plain)
 
 
-def damage_byte(npy, facts):
-    data = bytearray(npy.read_bytes())
-    data[len(data) // 2] ^= 1
+def write_over(npy, data):
+    npy.unlink()  # it is read-only
     npy.write_bytes(data)
 
 
+def damage_byte(npy, facts):
+    data = bytearray(npy.read_bytes())
+    data[len(data) // 2] ^= 1
+    write_over(npy, data)
+
+
 def damage_length(npy, facts):
-    npy.write_bytes(npy.read_bytes()[:-1])
+    write_over(npy, npy.read_bytes()[:-1])
 
 
 def damage_empty(npy, facts):
-    npy.write_bytes(b"")
+    write_over(npy, b"")
 
 
 def damage_gone(npy, facts):
@@ -182,6 +188,30 @@ def test_a_damaged_cache_is_made_anew_with_a_note(damage, tree, folder, capsys):
     assert f"{npy} is damaged; it is made anew" in capsys.readouterr().err
     read(tree, folder)
     assert "is damaged" not in capsys.readouterr().err
+
+
+def test_no_program_of_the_user_cuts_a_mapped_file_off(tree, folder):
+    read(tree, folder)
+    (npy,) = files(folder, "*.npy")
+    assert npy.stat().st_mode & 0o777 == 0o400
+    touch(trees.image("helen", tree, 0))
+    read(tree, folder)  # and it can still be removed
+    assert not npy.exists()
+
+
+def test_what_was_checked_is_what_is_mapped(tree, folder, no_decoding, monkeypatch):
+    before = read(tree, folder)
+    no_decoding()
+    (npy,) = files(folder, "*.npy")
+    check = cache._crc32
+
+    def taken_over(file):
+        value = check(file)
+        write_over(npy, b"")
+        return value
+
+    monkeypatch.setattr(cache, "_crc32", taken_over)
+    assert_same(read(tree, folder), before)
 
 
 def test_npy_without_json_is_not_complete(tree, folder, no_decoding):
@@ -225,7 +255,7 @@ def test_two_processes_that_write_at_once_agree(tree, folder):
     meeting = """
 import time
 from pathlib import Path
-from datasets import cache
+from faceparse.data import cache
 whole = cache._write
 def wait(file, rows, count, side):
     (Path(sys.argv[3]) / cache.FOLDER / f"{id(wait)}-{time.time_ns()}.here").touch()
@@ -235,7 +265,7 @@ def wait(file, rows, count, side):
 cache._write = wait
 """
     code = READER.replace(
-        "from datasets import open_dataset\n", meeting + READER.splitlines()[3] + "\n"
+        "from faceparse.data import open_dataset\n", meeting + READER.splitlines()[3] + "\n"
     )
     processes = [start_reader(tree, folder, code) for _ in range(2)]
     outputs = [process.communicate(timeout=120) for process in processes]
@@ -252,7 +282,7 @@ cache._write = wait
 def test_a_killed_writer_leaves_nothing_that_counts(tree, folder, no_decoding):
     stopping = READER.replace(
         "faces =",
-        "from datasets import cache\n"
+        "from faceparse.data import cache\n"
         "def stop(file, rows, count, side):\n"
         "    file.write(b'begun')\n"
         "    file.flush()\n"
@@ -368,14 +398,14 @@ def test_a_file_that_changes_while_it_is_read_is_not_cached(tree, folder, monkey
 
 def test_trouble_that_may_pass_is_not_cached(tree, folder, monkeypatch, capsys):
     """A share that is gone for a moment must not leave faces out for good."""
-    whole = photographs.open_image
+    whole = image_io.open_image
 
     def fail(path):
         if path == trees.image("helen", tree, 1):
             raise OSError(5, "Input/output error")
         return whole(path)
 
-    monkeypatch.setattr(photographs, "open_image", fail)
+    monkeypatch.setattr(image_io, "open_image", fail)
     faces = read(tree, folder, skip_bad=True)
     assert len(faces.images) == 2
     assert len(faces.skipped) == 1

@@ -7,11 +7,12 @@ import os
 import struct
 import zipfile
 
-import checkpoint
 import pytest
 import torch
-from checkpoint import CheckpointError, write_atomically
-from settings import Settings
+
+from faceparse.training import checkpoint
+from faceparse.training.checkpoint import CheckpointError, write_atomically
+from faceparse.training.config import Settings
 
 STATE = {
     "settings": vars(Settings(model="rnn", epochs=2)),

@@ -1,11 +1,10 @@
 """Multiply-adds and parameters against numbers worked by hand."""
 
-import complexity
 import pytest
 import torch
-from models import MODELS, build_model
 from torch import nn
 
+from faceparse.models import MODELS, build_model, complexity
 from gatedrnn import SpatialGatedRNN
 
 

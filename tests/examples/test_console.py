@@ -4,10 +4,11 @@ import io
 import re
 import sys
 
-import commands
 import pytest
-from console import accept_every_name, printable, say
 from example_scripts import EXAMPLE
+
+from faceparse import cli
+from faceparse.console import accept_every_name, printable, say
 
 
 @pytest.mark.parametrize(
@@ -40,9 +41,9 @@ def test_no_name_is_an_error_of_the_terminals_encoding(encoding, monkeypatch):
 
     def main():
         say("results in 日本\udcff")
-        raise commands.DataError("Zo\u0308e\x1b[2J\nis no face")
+        raise cli.DataError("Zo\u0308e\x1b[2J\nis no face")
 
-    assert commands.exit_code(main) == commands.WRONG
+    assert cli.exit_code(main) == cli.WRONG
     out, err = (stream.buffer.getvalue().decode(encoding) for stream in streams.values())
     name = "日本" if encoding == "utf-8" else "\\u65e5\\u672c"
     assert out == f"results in {name}\\udcff\n"
@@ -58,11 +59,12 @@ def test_streams_that_cannot_be_set_up_stay_as_they_are(monkeypatch):
 
 def test_a_wrong_argument_is_printed_without_its_escapes(capsys):
     with pytest.raises(SystemExit):
-        commands.Parser().parse_args(["--\x1b[2J\nx"])
+        cli.Parser().parse_args(["--\x1b[2J\nx"])
     assert capsys.readouterr().err == "error: unrecognized arguments: --\\x1b[2J x\n"
 
 
 def test_everything_is_printed_by_one_function():
     other = re.compile(r"\bprint\(|\.write\(.*std(out|err)|sys\.std\w+\.write")
-    files = [path for path in EXAMPLE.rglob("*.py") if path.name != "console.py"]
+    files = [*EXAMPLE.glob("*.py"), *(EXAMPLE / "faceparse").rglob("*.py")]
+    files = [path for path in files if path.name != "console.py"]
     assert [path.name for path in files if other.search(path.read_text())] == []

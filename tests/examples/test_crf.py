@@ -4,10 +4,18 @@ import math
 
 import pytest
 import torch
-from crf import NONE, CrfParameters, appearance_kernel, mean_field, refine, search
-from crf import smoothness_kernel as smoothness
-from lattice import Lattice
-from metrics import accuracy, confusion_matrix
+
+from faceparse.inference.crf import (
+    NONE,
+    CrfParameters,
+    appearance_kernel,
+    mean_field,
+    refine,
+    search,
+)
+from faceparse.inference.crf import smoothness_kernel as smoothness
+from faceparse.inference.lattice import Lattice
+from faceparse.reporting.metrics import accuracy, confusion_matrix
 
 HEIGHT, WIDTH = 26, 22
 PARAMETERS = CrfParameters(0.5, 1.5, 2.0, 6.0, 13.0, 5)

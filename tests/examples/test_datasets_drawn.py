@@ -5,8 +5,17 @@ import numpy as np
 import pytest
 import torch
 import trees
-from datasets import DATASETS, FINE, SPLITS, DataError, open_dataset, open_mixed, synthetic_multi
-from datasets.synthetic_multi import draw_scene
+
+from faceparse.data import (
+    DATASETS,
+    FINE,
+    SPLITS,
+    DataError,
+    open_dataset,
+    open_mixed,
+    synthetic_multi,
+)
+from faceparse.data.synthetic_multi import draw_scene
 
 
 def test_a_scene_depends_on_seed_and_index_only():
@@ -125,7 +134,7 @@ def test_mixed_sets_with_fine_labels(specs, tmp_path):
     mixed = open_mixed(fine, "test", limit=1, labels="fine")
     assert mixed.label_set is FINE
     assert len(mixed.images) == 3
-    with pytest.raises(DataError, match="lfw-pl has coarse labels"):
+    with pytest.raises(DataError, match=r"lfw-pl has 3 classes .* do not give the labels 'fine'"):
         open_mixed(specs, "train", labels="fine")
 
 

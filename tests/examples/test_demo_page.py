@@ -14,11 +14,12 @@ import time
 import urllib.parse
 
 import demo
-import privacy
 import pytest
 import small_parser
 from example_scripts import EXAMPLE, refused
 from PIL import Image
+
+from faceparse import demo_page, privacy
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 PATIENCE = 20  # seconds for a server to start or to end
@@ -321,7 +322,7 @@ def test_folder_of_another_user_stays(temporary, monkeypatch):
 def test_old_files_go_while_the_page_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     picture = Image.new("RGB", (8, 8), "grey")
-    again, idle = demo.stored(picture), demo.stored(Image.new("RGB", (8, 8), "red"))
+    again, idle = demo_page.stored(picture), demo_page.stored(Image.new("RGB", (8, 8), "red"))
     upload = tmp_path / "upload" / "photo.png"
     upload.parent.mkdir()
     upload.touch()
@@ -331,14 +332,14 @@ def test_old_files_go_while_the_page_runs(tmp_path, monkeypatch):
     for path in (again, idle, upload, upload.parent):
         os.utime(path, (long_ago, long_ago))
     content = again.read_bytes()
-    assert demo.stored(picture) == again  # shown again
+    assert demo_page.stored(picture) == again  # shown again
     privacy.sweep(tmp_path)
     os.utime(upload.parent, (long_ago, long_ago))  # its file went a while ago
     privacy.sweep(tmp_path)
     assert set(tmp_path.iterdir()) == {again, new}
     assert again.read_bytes() == content
     again.unlink()
-    assert demo.stored(picture).read_bytes() == content
+    assert demo_page.stored(picture).read_bytes() == content
 
 
 @pytest.mark.parametrize("name", privacy.STOPS)

@@ -1,15 +1,16 @@
 """Detection on drawn and real faces, and the cutting and pasting of a scene with known parsers."""
 
 import cv2
-import detect
 import numpy as np
 import pytest
 import torch
-from datasets import DataError
 from example_scripts import ROOT
-from models import build_model
-from models.parse import Parse
 from PIL import Image, ImageDraw, ImageFilter
+
+from faceparse.data import DataError
+from faceparse.inference import detect
+from faceparse.models import build_model
+from faceparse.models.outputs import Outputs
 
 FACES = ROOT.parent / "shared" / "data" / "celebamask-mini" / "images"
 GROUND, SKIN, HAIR = (90, 110, 100), (215, 170, 145), (60, 40, 30)
@@ -50,7 +51,7 @@ def by_colour(images):
     """A parser that tells ground, skin and hair by the nearest colour."""
     colours = torch.tensor([GROUND, SKIN, HAIR]) / 255 - 0.5
     distance = (images[:, None] - colours[None, :, :, None, None]).square().sum(2)
-    return Parse(-distance)
+    return Outputs(-distance)
 
 
 def at(*boxes):
@@ -61,7 +62,7 @@ def at(*boxes):
 def constant(*labels, side):
     """A parser that gives one map of labels to each image of its batch."""
     maps = torch.stack([torch.as_tensor(each).expand(side, side) for each in labels])
-    return lambda images: Parse(torch.nn.functional.one_hot(maps, 3).permute(0, 3, 1, 2).float())
+    return lambda images: Outputs(torch.nn.functional.one_hot(maps, 3).permute(0, 3, 1, 2).float())
 
 
 def test_cascade_finds_drawn_faces_the_largest_first():

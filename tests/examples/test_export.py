@@ -3,17 +3,18 @@
 import os
 import sys
 
-import checkpoint
 import children
-import evaluate
 import export
 import numpy as np
 import pytest
 import torch
 from example_scripts import EXAMPLE, call, refused
-from models import build_model
-from settings import Settings
 from test_checkpoint import STATE
+
+from faceparse.models import build_model, exporting
+from faceparse.reporting import evaluation
+from faceparse.training import checkpoint
+from faceparse.training.config import Settings
 
 # What a user of the file has; argv: the file, the images, where the logits go.
 TORCH = """
@@ -55,12 +56,12 @@ def trained(tmp_path_factory):
 # AOTInductor compiles for half a minute.
 @pytest.mark.parametrize(
     "kind",
-    [pytest.param(k, marks=pytest.mark.slow if k == "aoti" else ()) for k in export.KINDS],
+    [pytest.param(k, marks=pytest.mark.slow if k == "aoti" else ()) for k in exporting.KINDS],
 )
 def test_exported_network_runs_elsewhere(
     kind, trained, tmp_path, monkeypatch, capsys, script_environment
 ):
-    out = tmp_path / f"network{export.ENDINGS[kind]}"
+    out = tmp_path / f"network{exporting.ENDINGS[kind]}"
     result = call(monkeypatch, export, "--checkpoint", trained, "--to", kind, "--out", out)
     if kind == "aoti" and "compiler" in str(result).lower():
         pytest.skip("AOTInductor finds no working C++ compiler here")
@@ -77,7 +78,7 @@ def test_exported_network_runs_elsewhere(
         env=script_environment,
         check=True,
     )
-    network = evaluate.load_model(checkpoint.load(trained), "cpu", path=trained)
+    network = evaluation.load_model(checkpoint.load(trained), "cpu", path=trained)
     with torch.no_grad():
         expected = network(torch.from_numpy(images) / 255 - 0.5).logits
     logits = torch.from_numpy(np.load(arguments[-1]))
@@ -87,10 +88,10 @@ def test_exported_network_runs_elsewhere(
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "side"), [("rnn-g+small", 128), ("rnn", 512), ("points", 128)])
 def test_scenes_points_and_batch_normalisation_are_exported_too(name, side, tmp_path):
-    network = export.FromPixels(build_model(name, 5, side=side))
+    network = exporting.FromPixels(build_model(name, 5, side=side))
     pixels = torch.randint(256, (1, 3, side, side), dtype=torch.uint8)
     path = tmp_path / "network.onnx"
-    assert export.export_network(network, pixels, path, "onnx").difference <= 1e-4
+    assert exporting.export_network(network, pixels, path, "onnx").difference <= 1e-4
     assert path.stat().st_size > 0
 
 
@@ -104,10 +105,10 @@ class Two(torch.nn.Module):
 @pytest.mark.parametrize("dynamic", [True, False])
 @pytest.mark.parametrize("kind", ["export", "onnx"])
 def test_other_networks_with_several_outputs_are_exported_too(kind, dynamic, tmp_path):
-    path = tmp_path / f"two{export.ENDINGS[kind]}"
-    found = export.export_network(Two(), torch.randn(1, 5), path, kind, dynamic=dynamic)
+    path = tmp_path / f"two{exporting.ENDINGS[kind]}"
+    found = exporting.export_network(Two(), torch.randn(1, 5), path, kind, dynamic=dynamic)
     assert found.difference <= 1e-6
-    written = export.KINDS[kind][1](path)
+    written = exporting.KINDS[kind][1](path)
     x = torch.randn(4 if dynamic else 1, 5)
     torch.testing.assert_close(tuple(written(x)), Two()(x))
 
@@ -117,10 +118,10 @@ def test_file_that_differs_is_an_error_and_the_old_one_stays(
     added, trained, tmp_path, monkeypatch, capsys
 ):
     def load(file):
-        written = export.load_export(file)
+        written = exporting.load_export(file)
         return lambda images: written(images) + added
 
-    monkeypatch.setitem(export.KINDS, "export", (export.write_export, load))
+    monkeypatch.setitem(exporting.KINDS, "export", (exporting.write_export, load))
     out = tmp_path / "old.pt2"
     out.write_text("old")
     arguments = ["--checkpoint", trained, "--to", "export", "--batch", 1, "--out", out]
@@ -148,8 +149,8 @@ def test_telemetry_is_off_before_onnxruntime_is_imported(monkeypatch):
     monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "")
     monkeypatch.delenv("ORT_DISABLE_TELEMETRY")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(export.ExportError, match="needs onnxruntime"):
-        export.load_onnx("best.onnx")
+    with pytest.raises(exporting.ExportError, match="needs onnxruntime"):
+        exporting.load_onnx("best.onnx")
     assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
 
 
@@ -158,10 +159,8 @@ def test_missing_package_is_named(missing, trained, tmp_path, monkeypatch, capsy
     monkeypatch.setitem(sys.modules, missing, None)
     out = tmp_path / "best.onnx"
     arguments = ["--checkpoint", trained, "--to", "onnx", "--out", out]
-    assert call(monkeypatch, export, *arguments) == 1
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert missing in error
+    error = refused(monkeypatch, capsys, export, *arguments)
+    assert error == f"error: {missing} is not installed: in the checkout, pip install -e '.[onnx]'"
     assert not out.exists()
 
 

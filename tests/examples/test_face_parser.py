@@ -1,20 +1,20 @@
 """The chain from a photograph to eleven classes, with networks that are not trained."""
 
-import checkpoint
-import face_parser
-import fine
 import numpy as np
 import predict
 import pytest
 import torch
 import torch.nn.functional as F
-import views
-from datasets import FINE, DataError, open_dataset
 from example_scripts import call
-from face_parser import FaceParser, NoFaceError
-from metrics import confusion_matrix
-from models import build_model
 from PIL import Image
+
+from faceparse.data import FINE, DataError, open_dataset
+from faceparse.inference import face_crops, face_parser
+from faceparse.inference.face_parser import FaceParser, NoFaceError
+from faceparse.models import build_model
+from faceparse.reporting import table3_metrics
+from faceparse.reporting.metrics import confusion_matrix
+from faceparse.training import checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -26,20 +26,20 @@ def faces():
 def parser(faces):
     torch.manual_seed(0)
     networks = {"points": build_model("points", 5, side=64), "face": build_model("rnn-g", 3)}
-    for name, part in views.PARTS.items():
-        networks[name] = build_model("part", len(part.names) + 1, side=64)
-    return FaceParser.of(networks, views.learn_layout(faces, progress=False))
+    for name in face_crops.parts_of(FINE):
+        networks[name] = build_model("part", len(face_crops.PARTS[name].names) + 1, side=64)
+    return FaceParser.of(networks, face_crops.learn_layout(faces, progress=False))
 
 
 def test_labels_are_the_largest_scores(parser, faces):
-    parsing = parser(faces.images[0], points=faces.points[0])
-    assert parsing.labels.shape == (128, 128)
-    assert parsing.scores.shape == (11, 128, 128)
-    torch.testing.assert_close(parsing.scores.sum(0), torch.ones(128, 128))
-    chosen = parsing.scores.gather(0, parsing.labels.long()[None])[0]
-    assert (parsing.scores.amax(0) - chosen).max() < 1e-5
-    both = parsing.score("upper lip", "lower lip")
-    torch.testing.assert_close(both, parsing.scores[[7, 9]].sum(0))
+    parsed_face = parser(faces.images[0], points=faces.points[0])
+    assert parsed_face.labels.shape == (128, 128)
+    assert parsed_face.scores.shape == (11, 128, 128)
+    torch.testing.assert_close(parsed_face.scores.sum(0), torch.ones(128, 128))
+    chosen = parsed_face.scores.gather(0, parsed_face.labels.long()[None])[0]
+    assert (parsed_face.scores.amax(0) - chosen).max() < 1e-5
+    both = parsed_face.score("upper lip", "lower lip")
+    torch.testing.assert_close(both, parsed_face.scores[[7, 9]].sum(0))
 
 
 def test_a_batch_is_its_photographs_one_by_one(parser, faces):
@@ -73,9 +73,9 @@ def test_many_faces_are_parsed_in_batches_of_bounded_size(parser, faces, monkeyp
 def test_a_small_face_of_a_large_photograph_takes_little_memory(parser, faces):
     image = torch.zeros(3, 1500, 1500, dtype=torch.uint8)
     image[:, :128, :128] = faces.images[0]
-    parsing = parser(image, points=faces.points[0])
-    assert parsing.labels.shape == (1500, 1500)
-    assert sum(found.numel() for _, found in parsing._found) < 0.1 * parsing.labels.numel()
+    parsed_face = parser(image, points=faces.points[0])
+    assert parsed_face.labels.shape == (1500, 1500)
+    assert sum(found.numel() for _, found in parsed_face._found) < 0.1 * parsed_face.labels.numel()
 
 
 def test_kinds_of_images_give_the_same(parser, faces):
@@ -104,8 +104,8 @@ def test_points_that_no_photograph_has_are_refused(points, parser):
 
 
 def test_a_class_named_twice_counts_once(parser, faces):
-    parsing = parser(faces.images[0], points=faces.points[0])
-    assert torch.equal(parsing.score("hair", "hair"), parsing.score("hair"))
+    parsed_face = parser(faces.images[0], points=faces.points[0])
+    assert torch.equal(parsed_face.score("hair", "hair"), parsed_face.score("hair"))
 
 
 @pytest.mark.parametrize("side", [128, 500, 750])
@@ -117,8 +117,8 @@ def test_pictures_of_several_sizes_are_those_of_each_alone(side, quarters, parse
     image = F.interpolate(image[None].float(), (side, side), mode="bilinear")[0].to(torch.uint8)
     face = face_parser.Aligned(image, points * (side / 128), parser.layout)
     names = ("eye", "mouth")
-    maps = [views.part_in_frame(face.points, parser.layout, name) for name in names]
-    sizes = [views.PARTS[name].size for name in names]
+    maps = [face_crops.part_in_frame(face.points, parser.layout, name) for name in names]
+    sizes = [face_crops.PARTS[name].size for name in names]
     together = face.pictures(maps, sizes)
     assert together.shape == (2, 3, 64, 64)
     for seen, m, (height, width) in zip(together, maps, sizes, strict=True):
@@ -158,7 +158,8 @@ def test_a_damaged_parser_is_named(networks, tmp_path):
 )
 def test_a_parser_whose_parts_do_not_fit_is_named(damage, parser, tmp_path):
     names = {"points": ("points", 5, 64), "face": ("rnn-g", 3, 128)}
-    names |= {name: ("part", *face_parser.CLASSES[name], 64) for name in views.PARTS}
+    counts = {"eye": 3, "nose": 2, "mouth": 4}
+    names |= {name: ("part", count, 64) for name, count in counts.items()}
     networks = {
         name: [model, classes, side, build_model(model, classes, side=side).state_dict()]
         for name, (model, classes, side) in names.items()
@@ -173,7 +174,7 @@ def test_a_parser_whose_parts_do_not_fit_is_named(damage, parser, tmp_path):
 
 
 def test_faces_without_points_are_refused(parser, faces):
-    for measured in (fine.locate, fine.true_points):
+    for measured in (table3_metrics.locate, table3_metrics.true_points):
         with pytest.raises(DataError, match="need key points"):
             measured(parser, faces._replace(points=None))
 
@@ -185,16 +186,18 @@ def test_missing_parser_is_named(tmp_path):
 
 def test_layout_of_the_training_faces(parser):
     shape = parser.layout.shape
-    np.testing.assert_allclose(views.mirrored_points(shape, views.FRAME), shape, atol=1e-6)
+    np.testing.assert_allclose(
+        face_crops.mirrored_points(shape, face_crops.FRAME), shape, atol=1e-6
+    )
     for name, (_, _, width, height) in parser.layout.boxes.items():
-        h, w = views.PARTS[name].size
+        h, w = face_crops.PARTS[name].size
         assert width / height == pytest.approx(w / h)
 
 
 def test_perfect_labels_have_the_best_scores_and_sides_do_not_matter(faces):
     truth = faces.labels[0]
     swapped = torch.tensor(FINE.mirror)[truth.long()]
-    result = fine.table_scores(confusion_matrix(swapped, truth, 11))
+    result = table3_metrics.table_scores(confusion_matrix(swapped, truth, 11))
     assert {v for v in result["f"].values() if v is not None} == {1.0}
 
 

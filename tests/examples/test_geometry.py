@@ -1,10 +1,11 @@
 """Maps between planes, and what pictures they make."""
 
-import geometry
 import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
+from faceparse.data import geometry
 
 number = st.floats(-40, 40)
 similarities = st.builds(

@@ -4,11 +4,21 @@ import importlib
 import itertools
 import sys
 
-import graph_cut
 import numpy as np
 import pytest
 import torch
-from graph_cut import LARGEST, SMOOTHNESS, energy, expand, expansion, expansions, search, total
+
+from faceparse.inference import graph_cut
+from faceparse.inference.graph_cut import (
+    LARGEST,
+    SMOOTHNESS,
+    energy,
+    expand,
+    expansion,
+    expansions,
+    search,
+    total,
+)
 
 
 def random_energy(rng, classes, height, width):

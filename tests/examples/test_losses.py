@@ -4,7 +4,9 @@ import math
 
 import pytest
 import torch
-from losses import (
+
+from faceparse.models import MODELS, build_model
+from faceparse.training.losses import (
     boundary_loss,
     boundary_map,
     label_loss,
@@ -13,7 +15,6 @@ from losses import (
     sample,
     sample_background,
 )
-from models import MODELS, build_model
 
 
 def mean(loss):

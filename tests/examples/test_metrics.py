@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from metrics import accuracy, confusion_matrix, f_measures
+
+from faceparse.reporting.metrics import accuracy, confusion_matrix, f_measures
 
 
 def test_confusion_matrix_has_truth_in_rows():

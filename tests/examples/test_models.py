@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from models import MODELS, PartParser, PartsParser, build_model, folded
-from models.coarse import trunk
-from models.pooling import MaxPool
 from torch import nn
+
+from faceparse.models import MODELS, PartParser, PartsParser, build_model, fuse_bn
+from faceparse.models.first_stage import trunk
+from faceparse.models.pooling import MaxPool
 
 # Worked by hand, with biases: trunk 1216 + 4640 + 9248 = 15104; Deconv6 513 a channel; the RNN
 # 4 (64 + 8) = 288; a 3x3 convolution from 8 channels to 3 labels 219; the gate's 1x1 9.
@@ -154,7 +155,7 @@ def test_parts_together_are_the_parts_one_by_one(faces, fold, layout):
     torch.manual_seed(0)
     eye, nose, mouth = (trained_part(classes) for classes in (3, 2, 4))
     if fold:
-        folded(nose)
+        fuse_bn(nose)
     networks = [eye, eye, nose, mouth, mouth]
     sizes = [(64, 64), (64, 64), (64, 64), (32, 64), (48, 20)]
     parts = PartsParser(networks, sizes)

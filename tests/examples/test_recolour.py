@@ -6,17 +6,18 @@ import os
 import sys
 
 import children
-import commands
 import numpy as np
-import photographs
 import pytest
 import recolour
 import small_parser
 import torch
 from colour_profiles import adobe_profile
 from example_scripts import EXAMPLE, call, refused
-from face_parser import FaceParser
 from PIL import Image, ImageCms
+
+from faceparse import cli
+from faceparse.inference import image_io, recolouring
+from faceparse.inference.face_parser import FaceParser
 
 WINE, BLOND, BLACK, WHITE = (139, 34, 82), (232, 201, 138), (0, 0, 0), (255, 255, 255)
 COLOURS = [WINE, BLOND, BLACK, WHITE, (0, 0, 255), (128, 128, 128)]
@@ -67,7 +68,7 @@ def brightness(image):
 @pytest.mark.parametrize("colour", COLOURS)
 def test_strength_zero_is_the_image(colour):
     image = noise(31, 17)
-    assert torch.equal(recolour.recolour(image, torch.rand(31, 17), colour, 0.0), image)
+    assert torch.equal(recolouring.recolour(image, torch.rand(31, 17), colour, 0.0), image)
 
 
 @pytest.mark.parametrize("strength", [0.3, 1.0])
@@ -75,21 +76,21 @@ def test_strength_zero_is_the_image(colour):
 def test_nothing_changes_outside_of_the_mask(colour, strength):
     image, mask = noise(64, 48), torch.zeros(64, 48)
     mask[10:50, 5:40] = torch.rand(40, 35, generator=torch.Generator().manual_seed(1))
-    result = recolour.recolour(image, mask, colour, strength)
+    result = recolouring.recolour(image, mask, colour, strength)
     assert torch.equal(result[:, mask == 0], image[:, mask == 0])
     assert not torch.equal(result, image)
 
 
 def test_an_empty_mask_is_the_image():
     image = noise(9, 9)
-    assert torch.equal(recolour.recolour(image, torch.zeros(9, 9), WINE, 1.0), image)
+    assert torch.equal(recolouring.recolour(image, torch.zeros(9, 9), WINE, 1.0), image)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (5, 3), (200, 1)])
 def test_shape_and_type_stay_and_the_image_is_not_written_to(size):
     image = noise(*size)
     before = image.clone()
-    result = recolour.recolour(image, torch.ones(size), WINE, 0.7)
+    result = recolouring.recolour(image, torch.ones(size), WINE, 0.7)
     assert result.shape == image.shape
     assert result.dtype == torch.uint8
     assert torch.equal(image, before)
@@ -100,7 +101,7 @@ def test_shape_and_type_stay_and_the_image_is_not_written_to(size):
 def test_colour_comes_nearer_with_strength(level, colour):
     image = strands(level)
     away = [
-        distance(recolour.recolour(image, torch.ones(40, 60), colour, s), colour)
+        distance(recolouring.recolour(image, torch.ones(40, 60), colour, s), colour)
         for s in (0.0, 0.25, 0.5, 0.75, 1.0)
     ]
     # Grey on its way to a grey is there before the end, within what lightness is held back by.
@@ -110,7 +111,7 @@ def test_colour_comes_nearer_with_strength(level, colour):
 
 @pytest.mark.parametrize("colour", [(200, 30, 30), (30, 160, 40), WINE, (40, 60, 200)])
 def test_hue_is_that_of_the_colour(colour):
-    result = mean(recolour.recolour(strands(120), torch.ones(40, 60), colour, 1.0))
+    result = mean(recolouring.recolour(strands(120), torch.ones(40, 60), colour, 1.0))
     channels = torch.tensor(colour)
     assert result[channels.argmax()] > result[channels != channels.max()].max() + 50
 
@@ -118,14 +119,14 @@ def test_hue_is_that_of_the_colour(colour):
 def test_dark_becomes_light_and_light_dark():
     mask = torch.ones(40, 60)
     dark, light = strands(45), strands(200)
-    assert brightness(recolour.recolour(dark, mask, BLOND, 1.0)).mean() > 110
-    assert brightness(recolour.recolour(light, mask, (40, 20, 15), 1.0)).mean() < 110
+    assert brightness(recolouring.recolour(dark, mask, BLOND, 1.0)).mean() > 110
+    assert brightness(recolouring.recolour(light, mask, (40, 20, 15), 1.0)).mean() < 110
 
 
 @pytest.mark.parametrize("colour", COLOURS)
 def test_texture_stays(colour):
     ramp = torch.arange(256, dtype=torch.uint8).expand(3, 4, 256).contiguous()
-    light = brightness(recolour.recolour(ramp, torch.ones(4, 256), colour, 1.0))[0]
+    light = brightness(recolouring.recolour(ramp, torch.ones(4, 256), colour, 1.0))[0]
     assert (light.diff() > -1.5).all()  # rounding of each channel
     assert light[0] < 1
     assert light[-1] > 254
@@ -133,22 +134,22 @@ def test_texture_stays(colour):
 
 def test_a_part_in_the_colour_already_stays():
     image = torch.tensor(WINE, dtype=torch.uint8).view(3, 1, 1).repeat(1, 8, 8)
-    result = recolour.recolour(image, torch.ones(8, 8), WINE, 1.0)
+    result = recolouring.recolour(image, torch.ones(8, 8), WINE, 1.0)
     assert (result.int() - image.int()).abs().max() <= 1
 
 
 def test_edge_is_soft():
     flat, mask = noise(40, 100).fill_(60), torch.linspace(0, 1, 100).expand(40, 100)
-    change = (recolour.recolour(flat, mask, BLOND, 1.0).int() - flat.int()).abs().sum(0)[0]
+    change = (recolouring.recolour(flat, mask, BLOND, 1.0).int() - flat.int()).abs().sum(0)[0]
     assert (change.diff() >= 0).all()
     assert change.diff().max() < 0.1 * change.max()
 
 
 def test_strips_do_not_show(monkeypatch):
     image, mask = noise(50, 40), torch.rand(50, 40, generator=torch.Generator().manual_seed(2))
-    whole = recolour.recolour(image, mask, BLOND, 1.0)
-    monkeypatch.setattr(recolour, "STRIP", 90)
-    parts = recolour.recolour(image, mask, BLOND, 1.0)
+    whole = recolouring.recolour(image, mask, BLOND, 1.0)
+    monkeypatch.setattr(recolouring, "STRIP", 90)
+    parts = recolouring.recolour(image, mask, BLOND, 1.0)
     assert (whole.int() - parts.int()).abs().max() <= 1
 
 
@@ -160,16 +161,16 @@ def test_oklab_has_the_published_values_and_a_way_back():
         [0.0, 0.22486, -0.23389, -0.03246],
         [0.0, 0.12585, 0.17950, -0.31153],
     ]
-    found = recolour._to_lab(colours.to(torch.uint8)[:, None])[:, 0]
+    found = recolouring._to_lab(colours.to(torch.uint8)[:, None])[:, 0]
     torch.testing.assert_close(found, torch.tensor(expected), atol=2e-4, rtol=0)
     image = noise(300, 300)
-    assert torch.equal(recolour._to_bytes(recolour._to_lab(image)), image)
+    assert torch.equal(recolouring._to_bytes(recolouring._to_lab(image)), image)
 
 
 @pytest.mark.parametrize(("mask", "strength"), [((3, 4), 1.0), ((4, 3), 1.5), ((4, 3), -0.1)])
 def test_arguments_are_checked(mask, strength):
     with pytest.raises(ValueError, match=r"(mask|strength) must be"):
-        recolour.recolour(noise(4, 3), torch.ones(mask), WINE, strength)
+        recolouring.recolour(noise(4, 3), torch.ones(mask), WINE, strength)
 
 
 def test_command_writes_at_the_photographs_own_size_upright(monkeypatch, tmp_path, models, photo):
@@ -271,7 +272,7 @@ def test_the_colour_is_in_srgb_whatever_the_photographs_space(monkeypatch, tmp_p
     for path in (plain, wide):
         assert call(monkeypatch, recolour, path, *options) == 0
     outs = [tmp_path / "plain-hair.png", tmp_path / "wide-hair.png"]
-    before, expected, found = (photographs.read(path).int() for path in (plain, *outs))
+    before, expected, found = (image_io.read(path).int() for path in (plain, *outs))
     new = (expected != before).any(0)
     assert (expected - before).abs()[:, new].float().mean() > 20
     assert (found - expected).abs()[:, new].float().mean() < 2
@@ -285,7 +286,7 @@ def test_photograph_without_a_face_has_an_exit_code_of_its_own(
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (64, 64)).save("plain.png")
     options = ["--models", models, "--part", "hair", "--colour", "#8b2252"]
-    assert call(monkeypatch, recolour, "plain.png", *options) == commands.FACELESS
+    assert call(monkeypatch, recolour, "plain.png", *options) == cli.FACELESS
     assert capsys.readouterr().err == "error: no face found in plain.png\n"
     assert [p.name for p in tmp_path.iterdir()] == ["plain.png"]
 

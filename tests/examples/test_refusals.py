@@ -6,16 +6,16 @@ import signal
 import subprocess
 import sys
 
-import checkpoint
 import evaluate
 import lfw_tree
 import pytest
 import torch
 import train
-import training
 from example_scripts import EXAMPLE, QUICK, call, refused
-from losses import Loss
-from processes import Processes
+
+from faceparse.training import checkpoint, loop
+from faceparse.training.distributed import Processes
+from faceparse.training.losses import Loss
 
 
 @pytest.fixture(scope="module")
@@ -149,10 +149,19 @@ def test_second_training_into_one_folder_is_refused(tmp_path, monkeypatch, capsy
     assert not (tmp_path / "out").exists()  # empty: it goes with whoever made it
 
 
+def test_an_empty_folder_of_the_user_stays(tmp_path):
+    (tmp_path / "mine").mkdir()
+    for name in ("mine", "made"):
+        with checkpoint.claimed(tmp_path / name):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
 def test_a_folder_is_free_once_its_process_has_gone(tmp_path):
     """Not held by a worker that a killed process has left behind."""
     script = (
-        "import sys, os, time, pathlib; sys.path.insert(0, sys.argv[1]); import checkpoint\n"
+        "import sys, os, time, pathlib; sys.path.insert(0, sys.argv[1])\n"
+        "from faceparse.training import checkpoint\n"
         "with checkpoint.claimed(pathlib.Path(sys.argv[2])):\n"
         "    worker = os.fork() or time.sleep(60)\n"
         "    print(worker, flush=True)\n"
@@ -239,7 +248,7 @@ def test_evaluate_refuses_another_model_and_other_classes(finished, monkeypatch,
     ("text", "words"),
     [
         ("lr = 1" + 400 * "0", "lr must be in 1e-09 .. 1000.0, got inf"),
-        ("lr = 'fast'", "lr must be float, got 'fast'"),
+        ("\ufefflr = 'fast'", "lr must be float, got 'fast'"),  # Windows' editor begins so
         ("epochs = 0", "epochs must be in 1 .. inf, got 0"),
         ("epochs = true", "epochs must be int, got True"),
         ("model = 'vgg'", "model must be one of rnn-g"),
@@ -260,13 +269,13 @@ def test_config_file_that_cannot_be_is_one_line(text, words, tmp_path, monkeypat
 def test_training_stops_at_a_loss_that_is_not_finite(tmp_path, monkeypatch, capsys):
     assert call(monkeypatch, train, *QUICK, "--epochs", 1, "--out", tmp_path) == 0
     before = (tmp_path / "last.pt").read_bytes()
-    original = training.losses_of
+    original = loop.losses_of
 
     def losses(*arguments, **options):
         found = original(*arguments, **options)
         return found | {"x": Loss(found["output"].total * torch.nan, found["output"].count)}
 
-    monkeypatch.setattr(training, "losses_of", losses)
+    monkeypatch.setattr(loop, "losses_of", losses)
     resumed = ["--resume", "--no-cache", "--epochs", 2, "--out", tmp_path]
     error = refused(monkeypatch, capsys, train, *resumed)
     assert "the loss 'x' is nan at step 3 (epoch 2, batch 1, training faces " in error
@@ -278,7 +287,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch, caps
         with torch.no_grad():
             next(model.parameters()).fill_(torch.inf)
 
-    monkeypatch.setattr(training, "update_average", ruin)
+    monkeypatch.setattr(loop, "update_average", ruin)
     arguments = [*QUICK, "--limit", 2, "--epochs", 1, "--out", tmp_path]
     error = refused(monkeypatch, capsys, train, *arguments)
     assert "weight 'trunk.0.weight' is not finite at step 1" in error
@@ -307,21 +316,21 @@ def put(**tensors):
 def test_an_optimizer_that_does_not_fit_is_one_line(change, finished):
     state = checkpoint.load(finished / "last.pt")
     options = {"device": torch.device("cpu"), "processes": Processes()}
-    training.Training(state, **options)
+    loop.Training(state, **options)
     assert state["optimizer"]["0"]["exp_avg"].shape == (16, 3, 5, 5)
     change(state["optimizer"])
     with pytest.raises(checkpoint.CheckpointError, match="does not fit its settings"):
-        training.Training(state, **options)
+        loop.Training(state, **options)
 
 
 def test_an_optimizer_that_overflows_is_never_saved(tmp_path, monkeypatch, capsys):
-    original = training.Training.write_to
+    original = loop.Training.write_to
 
     def write_to(live, state):
         next(iter(live.optimizer.state.values()))["exp_avg_sq"].fill_(torch.inf)
         original(live, state)
 
-    monkeypatch.setattr(training.Training, "write_to", write_to)
+    monkeypatch.setattr(loop.Training, "write_to", write_to)
     arguments = [*QUICK, "--limit", 2, "--epochs", 1, "--out", tmp_path]
     error = refused(monkeypatch, capsys, train, *arguments)
     assert "AdamW's 'exp_avg_sq' is not finite at step 1" in error

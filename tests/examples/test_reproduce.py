@@ -3,19 +3,20 @@
 import json
 import signal
 
-import checkpoint
 import lfw_tree
 import pytest
 import reproduce
 import torch
-import trainings
 from example_scripts import call, refused
-from metrics import f_measures
-from parsers import PARSERS
-from settings import Settings, read_file
-from tables import TABLES
 from tiers import sampled
-from training import new_state
+
+from faceparse.inference.postprocess import PARSERS
+from faceparse.reporting import reproduction
+from faceparse.reporting.metrics import f_measures
+from faceparse.reporting.tables import TABLES
+from faceparse.training import checkpoint, jobs
+from faceparse.training.config import Settings, read_file
+from faceparse.training.loop import new_state
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def test_interrupted_table_stops_its_trainings_and_goes_on(
     number, root, tmp_path, monkeypatch, capsys
 ):
     out = tmp_path / "out"
-    running, original = [], trainings.start
+    running, original = [], jobs.start
 
     def start(*options):
         running.append(original(*options))
@@ -74,8 +75,8 @@ def test_interrupted_table_stops_its_trainings_and_goes_on(
     def sleep(seconds):
         signal.raise_signal(number)
 
-    monkeypatch.setattr(trainings, "start", start)
-    monkeypatch.setattr(trainings.time, "sleep", sleep)
+    monkeypatch.setattr(jobs, "start", start)
+    monkeypatch.setattr(jobs.time, "sleep", sleep)
     given = arguments(root, out, "cnn-s")
     assert call(monkeypatch, reproduce, *given) == 130
     assert running[0].returncode is not None  # no process is left behind
@@ -110,14 +111,14 @@ def test_failed_training_is_one_line_with_its_log(root, tmp_path, monkeypatch, c
 
 
 def test_training_that_was_killed_is_said_to_be(root, tmp_path, monkeypatch, capsys):
-    original = trainings.start
+    original = jobs.start
 
     def start(*options):
         process = original(*options)
         process.kill()
         return process
 
-    monkeypatch.setattr(trainings, "start", start)
+    monkeypatch.setattr(jobs, "start", start)
     error = refused(monkeypatch, capsys, reproduce, *arguments(root, tmp_path / "out", "cnn-s"))
     assert "training cnn-s failed" in error
     assert error.endswith("ended by signal 9")
@@ -142,7 +143,7 @@ def test_bad_arguments_are_one_line(given, words, tmp_path, monkeypatch, capsys)
 @pytest.mark.parametrize("number", TABLES)
 def test_every_row_has_a_config_for_its_network(number, tmp_path):
     table = TABLES[number]
-    needed = reproduce.trainings(table, tmp_path, table.rows)
+    needed = reproduction.jobs_of(table, tmp_path, table.rows)
     for key, networks in needed.items():
         row = table.rows[key]
         for training in networks.values():

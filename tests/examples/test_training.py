@@ -8,18 +8,17 @@ import subprocess
 import sys
 import time
 
-import batches
-import checkpoint
 import evaluate
 import pytest
 import torch
 import train
-import training
-from datasets import open_dataset
 from example_scripts import EXAMPLE, QUICK, call, refused
-from settings import Settings, read_file
 from tiers import sampled
-from views import Whole
+
+from faceparse.data import batches, open_dataset
+from faceparse.inference.face_crops import Whole
+from faceparse.training import checkpoint, loop
+from faceparse.training.config import Settings, read_file
 
 
 def assert_same_training(a, b):
@@ -91,7 +90,7 @@ def test_train_writes_its_results_and_resumes_bit_for_bit(
 
 def stop_at(monkeypatch, steps, ending):
     """Let training end by ``ending`` (raised, or the signal sent) after these steps, counted on."""
-    done, original = [], training.update_average
+    done, original = [], loop.update_average
 
     def update(*arguments, **options):
         original(*arguments, **options)
@@ -102,7 +101,7 @@ def stop_at(monkeypatch, steps, ending):
             else:
                 raise ending
 
-    monkeypatch.setattr(training, "update_average", update)
+    monkeypatch.setattr(loop, "update_average", update)
 
 
 @pytest.mark.parametrize("ending", sampled([signal.SIGINT, signal.SIGTERM], 1))
@@ -141,7 +140,7 @@ def test_second_interrupt_stops_at_once_and_loses_the_epoch_alone(
 def test_long_epochs_are_saved_in_between(tmp_path, monkeypatch, one_thread):
     straight, cut = tmp_path / "straight", tmp_path / "cut"
     assert call(monkeypatch, train, *QUICK, "--epochs", 2, "--out", straight) == 0
-    monkeypatch.setattr(training, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0)
     stop_at(monkeypatch, (2,), KeyboardInterrupt())  # as a kill would, after the second step
     assert call(monkeypatch, train, *QUICK, "--epochs", 2, "--out", cut) == 130
     state = checkpoint.load(cut / "last.pt")
@@ -180,14 +179,14 @@ def test_a_worker_puts_its_batches_into_shared_memory_itself():
 
 
 def test_killed_worker_is_one_line(tmp_path, monkeypatch, one_thread, capsys):
-    original = training.batches
+    original = loop.batches
 
     def doomed(*arguments, **options):
         for batch in original(*arguments, **options):
             yield batch
             raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
 
-    monkeypatch.setattr(training, "batches", doomed)
+    monkeypatch.setattr(loop, "batches", doomed)
     assert call(monkeypatch, train, *QUICK, "--epochs", 1, "--out", tmp_path) == 2
     assert "a process that makes the batches (--workers) was killed" in capsys.readouterr().err
     assert checkpoint.load(tmp_path / "last.pt")["epoch"] == 0
@@ -221,7 +220,7 @@ def test_termination_of_the_whole_group_is_a_stop_with_workers_too(tmp_path, scr
 
 
 def test_the_first_request_ends_a_wait_for_a_batch_and_saves(tmp_path, monkeypatch, capsys):
-    original = training.batches
+    original = loop.batches
 
     def stuck(*arguments, **options):
         made = original(*arguments, **options)
@@ -229,7 +228,7 @@ def test_the_first_request_ends_a_wait_for_a_batch_and_saves(tmp_path, monkeypat
         signal.raise_signal(signal.SIGINT)
         raise AssertionError("the wait went on")
 
-    monkeypatch.setattr(training, "batches", stuck)
+    monkeypatch.setattr(loop, "batches", stuck)
     assert call(monkeypatch, train, *QUICK, "--epochs", 1, "--out", tmp_path) == 130
     assert capsys.readouterr().err.endswith("interrupted: saved; --resume goes on from here\n")
     state = checkpoint.load(tmp_path / "last.pt")
@@ -240,7 +239,7 @@ def test_the_first_request_ends_a_wait_for_a_batch_and_saves(tmp_path, monkeypat
 
 def test_best_checkpoint_is_the_best_on_validation(tmp_path, monkeypatch, one_thread):
     scores = iter([0.25, 0.75, 0.5])
-    monkeypatch.setattr(training.evaluate, "score", lambda model, faces: next(scores))
+    monkeypatch.setattr(loop.evaluate, "score", lambda model, faces: next(scores))
     assert call(monkeypatch, train, *QUICK, "--epochs", 3, "--out", tmp_path) == 0
     assert checkpoint.load(tmp_path / "best.pt")["epoch"] == 2
     assert checkpoint.load(tmp_path / "last.pt")["epoch"] == 3
@@ -349,13 +348,13 @@ def test_training_learns(one_thread):
     faces = open_dataset("synthetic", None, "train", limit=16)
     view = Whole(faces)
     settings = Settings(model="cnn-s", batch_size=4, epochs=25)
-    state = training.new_state(settings, view.facts(), faces=16)
+    state = loop.new_state(settings, view.facts(), faces=16)
     saved = []
 
     def save(state, *, best):
         saved.append(best)
 
-    training.train(state, faces, faces, view=view, device=torch.device("cpu"), save=save)
+    loop.train(state, faces, faces, view=view, device=torch.device("cpu"), save=save)
     assert len(saved) == 25
     assert state["history"][-1]["output"] < 0.8 * state["history"][0]["output"]
     assert state["history"][-1]["validation"] > (faces.labels == 0).float().mean() + 0.05

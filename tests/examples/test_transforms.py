@@ -1,9 +1,17 @@
 """Augmentation moves image, labels and key points together, and repeats itself by its draws."""
 
 import torch
-from datasets import COARSE, FINE
-from datasets.labels import POINTS_MIRROR
-from transforms import augment, change_colours, draw, normalise, random_similarity, warp
+
+from faceparse.data import COARSE, FINE
+from faceparse.data.labels import POINTS_MIRROR
+from faceparse.data.transforms import (
+    augment,
+    change_colours,
+    draw,
+    normalise,
+    random_similarity,
+    warp,
+)
 
 
 def generator(seed=0):

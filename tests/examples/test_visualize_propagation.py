@@ -4,20 +4,19 @@ import importlib
 import io
 import sys
 
-import checkpoint
-import evaluate
 import numpy as np
 import pytest
 import torch
 import train
-import training
 from comparison import F64, assert_close
-from datasets import COARSE
-from datasets.labels import POINTS
 from example_scripts import QUICK, ROOT, call, refused
 from PIL import Image
-from settings import Settings
 
+from faceparse.data import COARSE
+from faceparse.data.labels import POINTS
+from faceparse.reporting import evaluation
+from faceparse.training import checkpoint, loop
+from faceparse.training.config import Settings
 from gatedrnn import SpatialGatedRNN
 from gatedrnn.reference import spatial_gated_rnn
 
@@ -66,7 +65,7 @@ def checkpoints(tmp_path_factory):
         ("points", "points", {"classes": list(POINTS), "side": 64}),
     ):
         paths[name] = out / f"{name}.pt"
-        state = training.new_state(Settings(model=model), {**facts, "layout": {}}, faces=2)
+        state = loop.new_state(Settings(model=model), {**facts, "layout": {}}, faces=2)
         checkpoint.save(paths[name], state)
     return paths
 
@@ -278,6 +277,13 @@ def test_pictures_without_a_network_need_no_package_of_the_networks(
     assert call(monkeypatch, command, "--gate", image, "--out", tmp_path / "new") == 0
 
 
+def test_missing_matplotlib_is_named(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    error = refused(monkeypatch, capsys, command, "--out", tmp_path / "new")
+    assert error.endswith("pip install -e '.[plot]'")
+    assert not (tmp_path / "new").exists()
+
+
 def test_drawn_gate_map_keeps_its_shape_and_its_walls(command, propagation, image, tmp_path):
     gate = command.read_gate(image)
     assert gate.shape == (6, 9)
@@ -301,7 +307,7 @@ def test_thin_gate_map_is_drawn(size, pictures, propagation):
 def test_checkpoint_shows_its_own_layer(command, checkpoints, image, tmp_path, monkeypatch):
     scene, shown = command.read_scene(checkpoints["rnn-g"], image)
     assert shown["photograph"].shape == shown["labels"].shape == (128, 128, 3)
-    model = evaluate.load_model(checkpoint.load(checkpoints["rnn-g"]), "cpu", path=None)
+    model = evaluation.load_model(checkpoint.load(checkpoints["rnn-g"]), "cpu", path=None)
     seen = []
     model.rnn.register_forward_hook(lambda layer, inputs, y: seen.append(y))
     pixels = torch.from_numpy(shown["photograph"].copy()).permute(2, 0, 1)[None]

@@ -6,7 +6,8 @@ import predict
 import pytest
 from drawn_faces import LAYOUT, Network, skin_over_hair, usual_points
 from example_scripts import call
-from face_parser import FaceParser
+
+from faceparse.inference.face_parser import FaceParser
 
 
 @pytest.fixture(autouse=True)

@@ -4,20 +4,20 @@ import functools
 from pathlib import Path
 
 import cv2
-import geometry
 import numpy as np
 import torch
-import views
-from datasets import FINE
-from datasets.synthetic import draw_face
-from models import Parse, Points
 from PIL import Image
+
+from faceparse.data import FINE, geometry
+from faceparse.data.synthetic import draw_face
+from faceparse.inference import face_crops
+from faceparse.models import Outputs, Points
 
 SKIN, HAIR = FINE.names.index("skin"), FINE.names.index("hair")
 FOUND = (7, 9, 16)  # faces that OpenCV's cascade finds when they are twice as large
 SHAPE = np.array([[150, 110], [100, 110], [125, 140], [145, 170], [105, 170]], float)
 BOXES = {"eye": (-35, -50, 70, 70), "nose": (-35, -50, 70, 70), "mouth": (-60, -30, 120, 60)}
-LAYOUT = views.Layout(SHAPE, {name: tuple(map(float, box)) for name, box in BOXES.items()})
+LAYOUT = face_crops.Layout(SHAPE, {name: tuple(map(float, box)) for name, box in BOXES.items()})
 
 
 class Network(torch.nn.Module):
@@ -35,12 +35,14 @@ def skin_over_hair(images):
     """The left half of what the first stage sees is skin, the right half hair."""
     logits = torch.zeros(len(images), 3, *images.shape[2:])
     logits[:, 1, :, :64] = logits[:, 2, :, 64:] = 9
-    return Parse(logits)
+    return Outputs(logits)
 
 
 def usual_points(images):
     """The mean shape, where it lies in a box that fits it."""
-    seen = geometry.apply(views.box_of(views.box_about(SHAPE)), SHAPE) / views.BOX_SIZE
+    seen = (
+        geometry.apply(face_crops.box_of(face_crops.box_about(SHAPE)), SHAPE) / face_crops.BOX_SIZE
+    )
     return Points(torch.from_numpy(seen).float().expand(len(images), 5, 2))
 
 

@@ -9,24 +9,23 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import children
-import commands
-import face_parser
 import numpy as np
-import photographs
 import predict
 import pytest
-import results
 import torch
-import views
-from datasets import FINE
-from datasets.labels import POINTS
 from drawn_faces import FOUND, HAIR, LAYOUT, SKIN, drawn, files, labels_of, write_blank, write_face
 from example_scripts import EXAMPLE, refused
-from face_parser import FaceParser
 from hypothesis import given
 from hypothesis import strategies as st
-from models import build_model
 from PIL import Image
+
+from faceparse import cli
+from faceparse.data import FINE
+from faceparse.data.labels import POINTS
+from faceparse.inference import face_crops, face_parser, image_io, prediction
+from faceparse.inference.face_parser import FaceParser
+from faceparse.models import build_model
+from faceparse.reporting import writers
 
 
 def test_a_photograph_gives_labels_overlay_and_json(run, tmp_path, capsys):
@@ -47,7 +46,7 @@ def test_a_photograph_gives_labels_overlay_and_json(run, tmp_path, capsys):
         np.array(Image.open(path), float) for path in (photo, "parsed/ann_overlay.png")
     )
     np.testing.assert_array_equal(before[labels == 0], after[labels == 0])
-    share = results.STRENGTH / 255
+    share = writers.STRENGTH / 255
     mixed = before * (1 - share) + share * np.array(FINE.colours)[labels]
     np.testing.assert_allclose(after[labels != 0], mixed[labels != 0], atol=1)
 
@@ -82,25 +81,25 @@ def test_labels_lie_on_the_upright_photograph(run, tmp_path):
 
 
 def test_the_limit_of_pixels_can_be_set(run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(photographs, "_limit", photographs._limit)
+    monkeypatch.setattr(image_io, "_limit", image_io._limit)
     write_face(tmp_path / "face.png")
-    assert run("face.png", "--max-megapixels", "0.05") == commands.WRONG
+    assert run("face.png", "--max-megapixels", "0.05") == cli.WRONG
     assert "must have at most 0.05 megapixels, got 256 x 256" in capsys.readouterr().err
     assert run("face.png", "--max-megapixels", "0.1") == 0
 
 
 @pytest.mark.parametrize("name", ["a.MTS", "a.m2ts", "a.ts", "a.flv", "a.mp4"])
 def test_films_are_told_by_their_names(name):
-    assert predict.is_video(Path(name))
+    assert prediction.is_video(Path(name))
 
 
 @pytest.mark.parametrize(
     ("names", "code"),
     [
         (["face"], 0),
-        (["face", "blank"], commands.FACELESS),
-        (["face", "broken"], commands.WRONG),
-        (["broken", "blank", "face"], commands.WRONG),  # that code wins
+        (["face", "blank"], cli.FACELESS),
+        (["face", "broken"], cli.WRONG),
+        (["broken", "blank", "face"], cli.WRONG),  # that code wins
     ],
 )
 def test_bad_photographs_are_named_and_the_others_go_on(names, code, run, tmp_path, capsys):
@@ -121,7 +120,7 @@ def test_bad_photographs_are_named_and_the_others_go_on(names, code, run, tmp_pa
 
 def test_a_run_without_results_leaves_no_folder(run, tmp_path):
     write_blank(tmp_path / "blank.png")
-    assert run("blank.png") == commands.FACELESS
+    assert run("blank.png") == cli.FACELESS
     assert not Path("parsed").exists()
 
 
@@ -157,7 +156,7 @@ def test_folders_and_globs(tmp_path):
         (tmp_path / name).touch()
 
     def expanded(*arguments):
-        return [p.relative_to(tmp_path).as_posix() for p in predict.expand(arguments)]
+        return [p.relative_to(tmp_path).as_posix() for p in prediction.expand(arguments)]
 
     folder = str(tmp_path)
     assert expanded(folder) == ["[d].png", "a.JPG", "b.png"]
@@ -166,6 +165,20 @@ def test_folders_and_globs(tmp_path):
     assert expanded(f"{folder}/[d].png", f"{folder}/clip.mp4") == ["[d].png", "clip.mp4"]
     assert expanded(f"{folder}/b.png", folder, f"{folder}/sub/../b.png")[0] == "b.png"
     assert len(expanded(f"{folder}/b.png", folder, f"{folder}/sub/../b.png")) == 3
+
+
+def test_a_glob_visits_each_folder_once(tmp_path):
+    """Without that, links upward make a number of paths that has no end in practice."""
+    (tmp_path / "loop" / "sub").mkdir(parents=True)
+    (tmp_path / "other").mkdir()
+    for name in ("loop/a.jpg", "loop/sub/b.jpg", "other/c.jpg"):
+        (tmp_path / name).touch()
+    for link, target in (("up", ".."), ("again", "."), ("sub/up", ".."), ("sub/loop", "loop")):
+        (tmp_path / "loop" / link).symlink_to(target)
+    found = predict.expand([str(tmp_path / "loop" / "**" / "*.jpg")])
+    assert sorted(path.name for path in found) == ["a.jpg", "b.jpg", "c.jpg"]
+    found = predict.expand([str(tmp_path / "loop" / "**" / "sub" / "**")])
+    assert {path.name for path in found} >= {"a.jpg", "b.jpg"}
 
 
 def test_results_beside_the_photographs_are_no_photographs(run, tmp_path):
@@ -221,13 +234,13 @@ def test_names_are_distinct_stable_and_never_another_photographs(first, second):
         folder = Path(folder)
         stored = {}
         for sources in (first, second, first):
-            names = results.names_of(sources, folder)
+            names = writers.names_of(sources, folder)
             assert len({name.casefold() for name in names.values()}) == len(sources)
             for source, name in names.items():
                 assert re.fullmatch(re.escape(source.stem) + r"(-\d+)?", name)
                 assert stored.setdefault(name, source) == source
-                results.write_json(folder, name, source, (1, 1), {})
-        assert names == results.names_of(first, folder)
+                writers.write_json(folder, name, source, (1, 1), FINE, {})
+        assert names == writers.names_of(first, folder)
         if len({path.stem.casefold() for path in first + second}) == len({*first, *second}):
             assert all(name == source.stem for name, source in stored.items())
 
@@ -274,14 +287,14 @@ def test_the_nearer_face_covers_the_other_but_its_background_does_not():
     far = face(10, [3, 3, 0, 0])
     near.labels, far.labels = near.labels.to(torch.uint8), far.labels.to(torch.uint8)
     for order in ([near, far], [far, near]):
-        assert results.compose(order, (1, 4)).tolist() == [[3, 1, 2, 0]]
-    assert results.compose([], (1, 4)).tolist() == [[0, 0, 0, 0]]
+        assert writers.compose(order, (1, 4)).tolist() == [[3, 1, 2, 0]]
+    assert writers.compose([], (1, 4)).tolist() == [[0, 0, 0, 0]]
 
 
 def test_an_interrupted_run_is_one_line_and_resumed(run, tmp_path, monkeypatch, capsys):
     for name, index in zip("abc", FOUND, strict=True):
         write_face(tmp_path / f"{name}.png", index)
-    original = results._write_png
+    original = writers._write_png
 
     def stopped(path, picture):
         if path.name == "b_labels.png":
@@ -289,15 +302,15 @@ def test_an_interrupted_run_is_one_line_and_resumed(run, tmp_path, monkeypatch, 
         original(path, picture)
 
     with monkeypatch.context() as patch:
-        patch.setattr(results, "_write_png", stopped)
+        patch.setattr(writers, "_write_png", stopped)
         assert run(tmp_path) == 130
     assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
     done = ["a.json", "a_labels.png", "a_overlay.png", "b.json", "b_overlay.png"]
     assert files("parsed") == done
 
     parsed = []
-    read = photographs.read
-    monkeypatch.setattr(photographs, "read", lambda path: parsed.append(path.name) or read(path))
+    read = image_io.read
+    monkeypatch.setattr(image_io, "read", lambda path: parsed.append(path.name) or read(path))
     assert run(tmp_path, "--resume") == 0
     assert parsed == ["b.png", "c.png"]
     assert "2 of 3 parsed into parsed, 1 done before" in capsys.readouterr().out
@@ -330,9 +343,9 @@ finally:
 def test_twelve_megapixels_take_less_than_a_gigabyte(tmp_path, script_environment):
     """With all networks, untrained, as a bundle on disk."""
     states = {}
-    for name in face_parser.NETWORKS:
-        if name in views.PARTS:
-            model, classes, side = "part", len(views.PARTS[name].fine) + 1, 64
+    for name in face_parser.networks_of(FINE):
+        if name in face_crops.PARTS:
+            model, classes, side = "part", len(face_crops.PARTS[name].names) + 1, 64
         else:
             model, classes, side = ("rnn-g", 3, 128) if name == "face" else ("points", 5, 64)
         weights = build_model(model, classes, side=side).state_dict()

@@ -3,11 +3,12 @@
 import json
 from pathlib import Path
 
-import commands
 import predict
 import pytest
 from drawn_faces import SHAPE, labels_of, write_blank, write_face
 from example_scripts import refused
+
+from faceparse import cli
 
 
 def test_points_are_read_back_and_used(run, tmp_path):
@@ -57,11 +58,13 @@ def test_points_are_used_where_the_detector_finds_nothing(run, tmp_path):
         ('{"a.png": [[1, 2], [3, 4], [5, 6], [7, 8], [9]]}', "must have five points"),
         ('{"a.png": [[1, 2], [3, 4], [5, 6], [7, 8], [9, Infinity]]}', "must have five points"),
         ('{"a.png": "here"}', "must have five points"),
+        ('{"loop/a.png": "here"}', "must have five points"),
         ('{"a.png": [[1, 2], [1, 2], [1, 2], [1, 2], [1, 2]]}', "points that lie apart"),
     ],
 )
 def test_points_that_cannot_be_are_one_line(text, words, run, tmp_path, monkeypatch, capsys):
     write_face(tmp_path / "a.png")
+    (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "p.json").write_text(text)
     given_arguments = ["--models", "m", "a.png", "--points", "p.json"]
     error = refused(monkeypatch, capsys, predict, *given_arguments)
@@ -77,12 +80,12 @@ def test_points_name_one_photograph(run, tmp_path, monkeypatch, capsys):
     arguments = ["--models", "m", "x", "y", "--points", "p.json"]
     assert "several PHOTOs are 'a.png'" in refused(monkeypatch, capsys, predict, *arguments)
     Path("p.json").write_text(json.dumps({"y/a.png": (SHAPE / 6).tolist()}))
-    assert run("x", "y", "--points", "p.json") == commands.FACELESS
+    assert run("x", "y", "--points", "p.json") == cli.FACELESS
     assert json.loads(Path("parsed/a-2.json").read_text())["source"] == "../y/a.png"
 
 
 def test_points_far_from_the_photograph_are_refused(run, tmp_path, capsys):
     write_blank(tmp_path / "a.png")
     Path("p.json").write_text(json.dumps({"a.png": (SHAPE * 1000).tolist()}))
-    assert run("a.png", "--points", "p.json") == commands.WRONG
+    assert run("a.png", "--points", "p.json") == cli.WRONG
     assert "is not near its 64 x 48 pixels" in capsys.readouterr().err

@@ -1,0 +1,1 @@
+"""The face parser of the paper: data, models, training, inference, reporting."""

@@ -1,0 +1,1 @@
+"""Settings, losses, the loop, checkpoints, several trainings."""
