@@ -10,24 +10,29 @@ TORCH ?= 2.13.0
 SANITIZERS := address,undefined
 SANITIZED := build/sanitize
 NATIVE := setup.py build_cuda.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
-CXX_FILES := $(filter %.cpp %.h %.inc %.cu %.cuh,$(NATIVE) $(wildcard tests/emulation/*.*))
+CXX_FILES := $(filter %.cpp %.h %.inc %.cu %.cuh, \
+  $(NATIVE) $(wildcard tests/emulation/*.* tests/aarch64/*.*))
 
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all mutants test-gpu sanitize bench bench-gpu bench-parser lint format clean
+.PHONY: help demo test test-all test-aarch64 mutants test-gpu sanitize wheel
+.PHONY: bench bench-gpu bench-parser docs lint format clean
 
 help:
 	@echo "make demo      build, check, train a small face parser and parse drawn faces (build/demo)"
 	@echo "make test      build, and run the default tests: 11 minutes on two cores"
 	@echo "make test-all  run every test, in random order"
+	@echo "make test-aarch64  compile the portable kernels for aarch64 and test them in QEMU"
 	@echo "make mutants   check that the default tests notice each of some small faults"
 	@echo "make test-gpu  run the kernel tests on a GPU; fails without one"
 	@echo "make sanitize  run the kernel tests under the address and undefined-behaviour sanitizers"
+	@echo "make wheel     build dist/*.whl for Linux, and test it next to PyTorch $(WHEEL_TORCHES)"
 	@echo "make bench     time the scan against its peers and this machine's limits"
 	@echo "make bench-parser  time the face parsers and a step of their training"
 	@echo "make bench-gpu time the scan on a GPU against its targets"
+	@echo "make docs      build the documentation in build/site; fails on a broken link"
 	@echo "make lint      check style and types"
 	@echo "make format    rewrite Python and C++ in the project's style"
 	@echo "make clean     remove what these targets made"
@@ -71,6 +76,14 @@ test: $(VENV)/.installed-test
 test-all: $(VENV)/.installed-test
 	HYPOTHESIS_PROFILE=$${HYPOTHESIS_PROFILE:-all} $(PYTEST) -m "" -p randomly $(PYTEST_ARGS)
 
+AARCH64 := aarch64-linux-gnu-g++ qemu-aarch64
+.PHONY: has-aarch64
+has-aarch64:
+	@for tool in $(AARCH64); do command -v $$tool >/dev/null || { \
+	  echo "make: $$tool is missing: apt install g++-aarch64-linux-gnu qemu-user"; exit 1; }; done
+test-aarch64: has-aarch64 $(VENV)/.installed-test
+	$(PY) -m pytest -m "" $(PYTEST_ARGS) tests/aarch64
+
 mutants: $(VENV)/.installed-test
 	$(PY) tests/mutants.py $(MUTANTS_ARGS)
 
@@ -87,6 +100,29 @@ sanitize: $(VENV)/.installed-test
 	  GATEDRNN_SANITIZE=$(SANITIZERS) HYPOTHESIS_PROFILE=sanitize PYTHONPATH=$(SANITIZED) \
 	  $(PY) $(VENV)/bin/pytest -m "" --capture=sys \
 	  tests/test_install.py::test_library_has_the_sanitizers_asked_for tests/test_scan.py
+
+# The wheel is tested in environments that hold only PyTorch. They are kept, since pip's own choice
+# of PyTorch has CUDA and takes 7 GB; an index of CPU builds in PIP_EXTRA_INDEX_URL avoids that.
+# auditwheel leaves PyTorch's libraries out: the user's own PyTorch brings them.
+WHEEL_TORCHES ?= 2.10.0 2.13.0
+BESIDE := build/wheel/torch-
+
+$(BESIDE)%/.torch: | $(VENV)/.torch
+	$(PY) -m venv $(@D)
+	$(@D)/bin/python -m pip --disable-pip-version-check --quiet install torch==$*
+	@touch $@
+
+wheel: $(VENV)/.installed-wheel $(WHEEL_TORCHES:%=$(BESIDE)%/.torch)
+	rm -rf build/wheel/raw dist/gatedrnn-*.whl
+	GATEDRNN_CUDA=$${GATEDRNN_CUDA:-0} $(PIP) wheel --no-build-isolation --no-deps \
+	  --wheel-dir build/wheel/raw .
+	PATH="$(abspath $(VENV)/bin):$$PATH" $(PY) -m auditwheel repair \
+	  --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir dist build/wheel/raw/*.whl
+	for torch in $(WHEEL_TORCHES); do \
+	  $(BESIDE)$$torch/bin/python -m pip --disable-pip-version-check --quiet install \
+	    --no-index --force-reinstall --no-deps dist/gatedrnn-*.whl && \
+	  $(BESIDE)$$torch/bin/python tests/wheel_check.py || exit 1; done
+	@ls dist/gatedrnn-*.whl
 
 # The package goes into a folder beside the environment, which may be read-only. Never from this
 # folder, whose sources would hide it.
@@ -118,6 +154,9 @@ bench: $(VENV)/.installed-bench
 
 bench-parser: $(VENV)/.installed-examples
 	$(PY) examples/face_parsing/benchmarks/bench_parser.py $(BENCH_ARGS)
+
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
 lint: $(VENV)/.installed-lint
 	$(PY) -m ruff check .

@@ -11,7 +11,12 @@ from .functional import spatial_gated_rnn
 from .modules import SpatialGatedRNN, fold_weight_constraint
 from .reference import DIRECTIONS
 
+# After the others, one of which explains where the native library is missing.
+from . import _C  # isort: skip
+
 __all__ = ["DIRECTIONS", "SpatialGatedRNN", "fold_weight_constraint", "spatial_gated_rnn"]
+
+__version__ = _C.build_info()["version"]
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -4,6 +4,7 @@ import platform
 import random
 import sys
 import time
+from typing import Any
 
 import torch
 
@@ -64,7 +65,7 @@ def largest_error(
     c, h, w = groups * block, rng.randint(1, 19), rng.randint(1, 19)
     directions = rng.sample(DIRECTIONS, rng.randint(1, 4))
     d = len(directions)
-    options: dict = {
+    options: dict[str, Any] = {
         "directions": directions,
         "nonlinearity": rng.choice(["identity", "tanh"]),
         "gate_activation": rng.choice(["clamp", "tanh", "sigmoid"]),

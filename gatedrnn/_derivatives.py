@@ -1,6 +1,6 @@
 """The adjoint of a scan, written with scans: what derivatives of any order are made of.
 
-The formulas are derived in csrc/README.md. Everything here is differentiable in both modes.
+docs/how-it-works/math.md derives the formulas. Everything here is differentiable in both modes.
 """
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from . import _ops
 from ._options import ALONG_WIDTH, FROM_END, REVERSED, Options, unknown
+from .reference import Nonlinearity
 
 
 def _per_direction(g: Tensor | None, d: int) -> Tensor | None:
@@ -15,7 +16,14 @@ def _per_direction(g: Tensor | None, d: int) -> Tensor | None:
     return g[:, d] if g is not None and g.dim() == 5 else g
 
 
-def _single(x, g, weight, bias, code, nonlinearity="identity"):
+def _single(
+    x: Tensor,
+    g: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    code: int,
+    nonlinearity: Nonlinearity = "identity",
+) -> Tensor:
     """One direction's map h (N, C, H, W); gates as they are."""
     bias = None if bias is None else bias[None]
     return _ops.scan(x, g, weight[None], bias, Options((code,), None, nonlinearity))[:, 0]
@@ -115,17 +123,22 @@ def _shares(mask: Tensor, options: Options, dtype: torch.dtype) -> Tensor:
     return torch.full((count, 1, 1, 1, 1), share, dtype=dtype, device=mask.device)
 
 
-def _to_state(tensor: Tensor | None, weight: Tensor) -> Tensor | None:
-    return None if tensor is None else tensor.to(weight.dtype)
-
-
-def adjoint(grad, x, g, weight, bias, mask, options: Options):
+def adjoint(
+    grad: Tensor,
+    x: Tensor,
+    g: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    mask: Tensor,
+    options: Options,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """dx, dg, dweight, dbias of a scan, by differentiable operations alone.
 
     e_i = g_i theta'_i xi_i + g_i theta'_i (w^T e_{i+1}): Eq. (3) against the direction.
     """
     dtype = x.dtype
-    grad, x, g = (_to_state(t, weight) for t in (grad, x, g))
+    grad, x = (t.to(weight.dtype) for t in (grad, x))
+    g = None if g is None else g.to(weight.dtype)
     k = weight.shape[2]
     if options.merge is not None:
         shares = _shares(mask, options, weight.dtype)
@@ -165,7 +178,7 @@ def adjoint(grad, x, g, weight, bias, mask, options: Options):
             dg = dg.sum(channel, keepdim=True)
         dg = dg * _gate_slope(g, options.gate_activation)
         dg = dg.to(dtype)
-    return sum(deltas).to(dtype), dg, torch.stack(dweight), torch.stack(dbias)
+    return sum(deltas[1:], deltas[0]).to(dtype), dg, torch.stack(dweight), torch.stack(dbias)
 
 
 def _gate_slope(g: Tensor, gate_activation: str | None) -> Tensor | float:

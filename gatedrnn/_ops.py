@@ -2,8 +2,8 @@
 
 The rules of autograd and vmap exist once, and are registered for the ops. The transforms of
 torch.func nest only an `autograd.Function`, so there is one of the same rules for each op. The
-adjoint of a scan is a scan again (csrc/README.md): `_derivatives` writes it with scans, so that
-derivatives of any order need no other kernel.
+adjoint of a scan is a scan again (docs/how-it-works/math.md): `_derivatives` writes it with scans,
+so that derivatives of any order need no other kernel.
 
 A registered op carries no tangents: forward-mode AD through it would silently give zero. So every
 call that may take part in forward-mode AD runs the reference loop (`may_have_tangents`).
@@ -12,6 +12,8 @@ call that may take part in forward-mode AD runs the reference loop (`may_have_ta
 import contextlib
 import importlib.util
 import os
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,7 +73,17 @@ def _check_devices(x: Tensor, *others: Tensor | None) -> None:
             raise RuntimeError(f"all tensors must be on x's device {x.device}, got {other.device}")
 
 
-def _scan_fake(x, g, weight, bias, directions, merge, nonlinearity, gate_activation, keep_mask):
+def _scan_fake(
+    x: Tensor,
+    g: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    directions: list[int],
+    merge: int,
+    nonlinearity: int,
+    gate_activation: int,
+    keep_mask: bool,
+) -> tuple[Tensor, Tensor]:
     _check_devices(x, g, weight, bias)
     n, c, h, w = x.shape
     if MERGES[merge] is None:
@@ -84,26 +96,38 @@ def _scan_fake(x, g, weight, bias, directions, merge, nonlinearity, gate_activat
 
 
 def _scan_backward_fake(
-    grad, x, g, weight, bias, mask, directions, merge, nonlinearity, gate_activation, *needs
-):
+    grad: Tensor,
+    x: Tensor,
+    g: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    mask: Tensor,
+    directions: list[int],
+    merge: int,
+    nonlinearity: int,
+    gate_activation: int,
+    *needs: bool,
+) -> tuple[Tensor, ...]:
     _check_devices(x, grad, g, weight, bias, mask)
     needs_g, needs_weight, needs_bias = needs
     nothing = weight.new_empty((0,))
     return (
         torch.empty_like(x, memory_format=_format_like(x)),
-        torch.empty_like(g, memory_format=_format_like(g)) if needs_g else nothing,
+        torch.empty_like(g, memory_format=_format_like(g))
+        if needs_g and g is not None
+        else nothing,
         torch.empty_like(weight) if needs_weight else nothing.clone(),
         weight.new_empty(weight.shape[:2]) if needs_bias else nothing.clone(),
     )
 
 
-def _clamp_spectral_fake(weight, keep):
+def _clamp_spectral_fake(weight: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
     k = weight.shape[2]
     count = weight.numel() // (k * k) if keep else 0
     return torch.empty_like(weight), weight.new_empty((count, 1 + 2 * k), dtype=torch.float64)
 
 
-def _clamp_spectral_backward_fake(grad, weight, kept):
+def _clamp_spectral_backward_fake(grad: Tensor, weight: Tensor, kept: Tensor) -> Tensor:
     _check_devices(weight, grad, kept)
     return torch.empty_like(weight)
 
@@ -111,13 +135,13 @@ def _clamp_spectral_backward_fake(grad, weight, kept):
 # ---- autograd ------------------------------------------------------------------------------------
 
 
-def _scan_setup(ctx, inputs, output):
+def _scan_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, g, weight, bias, *options, _ = inputs
     ctx.options = options_of(*options)
     ctx.save_for_backward(x, g, weight, bias, output[1])
 
 
-def _scan_backward(ctx, grad, _):
+def _scan_backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
     x, g, weight, bias, mask = ctx.saved_tensors
     arguments = op_arguments(ctx.options)
     if ctx.options.merge == "max" and mask.dim() == 1:  # not kept: a gradient was not foreseen
@@ -133,7 +157,7 @@ def _scan_backward(ctx, grad, _):
     return grads[0], *wanted, *[None] * 5
 
 
-def _adjoint_setup(ctx, inputs, output):
+def _adjoint_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     (
         *tensors,
         directions,
@@ -150,16 +174,17 @@ def _adjoint_setup(ctx, inputs, output):
     ctx.save_for_backward(*tensors)
 
 
-def _adjoint_backward(ctx, *cotangents):
+def _adjoint_backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
     *tensors, mask = ctx.saved_tensors
     asked = [i for i in range(5) if ctx.needs_input_grad[i]]
     given = [i for i, t in enumerate(cotangents) if t is not None and ctx.needs[i]]
 
-    def function(*inputs):
-        all_inputs = list(tensors)
+    def function(*inputs: Tensor) -> list[Any]:
+        all_inputs: list[Any] = list(tensors)
         for i, t in zip(asked, inputs, strict=True):
             all_inputs[i] = t
-        results = adjoint(*all_inputs, mask, ctx.options)
+        grad, x, g, weight, bias = all_inputs
+        results = adjoint(grad, x, g, weight, bias, mask, ctx.options)
         return [results[i] for i in given]
 
     with no_autocast(mask):
@@ -168,7 +193,7 @@ def _adjoint_backward(ctx, *cotangents):
     return *(grads.get(i) for i in range(5)), *[None] * 8
 
 
-def _vjp(function, inputs: list[Tensor], cotangents: list[Tensor]):
+def _vjp(function: Callable[..., list[Any]], inputs: list[Tensor], cotangents: list[Any]) -> Any:
     if in_transform():  # where autograd.grad does not see through a batch
         return torch.func.vjp(function, *inputs)[1](cotangents)
     # Not torch.func.vjp, which refuses hooks on saved tensors, such as those of checkpoints.
@@ -189,18 +214,18 @@ def _vjp(function, inputs: list[Tensor], cotangents: list[Tensor]):
         )
 
 
-def _clamp_setup(ctx, inputs, output):
+def _clamp_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(inputs[0], output[1])
 
 
-def _clamp_backward(ctx, grad, _):
+def _clamp_backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None]:
     weight, kept = ctx.saved_tensors
     if kept.shape[0] == 0:  # nothing was kept: a gradient was not foreseen
         kept = torch.ops.gatedrnn.clamp_spectral(weight, True)[1]
     return torch.ops.gatedrnn.clamp_spectral_backward(grad.contiguous(), weight, kept), None
 
 
-def _refuse_second_derivative(ctx, *grads):
+def _refuse_second_derivative(ctx: Any, *grads: Any) -> None:
     raise RuntimeError(
         "gatedrnn: the clamp of a compiled or exported layer, and the bare op, have no second "
         "derivative. SpatialGatedRNN has all derivatives where it is not compiled"
@@ -232,22 +257,24 @@ register("gatedrnn")
 
 
 @register_flop_formula(torch.ops.gatedrnn.scan)
-def scan_flops(x, g, weight, *_, **__) -> int:
+def scan_flops(x: Any, g: Any, weight: Any, *_: Any, **__: Any) -> int:
     """Two for each multiply-add of Eq. (3), from shapes; as for PyTorch's own operations, nothing
     is counted for additions, nonlinearities and merges."""
     n, _, height, width = x
     directions, c, k = weight
-    return 2 * n * height * width * directions * c * (k + (g is not None))
+    return int(2 * n * height * width * directions * c * (k + (g is not None)))
 
 
 @register_flop_formula(torch.ops.gatedrnn.scan_backward)
-def scan_backward_flops(grad, x, g, weight, bias, mask, *options, **__) -> int:
+def scan_backward_flops(
+    grad: Any, x: Any, g: Any, weight: Any, bias: Any, mask: Any, *options: Any, **__: Any
+) -> int:
     """The products with w once more and with w^T, and of e and h where dweight is asked for."""
     n, _, height, width = x
     directions, c, k = weight
     needs_g, needs_weight = options[4:6]
     products = 2 * k + k * needs_weight + (g is not None) * (2 + needs_g)
-    return 2 * n * height * width * directions * c * products
+    return int(2 * n * height * width * directions * c * products)
 
 
 class _Scan(torch.autograd.Function):
@@ -258,7 +285,7 @@ class _Scan(torch.autograd.Function):
     vmap = staticmethod(_vmap.scan)
 
     @staticmethod
-    def forward(*arguments):
+    def forward(*arguments: Any) -> Any:
         return torch.ops.gatedrnn.scan(*arguments)
 
 
@@ -270,19 +297,23 @@ class _ScanBackward(torch.autograd.Function):
     vmap = staticmethod(_vmap.scan_backward)
 
     @staticmethod
-    def forward(*arguments):
+    def forward(*arguments: Any) -> Any:
         return torch.ops.gatedrnn.scan_backward(*arguments)
 
 
-def scan_op(*arguments) -> tuple[Tensor, Tensor]:
-    return _call("scan", _Scan, arguments)
+def scan_op(*arguments: Any) -> tuple[Tensor, Tensor]:
+    results: tuple[Tensor, Tensor] = _call("scan", _Scan, arguments)
+    return results
 
 
-def scan_backward_op(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _call("scan_backward", _ScanBackward, arguments)
+def scan_backward_op(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    results: tuple[Tensor, Tensor, Tensor, Tensor] = _call(
+        "scan_backward", _ScanBackward, arguments
+    )
+    return results
 
 
-def _call(name: str, function: type[torch.autograd.Function], arguments):
+def _call(name: str, function: type[torch.autograd.Function], arguments: tuple[Any, ...]) -> Any:
     op = getattr(torch.ops.gatedrnn, name)
     if torch.compiler.is_compiling():
         return op(*arguments)
@@ -297,7 +328,9 @@ def _call(name: str, function: type[torch.autograd.Function], arguments):
 # ---- the differentiable scan ---------------------------------------------------------------------
 
 
-def scan(x, g, weight, bias, options: Options) -> Tensor:
+def scan(
+    x: Tensor, g: Tensor | None, weight: Tensor, bias: Tensor | None, options: Options
+) -> Tensor:
     """y of a scan (N, C, H, W), or (N, D, C, H, W) without a merge; differentiable to any order.
 
     Tensors as the op wants them: g in x's dtype, weight and bias in the state's and contiguous.
@@ -316,7 +349,7 @@ def scan(x, g, weight, bias, options: Options) -> Tensor:
     return scan_op(*tensors, *op_arguments(options), keep_mask)[0]
 
 
-def no_autocast(x: Tensor) -> contextlib.AbstractContextManager:
+def no_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
     """Off, since autocast would run the products of a state of 32 bits in 16."""
     device = x.device.type
     if device == "meta" or not torch.is_autocast_enabled(device):
@@ -324,7 +357,9 @@ def no_autocast(x: Tensor) -> contextlib.AbstractContextManager:
     return torch.autocast(device, enabled=False)
 
 
-def by_reference(x, g, weight, bias, options: Options) -> Tensor:
+def by_reference(
+    x: Tensor, g: Tensor | None, weight: Tensor, bias: Tensor | None, options: Options
+) -> Tensor:
     with no_autocast(x):
         return reference.spatial_gated_rnn(
             x,

@@ -3,13 +3,15 @@
 The code of an option is its index here, and its value in the enum of csrc/scan.h.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, get_args
 
-from .reference import DIRECTIONS
+from .reference import DIRECTIONS as DIRECTIONS
+from .reference import Direction, GateActivation, Merge, Nonlinearity
 
-MERGES = (None, "max", "mean", "sum")
-NONLINEARITIES = ("identity", "tanh", "relu", "sigmoid")
-GATE_ACTIVATIONS = (None, "clamp", "tanh", "sigmoid")
+MERGES: tuple[Merge | None, ...] = (None, *get_args(Merge))
+NONLINEARITIES: tuple[Nonlinearity, ...] = get_args(Nonlinearity)
+GATE_ACTIVATIONS: tuple[GateActivation | None, ...] = (None, *get_args(GateActivation))
 
 # By a direction's code, its index in DIRECTIONS as in csrc/geometry.h.
 REVERSED = (1, 0, 3, 2)  # the code of the opposite direction
@@ -21,9 +23,9 @@ class Options(NamedTuple):
     """The options of a scan; `directions` are codes, the others are names."""
 
     directions: tuple[int, ...]
-    merge: str | None = None
-    nonlinearity: str = "identity"
-    gate_activation: str | None = None
+    merge: Merge | None = None
+    nonlinearity: Nonlinearity = "identity"
+    gate_activation: GateActivation | None = None
 
 
 # No methods of Options: PyTorch 2.10 cannot compile one of a named tuple.
@@ -37,7 +39,9 @@ def op_arguments(options: Options) -> tuple[list[int], int, int, int]:
     )
 
 
-def options_of(directions, merge: int, nonlinearity: int, gate_activation: int) -> Options:
+def options_of(
+    directions: Sequence[int], merge: int, nonlinearity: int, gate_activation: int
+) -> Options:
     """The options of an op's arguments."""
     return Options(
         tuple(directions),
@@ -47,7 +51,7 @@ def options_of(directions, merge: int, nonlinearity: int, gate_activation: int) 
     )
 
 
-def direction_code(name: str) -> int:
+def direction_code(name: Direction) -> int:
     return DIRECTIONS.index(name)
 
 

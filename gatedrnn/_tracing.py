@@ -1,5 +1,7 @@
 """What a function that is traced asks for. Importing this imports Dynamo, which takes seconds."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -20,5 +22,5 @@ def in_onnx_export() -> bool:
 
 
 @torch.compiler.disable(reason="gatedrnn: derivatives of torch.func are not traced through a scan")
-def scan_eagerly(*arguments) -> Tensor:
+def scan_eagerly(*arguments: Any) -> Tensor:
     return _ops.scan(*arguments)

@@ -4,13 +4,30 @@ Each rule takes an op's arguments with the place of the batch in each, or None, 
 op's results with theirs.
 """
 
+from collections.abc import Sequence
+from typing import Any, cast
+
 import torch
+from torch import Tensor
 
 from . import _ops
 from ._options import MERGES
 
+Dims = Sequence[int | None]  # the place of the batch in each tensor
+Results = tuple[Any, tuple[int | None, ...]]
 
-def scan(info, in_dims, x, g, weight, bias, directions, merge, *rest):
+
+def scan(
+    info: Any,
+    in_dims: Dims,
+    x: Tensor,
+    g: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    directions: list[int],
+    merge: int,
+    *rest: Any,
+) -> Results:
     size, tensors = _not_empty(info.batch_size, in_dims, (x, g, weight, bias))
     x, g, weight, bias = tensors
     channels = _logical(weight, in_dims[2])[1]
@@ -30,13 +47,25 @@ def scan(info, in_dims, x, g, weight, bias, directions, merge, *rest):
     return (y, _unfold(mask, size, 1)[: info.batch_size]), (0, 0)
 
 
-def scan_backward(info, in_dims, grad, x, g, weight, bias, mask, directions, merge, *rest):
+def scan_backward(
+    info: Any,
+    in_dims: Dims,
+    grad: Tensor,
+    x: Tensor,
+    g: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    mask: Tensor,
+    directions: list[int],
+    merge: int,
+    *rest: Any,
+) -> Results:
     needs = rest[2:]
     size, tensors = _not_empty(info.batch_size, in_dims, (grad, x, g, weight, bias, mask))
     grad, x, g, weight, bias, mask = tensors
     channels = _logical(weight, in_dims[3])[1]
     gate = _fold_gate(g, in_dims[2], size, channels)
-    if g is not None and gate is g:  # each sample wants a gradient of its own
+    if gate is g and g is not None:  # each sample wants a gradient of its own
         shape = list(g.shape)
         shape[-3] = channels
         gate = _fold(g.expand(shape), None, size, g.dim() - 3)
@@ -56,6 +85,7 @@ def scan_backward(info, in_dims, grad, x, g, weight, bias, mask, directions, mer
         *rest,
     )
     if needs[0]:
+        assert g is not None
         logical = _logical(g, in_dims[2])
         dg = _unfold(dg, size, len(logical) - 3)
         if logical[-3] == 1:
@@ -72,20 +102,20 @@ def scan_backward(info, in_dims, grad, x, g, weight, bias, mask, directions, mer
     return tuple(results), tuple(dims)
 
 
-def clamp_spectral(info, in_dims, weight, keep):
+def clamp_spectral(info: Any, in_dims: Dims, weight: Tensor, keep: bool) -> Results:
     size, (weight,) = _not_empty(info.batch_size, in_dims, (weight,))
-    folded = weight.movedim(in_dims[0], 0).flatten(0, 1).contiguous()
+    folded = weight.movedim(cast(int, in_dims[0]), 0).flatten(0, 1).contiguous()
     clamped, kept = torch.ops.gatedrnn.clamp_spectral(folded, keep)
     results = _unfold(clamped, size, 0), _unfold(kept, size, 0)
     return tuple(t[: info.batch_size] for t in results), (0, 0)
 
 
-def _not_empty(size, in_dims, tensors):
+def _not_empty(size: int, in_dims: Dims, tensors: Sequence[Any]) -> tuple[int, Sequence[Any]]:
     """A batch of no samples gets one of zeros, for which there is a scan."""
     if size > 0:
         return size, tensors
 
-    def with_one(tensor, dim):
+    def with_one(tensor: Tensor, dim: int) -> Tensor:
         shape = list(tensor.shape)
         shape[dim] = 1
         return torch.cat([tensor, tensor.new_zeros(shape)], dim)
@@ -96,15 +126,13 @@ def _not_empty(size, in_dims, tensors):
     ]
 
 
-def _logical(tensor, bdim):
+def _logical(tensor: Tensor, bdim: int | None) -> list[int]:
     """The shape of one sample."""
     return [s for i, s in enumerate(tensor.shape) if i != bdim]
 
 
-def _fold(tensor, bdim, size, channel):
+def _fold(tensor: Tensor, bdim: int | None, size: int, channel: int) -> Tensor:
     """Moves the batch into the channel dimension: (..., B * C, ...)."""
-    if tensor is None:
-        return None
     if bdim is None:
         tensor = tensor.unsqueeze(channel).expand(
             *tensor.shape[:channel], size, *tensor.shape[channel:]
@@ -114,7 +142,7 @@ def _fold(tensor, bdim, size, channel):
     return tensor.flatten(channel, channel + 1)
 
 
-def _fold_gate(g, bdim, size, channels):
+def _fold_gate(g: Tensor | None, bdim: int | None, size: int, channels: int) -> Tensor | None:
     if g is None:
         return None
     shape = _logical(g, bdim)
@@ -127,7 +155,8 @@ def _fold_gate(g, bdim, size, channels):
     return _fold(g.movedim(bdim, 0).expand(size, *shape), 0, size, channel)
 
 
-def _unfold(tensor, size, channel):
+def _unfold(tensor: Tensor, size: int, channel: int) -> Tensor:
     """(..., B * C, ...) -> (B, ..., C, ...)."""
     parts = tensor.shape[channel] // size
-    return tensor.unflatten(channel, (size, parts)).movedim(channel, 0)
+    split: Tensor = tensor.unflatten(channel, (size, parts))
+    return split.movedim(channel, 0)

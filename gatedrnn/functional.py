@@ -3,6 +3,7 @@
 import functools
 import warnings
 from collections.abc import Sequence
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -10,9 +11,9 @@ from torch import Tensor
 from . import reference
 from ._ops import DEVICES, no_autocast, scan
 from ._options import GATE_ACTIVATIONS, MERGES, NONLINEARITIES, Options, direction_code
-from .reference import DIRECTIONS
+from .reference import DIRECTIONS, Direction, GateActivation, Integration, Merge, Nonlinearity
 
-INTEGRATIONS = ("parallel", "cascade")
+INTEGRATIONS: tuple[Integration, ...] = get_args(Integration)
 HALF = (torch.bfloat16, torch.float16)
 DTYPES = (torch.float64, torch.float32, *HALF)
 
@@ -23,11 +24,11 @@ def spatial_gated_rnn(
     weight: Tensor,
     bias: Tensor | None = None,
     *,
-    directions: Sequence[str] = DIRECTIONS,
-    integration: str = "parallel",
-    merge: str | None = "max",
-    nonlinearity: str = "identity",
-    gate_activation: str | None = None,
+    directions: Sequence[Direction] = DIRECTIONS,
+    integration: Integration = "parallel",
+    merge: Merge | None = "max",
+    nonlinearity: Nonlinearity = "identity",
+    gate_activation: GateActivation | None = None,
 ) -> Tensor:
     """Scans `x` in up to four directions with a spatially variant RNN and merges the maps.
 
@@ -75,7 +76,8 @@ def spatial_gated_rnn(
     """
     directions = check_options(directions, integration, merge, nonlinearity, gate_activation)
     _check_tensors(x, g, weight, bias, directions)
-    if torch.jit.is_tracing() and torch.is_grad_enabled():
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    if tracing and torch.is_grad_enabled():
         raise RuntimeError(
             "spatial_gated_rnn: torch.jit.trace can't record gradients of a scan: trace under "
             "torch.no_grad(), or use torch.export"
@@ -110,7 +112,13 @@ def spatial_gated_rnn(
     return x
 
 
-def check_options(directions, integration, merge, nonlinearity, gate_activation) -> tuple[str, ...]:
+def check_options(
+    directions: Sequence[Direction],
+    integration: Integration,
+    merge: Merge | None,
+    nonlinearity: Nonlinearity,
+    gate_activation: GateActivation | None,
+) -> tuple[Direction, ...]:
     """Raises ValueError unless all options are known and fit; returns the directions' names."""
     if not isinstance(directions, (list, tuple)):  # a set would have an order of its own
         raise ValueError(f"directions must be a list or tuple of names, got {directions!r}")
@@ -133,7 +141,7 @@ def check_options(directions, integration, merge, nonlinearity, gate_activation)
     return directions
 
 
-def _check_choice(argument: str, given, known: tuple) -> None:
+def _check_choice(argument: str, given: object, known: tuple[str | None, ...]) -> None:
     if given is None and None in known:
         return
     if not isinstance(given, str) or given not in known:
@@ -152,7 +160,13 @@ def refuse_proxy(value: object) -> None:
         )
 
 
-def _check_tensors(x, g, weight, bias, directions) -> None:
+def _check_tensors(
+    x: Tensor,
+    g: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    directions: Sequence[Direction],
+) -> None:
     for argument, tensor in (("x", x), ("g", g), ("weight", weight), ("bias", bias)):
         if tensor is None and argument in ("g", "bias"):
             continue
@@ -211,7 +225,7 @@ def _check_tensors(x, g, weight, bias, directions) -> None:
             )
 
 
-def _check_dtypes(x, g, weight, bias) -> None:
+def _check_dtypes(x: Tensor, g: Tensor | None, weight: Tensor, bias: Tensor | None) -> None:
     if g is not None and g.dtype != x.dtype:
         raise TypeError(
             f"spatial_gated_rnn: g must have x's dtype {x.dtype}, got {g.dtype}: convert "
@@ -228,7 +242,9 @@ def _check_dtypes(x, g, weight, bias) -> None:
         )
 
 
-def _autocast(x, g, weight, bias):
+def _autocast(
+    x: Tensor, g: Tensor | None, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
     """Under autocast: 16-bit maps all take autocast's type; otherwise everything is float32."""
     device = x.device.type
     if device == "meta" or not torch.is_autocast_enabled(device) or x.dtype == torch.float64:

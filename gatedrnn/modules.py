@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
 from .functional import DTYPES, HALF, check_options, refuse_proxy, spatial_gated_rnn
-from .norms import NORMS, clamp_norm, is_sharded
-from .reference import DIRECTIONS
+from .norms import NORMS, WeightConstraint, clamp_norm, is_sharded
+from .reference import DIRECTIONS, Direction, GateActivation, Integration, Merge, Nonlinearity
 
 
 class SpatialGatedRNN(nn.Module):
@@ -52,13 +52,13 @@ class SpatialGatedRNN(nn.Module):
         channels: int,
         *,
         groups: int = 1,
-        directions: Sequence[str] = DIRECTIONS,
-        integration: str = "parallel",
-        merge: str | None = "max",
-        nonlinearity: str = "identity",
+        directions: Sequence[Direction] = DIRECTIONS,
+        integration: Integration = "parallel",
+        merge: Merge | None = "max",
+        nonlinearity: Nonlinearity = "identity",
         bias: bool = True,
-        weight_constraint: str | None = "spectral",
-        gate_activation: str | None = "clamp",
+        weight_constraint: WeightConstraint | None = "spectral",
+        gate_activation: GateActivation | None = "clamp",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -277,7 +277,7 @@ def _make_permanent(layer: SpatialGatedRNN) -> None:
         )
 
 
-def _positive(argument: str, given) -> int:
+def _positive(argument: str, given: Any) -> int:
     """`given` as an int of at least 1; a bool is none."""
     try:
         value = 0 if isinstance(given, bool) else operator.index(given)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ._options import ALONG_WIDTH, DIRECTIONS, FROM_END, options_of
+from ._options import ALONG_WIDTH, DIRECTIONS, FROM_END, Options, options_of
 from .modules import fold_weight_constraint
 
 # Operators; None where a value stays as it is.
@@ -20,7 +20,7 @@ _GATE_ACTIVATION = {None: None, "clamp": "Clip", "tanh": "Tanh", "sigmoid": "Sig
 _MERGE = {"max": "Max", "mean": "Add", "sum": "Add"}  # of two maps; a mean is divided at the end
 
 
-def export(model: torch.nn.Module, args: tuple, f: Any = None, **options: Any) -> Any:
+def export(model: torch.nn.Module, args: tuple[Any, ...], f: Any = None, **options: Any) -> Any:
     """`torch.onnx.export` of a network that holds `SpatialGatedRNN` layers, for inference.
 
     The network is copied, put into evaluation mode, and its clamped weights become constants
@@ -70,7 +70,17 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
         ) from None
     numbers = itertools.count()
 
-    def scan(x, g, weight, bias, directions, merge, nonlinearity, gate_activation, keep_mask):
+    def scan(
+        x: Any,
+        g: Any,
+        weight: Any,
+        bias: Any,
+        directions: list[int],
+        merge: int,
+        nonlinearity: int,
+        gate_activation: int,
+        keep_mask: bool,
+    ) -> tuple[Any, Any]:
         node = _Nodes(ir)
         options = options_of(directions, merge, nonlinearity, gate_activation)
         y = _scan(node, f"scan_{next(numbers)}", x, g, weight, bias, options)
@@ -86,25 +96,25 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
 class _Nodes:
     """Makes nodes and keeps them in order."""
 
-    def __init__(self, ir):
+    def __init__(self, ir: Any) -> None:
         self.ir, self.tape = ir, ir.tape.Tape()
 
-    def __call__(self, kind, *inputs, **attributes):
+    def __call__(self, kind: str, *inputs: Any, **attributes: Any) -> Any:
         return self.tape.op(kind, inputs, attributes)
 
-    def constant(self, values, dtype=None):
+    def constant(self, values: Any, dtype: Any = None) -> Any:
         """int64 unless `dtype` says otherwise."""
         return self("Constant", value=self.ir.tensor(values, dtype or self.ir.DataType.INT64))
 
-    def cast(self, value, before, after):
+    def cast(self, value: Any, before: Any, after: Any) -> Any:
         return value if before == after else self("Cast", value, to=int(after))
 
-    def applied(self, kind, value, *others):
+    def applied(self, kind: str | None, value: Any, *others: Any) -> Any:
         """`value` itself where `kind` is None."""
         return value if kind is None else self(kind, value, *others)
 
 
-def _scan(node, name, x, g, weight, bias, options):
+def _scan(node: _Nodes, name: str, x: Any, g: Any, weight: Any, bias: Any, options: Options) -> Any:
     """y (N, C, H, W), or (N, D, C, H, W) without a merge, of the op's own arguments.
 
     In between C is (G, K), G blocks of K channels: w h is then one product for blocks of any size.
@@ -112,17 +122,17 @@ def _scan(node, name, x, g, weight, bias, options):
     maps, state = x.dtype, weight.dtype  # the state of 16-bit maps is float32
     d, c, k = weight.shape
 
-    def sized(*between):  # the shape (N, *between, H, W)
+    def sized(*between: int) -> Any:  # the shape (N, *between, H, W)
         parts = node("Shape", x, end=1), node.constant(between), node("Shape", x, start=2)
         return node("Concat", *parts, axis=0)
 
-    def in_blocks(gate):  # (N, 1|C, H, W) to (N, 1|G, 1|K, H, W)
+    def in_blocks(gate: Any) -> Any:  # (N, 1|C, H, W) to (N, 1|G, 1|K, H, W)
         if channels == c:
             return node("Reshape", gate, blocks, allowzero=1)
         return node("Unsqueeze", gate, node.constant([1]))
 
     blocks = sized(c // k, k)
-    gates = [None] * d
+    gates: list[Any] = [None] * d
     if g is not None:
         rank, channels = len(g.shape), g.shape[-3]
         g = _activated(node, node.cast(g, maps, state), state, options.gate_activation)
@@ -155,13 +165,13 @@ def _scan(node, name, x, g, weight, bias, options):
     return node.cast(node("Reshape", y, shape, allowzero=1), state, maps)
 
 
-def _activated(node, g, state, gate_activation):
+def _activated(node: _Nodes, g: Any, state: Any, gate_activation: str | None) -> Any:
     kind = _GATE_ACTIVATION[gate_activation]
     bounds = [node.constant(bound, state) for bound in (-1.0, 1.0)] if kind == "Clip" else []
     return node.applied(kind, g, *bounds)
 
 
-def _direction(node, body, inputs, code, state):
+def _direction(node: _Nodes, body: Any, inputs: list[Any], code: int, state: Any) -> Any:
     """h (N, G, K, H, W) of one direction; `inputs` are x likewise, and g (N, 1|G, 1|K, H, W)."""
     axis, backwards = 4 if ALONG_WIDTH[code] else 3, int(FROM_END[code])
     pixel = node("Shape", inputs[0], end=axis), node("Shape", inputs[0], start=axis + 1)
@@ -179,7 +189,9 @@ def _direction(node, body, inputs, code, state):
     return node.tape.op_multi_out("Scan", [h_0, *inputs], attributes, num_outputs=2)[1]
 
 
-def _step(ir, name, state, w, b, k, gated, nonlinearity):
+def _step(
+    ir: Any, name: str, state: Any, w: Any, b: Any, k: int, gated: bool, nonlinearity: str
+) -> Any:
     """The body of a Scan: (h_{i-1}, x_i[, g_i]) to (h_i, h_i), Eq. (3), for all lines at once.
 
     h and x are (N, G, K, L), g (N, 1|G, 1|K, L); w (G, K, K) and b (G, K, 1) are the outer graph's.

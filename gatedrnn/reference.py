@@ -3,18 +3,28 @@
 Imports torch alone. Every derivative comes from autograd through the loop.
 """
 
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
+
 import torch
+from torch import Tensor
+
+Direction = Literal["left_to_right", "right_to_left", "top_to_bottom", "bottom_to_top"]
+Integration = Literal["parallel", "cascade"]
+Merge = Literal["max", "mean", "sum"]
+Nonlinearity = Literal["identity", "tanh", "relu", "sigmoid"]
+GateActivation = Literal["clamp", "tanh", "sigmoid"]
+DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 
 # A direction is (axis, reverse): the axis of (N, C, H, W) that is scanned, and from which end.
-_SCANS = {
+_SCANS: dict[Direction, tuple[int, bool]] = {
     "left_to_right": (3, False),
     "right_to_left": (3, True),
     "top_to_bottom": (2, False),
     "bottom_to_top": (2, True),
 }
-DIRECTIONS = tuple(_SCANS)
 
-_THETA = {
+_THETA: dict[Nonlinearity, Callable[[Tensor], Tensor]] = {
     "identity": lambda a: a,
     "tanh": torch.tanh,
     "relu": torch.relu,
@@ -22,19 +32,19 @@ _THETA = {
 }
 
 
-def _clamp(g):
+def _clamp(g: Tensor) -> Tensor:
     """g.clamp(-1, 1) with a derivative of 1 at |g| = 1 exactly, whatever PyTorch's own is there."""
     return torch.where((g >= -1) & (g <= 1), g, g.detach().clamp(-1, 1))
 
 
-_GATE_ACTIVATION = {
+_GATE_ACTIVATION: dict[GateActivation | None, Callable[[Tensor], Tensor]] = {
     None: lambda g: g,
     "clamp": _clamp,
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
 }
 
-_MERGE = {
+_MERGE: dict[Merge | None, Callable[[Tensor], Tensor]] = {
     "max": lambda maps: maps.amax(1),  # splits the gradient of a tie evenly, propagates NaN
     "mean": lambda maps: maps.mean(1),
     "sum": lambda maps: maps.sum(1),
@@ -42,14 +52,18 @@ _MERGE = {
 }
 
 
-def _scan(x, g, w, b, direction, theta):
+def _scan(
+    x: Tensor, g: Tensor | None, w: Tensor, b: Tensor, direction: Direction, theta: Nonlinearity
+) -> Tensor:
     """One direction, Eq. (3). x (N, C, H, W); g (N, 1|C, H, W) or None; w (C, K); b (C,)."""
     axis, reverse = _SCANS[direction]
     n, c = x.shape[:2]
     k = w.shape[1]
     w = w.reshape(c // k, k, k)
-    h = x.new_zeros(()).expand(x.select(axis, 0).shape) if x.shape[axis] else None  # (N, C, L)
-    maps = []
+    maps: list[Tensor] = []
+    if x.shape[axis] == 0:
+        return x.clone()
+    h = x.new_zeros(()).expand(x.select(axis, 0).shape)  # (N, C, L)
     for i in range(x.shape[axis])[:: -1 if reverse else 1]:
         u = (w[..., None] * h.unflatten(1, (c // k, 1, k))).sum(3).flatten(1, 2)
         u = u + b[:, None]
@@ -59,21 +73,21 @@ def _scan(x, g, w, b, direction, theta):
         maps.append(h)
     if reverse:
         maps.reverse()
-    return torch.stack(maps, axis) if maps else x.clone()
+    return torch.stack(maps, axis)
 
 
 def spatial_gated_rnn(
-    x,
-    g,
-    weight,
-    bias=None,
+    x: Tensor,
+    g: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None = None,
     *,
-    directions=DIRECTIONS,
-    integration="parallel",
-    merge="max",
-    nonlinearity="identity",
-    gate_activation=None,
-):
+    directions: Sequence[Direction] = DIRECTIONS,
+    integration: Integration = "parallel",
+    merge: Merge | None = "max",
+    nonlinearity: Nonlinearity = "identity",
+    gate_activation: GateActivation | None = None,
+) -> Tensor:
     """Reference of :func:`gatedrnn.functional.spatial_gated_rnn`: same signature, same result.
 
     16-bit inputs are computed in float32 and rounded once (in a cascade: once a stage).

@@ -13,8 +13,11 @@ from pathlib import Path
 
 import children
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 from tiers import sampled
 
+import gatedrnn
 from gatedrnn import _C
 from gatedrnn import __main__ as command
 
@@ -73,7 +76,7 @@ def test_library_exports_only_its_module():
 
 def test_version_has_one_source():
     version = metadata.version("gatedrnn")
-    assert INFO["version"] == version
+    assert gatedrnn.__version__ == INFO["version"] == version
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
     assert f"\n## {version}" in (ROOT / "CHANGELOG.md").read_text()
 
@@ -317,3 +320,26 @@ def test_source_archive_holds_every_native_source(isolated_build, tmp_path):
         held = {path.split("/", 1)[1] for path in archive.getnames() if "/" in path}
     sources = [path for path in (ROOT / "csrc").rglob("*") if path.is_file()]
     assert {path.relative_to(ROOT).as_posix() for path in sources} <= held
+
+
+# The first release without the named fault, for what reads a file or a request from a stranger.
+FIXED = {
+    "torch": "2.10",  # CVE-2026-24747: memory corrupted by torch.load with weights_only
+    "pillow": "12.3",  # CVE-2026-59197 to CVE-2026-59200
+    "opencv-python-headless": "4.12",  # CVE-2025-53644: a JPEG writes outside its memory
+    "gradio": "6.7",  # CVE-2026-28414: a request reads any file, on Windows
+    "python-multipart": "0.0.27",  # CVE-2026-42561: an upload with endless headers
+}
+
+
+def test_lower_bounds_are_at_least_the_fixed_releases():
+    tomllib = pytest.importorskip("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"].values()
+    required = [Requirement(line) for lines in [project["dependencies"], *extras] for line in lines]
+    for name, fixed in FIXED.items():
+        found = [r for r in required if r.name == name]
+        assert found, f"{name} is not required"
+        for requirement in found:
+            bounds = [Version(s.version) for s in requirement.specifier if s.operator == ">="]
+            assert max(bounds, default=Version("0")) >= Version(fixed), requirement

@@ -1,10 +1,10 @@
 // The spectral clamp of small blocks, and its first derivative.
 //
-// The Gram matrix G = w^T w is squared at most kSquarings times, which leaves nothing but the
+// The Gram matrix G = w^T w is squared at most kMaxSquarings times, which leaves nothing but the
 // eigenspaces next to the largest one, whatever the gap between them. For any vector v in there
 // |w v|^2 / |v|^2 is at most the largest eigenvalue, so that a block within the norm is left alone,
 // and hardly short of it: sigma by less than 1e-8 of itself. Mostly the power stands still after
-// some ten squarings. An eigenvalue's share c in it becomes c^2, so that a change below kStill
+// some ten squarings. An eigenvalue's share c in it becomes c^2, so that a change below kTolerance
 // leaves shares next to 0, which no longer count, and next to 1, whose eigenvalues are as good as
 // the largest.
 #include <algorithm>
@@ -70,7 +70,7 @@ double largest_singular_value(const T* w, int64_t k, double* scratch, double* u,
     }
   normalise(power, k);
   double change = 1;
-  for (int n = 0; n < kSquarings && change > kStill; ++n) {
+  for (int n = 0; n < kMaxSquarings && change > kTolerance; ++n) {
     square(power, next, k);
     normalise(next, k);
     change = 0;
@@ -103,7 +103,7 @@ void clamp_blocks(const ClampArgs& a) {
       for (int64_t j = 0; j < k * k; ++j) to[j] = static_cast<T>(from[j] * factor);
     }
   };
-  if (a.blocks * k * k * k * kSquarings < kWorthSharing)
+  if (a.blocks * k * k * k * kMaxSquarings < kWorthSharing)
     clamp(0, a.blocks);
   else
     parallel_for(a.blocks, clamp);

@@ -1,7 +1,7 @@
-// Backward pass: the wavefront's kernel leaves the states at the tiles' borders, then the backward
-// kernel visits every tile, then sums are ended in their order.
-#include "cuda/backward.h"
-#include "cuda/forward.h"
+// The backward pass in three steps: the wavefront kernel stores the carries, the backward kernel
+// visits every tile, and the partial sums are added in their order.
+#include "cuda/backward.cuh"
+#include "cuda/forward.cuh"
 
 namespace gatedrnn::cuda {
 namespace {
@@ -10,7 +10,7 @@ template <class A>
 int64_t backward(const BackwardArgs& a, void* memory, cudaStream_t stream) {
   Workspace workspace(memory);
   const auto bytes = [&]<class T>() { return backward_bytes<T>(a); };
-  choose_steps<A>(a, bytes, [&]<class T>() {
+  choose_traits<A>(a, bytes, [&]<class T>() {
     WavefrontParams<A> h{};
     h.a = a;
     h.a.y = nullptr, h.a.mask = nullptr;
@@ -27,20 +27,21 @@ int64_t backward(const BackwardArgs& a, void* memory, cudaStream_t stream) {
     f.states = h.borders;
     f.adjoints = take_borders<A>(workspace, a, f.p);
     const bool rounds = a.dtype == Dtype::kBFloat16 || a.dtype == Dtype::kFloat16;
-    const bool meet = f.p.passes == 2;
+    const bool two_passes = f.p.passes == 2;
     f.dx = {a.dx, static_cast<A*>(a.dx), a.dtype};
     f.dg = {a.dg, static_cast<A*>(a.dg), a.dtype};
-    if (rounds && meet) f.dx.share = workspace.take<A>(a.n * a.c * a.h * a.w);
+    if (rounds && two_passes) f.dx.share = workspace.take<A>(a.n * a.c * a.h * a.w);
     const int64_t gates =
         a.n * (a.gate_directions ? a.directions : 1) * (a.gate_channels ? a.c : 1) * a.h * a.w;
-    // A gate that serves several channel tiles: each has a map of its own, summed afterwards.
+    // A gate can serve several channel tiles. Then each writes its own map, and these are summed at
+    // the end.
     const bool add_gates = a.dg && !a.gate_channels && f.p.channel_tiles > 1;
     if (add_gates) {
       f.gate_tile_size = gates;
       f.dg.share = workspace.take<A>(gates * f.p.channel_tiles);
       f.dg.result = f.dg.share;
       f.dg.dtype = std::is_same_v<A, double> ? Dtype::kFloat64 : Dtype::kFloat32;
-    } else if (a.dg && rounds && meet && !a.gate_directions) {
+    } else if (a.dg && rounds && two_passes && !a.gate_directions) {
       f.dg.share = workspace.take<A>(gates);
     }
     const int64_t per_image = T::kSumsInChains ? std::max(f.p.tile_rows, f.p.tile_columns)
@@ -50,7 +51,7 @@ int64_t backward(const BackwardArgs& a, void* memory, cudaStream_t stream) {
     double* totals = nullptr;
     if (a.dweight || a.dbias) {
       f.weight_sums = workspace.take<A>(f.sums.count());
-      totals = workspace.take<double>(f.sums.groups * f.sums.chunks() * f.sums.values);
+      totals = workspace.take<double>(f.sums.groups * f.sums.batches() * f.sums.values);
     }
     if (workspace.counts_only()) return;
 

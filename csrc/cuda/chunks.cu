@@ -1,23 +1,25 @@
-// Forward pass by chunks, for diagonal weights and theta = identity. A channel's recurrence is then
-// h_out = gain * h_in + offset along any chunk of a line, and such maps compose: the chunks of a
-// line, one to a tile, are summed up side by side, then their states are carried through, and then
-// every tile is scanned in all directions in one visit.
+// Forward pass by chunks, for diagonal weights and theta = identity.
 //
-// One kernel does all three, a group of units after the other: while a group is scanned, the next
-// one is summed up. What is read twice, x and g, is thus found in the L2 cache the second time.
-#include "cuda/carries.h"
-#include "cuda/forward.h"
-#include "cuda/merge.h"
+// Along any chunk of a line, the recurrence of a channel is h_out = gain * h_in + offset, and such
+// maps compose. A chunk is the part of a line in one tile. Stage 1 sums: it finds gain and offset
+// of all chunks, in parallel. Stage 2 carries the states from chunk to chunk. Stage 3 scans every
+// tile in all directions, in one visit.
+//
+// One kernel runs all three stages. While it scans one group of units, it sums the next group. So
+// the second read of x and g finds them in the L2 cache.
+#include "cuda/chunks.cuh"
+#include "cuda/forward.cuh"
+#include "cuda/merge.cuh"
 
 namespace gatedrnn::cuda {
 namespace {
 
-using T = ChunkSteps;
+using T = ChunkTraits;
 
 enum class ChunkStage { kCarry, kSum, kScan };
 struct ChunkTask {
   ChunkStage stage;
-  int unit, index;  // of a tile, or of a carry; there is no such unit in what a group lacks
+  int unit, index;  // of a tile or a carry. Units outside of the range are empty tasks
 };
 GATEDRNN_DEVICE ChunkTask chunk_task(const ChunkParams& f, int ticket) {
   const ChunkPlan& plan = f.plan;
@@ -36,27 +38,27 @@ GATEDRNN_DEVICE ChunkTask chunk_task(const ChunkParams& f, int ticket) {
           rest - member * f.p.tiles()};
 }
 
-// Tiles in shared memory: x; gates, of both axes where they differ; what an axis' directions merge
-// to, and with a mask their winners, a byte each.
+// Tiles in shared memory: x; the gates, for each axis if they differ; the merged states of each
+// axis; and with a mask its bytes.
 struct ChunkTiles {
   float* x;
-  Pair<float> g, h;
-  Pair<uint8_t> winners;
+  PerAxis<float> g, h;
+  PerAxis<uint8_t> argmax;
   GATEDRNN_DEVICE explicit ChunkTiles(const ScanArgs& a) {
     constexpr int tile = T::kTile;
     x = shared_at<float>(kTilesBegin);
     h = {x + tile, tile};
     g = {x + 3 * tile, a.gate_directions ? tile : 0};
-    winners = {reinterpret_cast<uint8_t*>(g[1] + tile), tile};
+    argmax = {reinterpret_cast<uint8_t*>(g[1] + tile), tile};
   }
   static size_t bytes(const ScanArgs& a) {
     return shared_bytes<T>(a, 3) + (a.mask ? 2 * T::kTile : 0);
   }
 };
 
-using Values = float[T::kChannels];  // a pixel's, or a line's, in one thread
+using Values = float[T::kChannels];  // the channels of a pixel or a line, in one thread
 
-// The place of a tile's lines among states or gains.
+// The carries of a tile's lines, in an array of states or of gains.
 GATEDRNN_DEVICE Border<float> border_of(const ChunkParams& f, const Task& t, float* states,
                                         int axis) {
   float* const at = states + f.p.border(t.unit, t.cell, axis);
@@ -69,31 +71,32 @@ GATEDRNN_DEVICE T::Weights weights_of(const ChunkParams& f, const Task& t, int d
   const int at = d * f.channels + t.unit % f.channels;
   T::Weights one;
 #pragma unroll
-  for (int k = 0; k < kPieces; ++k) {
+  for (int k = 0; k < kRowSegments; ++k) {
     one.w[k][0] = static_cast<const float*>(f.a.weight)[at];
     one.bias[k] = f.a.bias ? static_cast<const float*>(f.a.bias)[at] : 0;
   }
   return one;
 }
 
-// Gain and offset of every line, channel and direction of a tile. Both directions of an axis walk
-// a line once: the one that goes against it composes its map from the other end.
+// Computes gain and offset for every line, channel and direction of a tile. One walk along a line
+// serves both directions of an axis: the map of the opposite direction is composed from its far
+// end.
 GATEDRNN_DEVICE void sum_tile(const ChunkParams& f) {
   Task t = task_slot().task;
   const ChunkTiles tiles(f.a);
   const ScanArgs& a = f.a;
   const int axis = threadIdx.x / (T::kThreads / 2);
-  const Path path = Path::of<T::kSide>(t, axis);  // along the line
+  const LineWalk walk = LineWalk::of<T::kSide>(t, axis);  // along the line
   T::Lane lane;
-  lane.is_there = lane.line < path.lines;
+  lane.is_there = lane.line < walk.lines;
   const Ticket<T> ticket(f.ticket);
 #pragma unroll 1
   for (int pass = 0; pass < (a.gate_directions ? f.p.passes : 1); ++pass) {
-    if (pass > 0) meet<T>();  // all are done with the gates before
+    if (pass > 0) block_sync<T>();  // all threads are done with the last pass's gates
     t.pass = pass;
     load_inputs<T>(whole_block<T>(), f.p, t, a, f.p.direction[pass], tiles.x, tiles.g);
     if (pass == 0) ticket.keep();
-    meet<T>();
+    block_sync<T>();
     int along = -1, against = -1;
     for (int i = 0; i < f.p.passes; ++i)
       if (i == pass || !a.gate_directions)
@@ -108,7 +111,7 @@ GATEDRNN_DEVICE void sum_tile(const ChunkParams& f) {
       T::get(tiles.x, at, x);
       T::get(tiles.g[axis], at, g);
     };
-    T::walk(path, lane, fetch, [&](int, int next, bool has_next) {
+    T::for_each_pixel(walk, lane, fetch, [&](int, int next, bool has_next) {
 #pragma unroll
       for (int c = 0; c < T::kChannels; ++c) {
         offset[c] = preactivation(x[c], g[c], forth.bias[c] + forth.w[c][0] * offset[c]);
@@ -119,75 +122,75 @@ GATEDRNN_DEVICE void sum_tile(const ChunkParams& f) {
       if (has_next) fetch(next);
     });
     if (along >= 0) {
-      T::leave(border_of(f, t, f.gains.states[along], axis), lane, gain);
-      T::leave(border_of(f, t, f.states.states[along], axis), lane, offset);
+      T::store_carry(border_of(f, t, f.gains.states[along], axis), lane, gain);
+      T::store_carry(border_of(f, t, f.states.states[along], axis), lane, offset);
     }
     if (against >= 0) {
-      T::leave(border_of(f, t, f.gains.states[against], axis), lane, gain_back);
-      T::leave(border_of(f, t, f.states.states[against], axis), lane, offset_back);
+      T::store_carry(border_of(f, t, f.gains.states[against], axis), lane, gain_back);
+      T::store_carry(border_of(f, t, f.states.states[against], axis), lane, offset_back);
     }
   }
-  count_one(f.summed + t.unit);
+  arrive(f.summed + t.unit);
 }
 
-// Scans the lines of a tile in direction d, and merges them, in place, with what the axis' other
-// direction has left, if `Merges`.
-template <Rule R, bool Merges>
-GATEDRNN_DEVICE void scan_lines(const ChunkParams& f, const Task& t, int d, const Path& path,
+// Scans the lines of a tile in direction d. If `Merges`, it merges with the states that the axis'
+// other direction left in the same place.
+template <MergeOp Op, bool Merges>
+GATEDRNN_DEVICE void scan_lines(const ChunkParams& f, const Task& t, int d, const LineWalk& walk,
                                 const T::Lane& lane, const ChunkTiles& tiles) {
-  constexpr bool has_winners = R == Rule::kMaxWithWinners;
+  constexpr bool has_argmax = Op == MergeOp::kMaxWithArgMax;
   const T::Weights w = weights_of(f, t, d, lane);
   Values h, x, g, before = {};
-  uint8_t winners[T::kChannels] = {};
-  T::enter(border_of(f, t, f.states.states[d], path.axis), lane, h);
+  uint8_t argmax[T::kChannels] = {};
+  T::load_carry(border_of(f, t, f.states.states[d], walk.axis), lane, h);
   const auto fetch = [&](int at) {
     T::get(tiles.x, at, x);
-    T::get(tiles.g[path.axis], at, g);
-    if (Merges) T::get(tiles.h[path.axis], at, before);
-    if (Merges && has_winners) T::get(tiles.winners[path.axis], at, winners);
+    T::get(tiles.g[walk.axis], at, g);
+    if (Merges) T::get(tiles.h[walk.axis], at, before);
+    if (Merges && has_argmax) T::get(tiles.argmax[walk.axis], at, argmax);
   };
-  T::walk(path, lane, fetch, [&](int here, int next, bool has_next) {
+  T::for_each_pixel(walk, lane, fetch, [&](int here, int next, bool has_next) {
     Values left;
 #pragma unroll
     for (int c = 0; c < T::kChannels; ++c) {
       h[c] = preactivation(x[c], g[c], w.bias[c] + w.w[c][0] * h[c]);
-      Winner<float> v{h[c], 1u << d};
-      if (Merges) v = merged<R>(Winner<float>{before[c], winners[c]}, v);
+      ArgMax<float> v{h[c], 1u << d};
+      if (Merges) v = merged<Op>(ArgMax<float>{before[c], argmax[c]}, v);
       left[c] = v.value;
-      winners[c] = static_cast<uint8_t>(v.bits);
+      argmax[c] = static_cast<uint8_t>(v.bits);
     }
-    T::put(tiles.h[path.axis], here, left);
-    if (has_winners) T::put(tiles.winners[path.axis], here, winners);
+    T::put(tiles.h[walk.axis], here, left);
+    if (has_argmax) T::put(tiles.argmax[walk.axis], here, argmax);
     if (has_next) fetch(next);
   });
 }
 
-// Writes what the axes merge to; `rows` and `columns`: whether one has a direction.
-template <Rule R>
+// Merges both axes and writes the result. `rows` and `columns` say which axes have a direction.
+template <MergeOp Op>
 GATEDRNN_DEVICE void write_axes(const ChunkParams& f, const Task& t, const ChunkTiles& tiles,
                                 bool rows, bool columns) {
-  constexpr bool has_winners = R == Rule::kMaxWithWinners;
+  constexpr bool has_argmax = Op == MergeOp::kMaxWithArgMax;
   const ScanArgs& a = f.a;
   const float scale = merge_scale<float>(a);
   const auto of_both = [&](int cell) {
     const auto of = [&](int i) {
-      return Winner<float>{tiles.h[i][cell], has_winners ? unsigned{tiles.winners[i][cell]} : 0u};
+      return ArgMax<float>{tiles.h[i][cell], has_argmax ? unsigned{tiles.argmax[i][cell]} : 0u};
     };
-    return rows && columns ? merged<R>(of(0), of(1)) : of(rows ? 0 : 1);
+    return rows && columns ? merged<Op>(of(0), of(1)) : of(rows ? 0 : 1);
   };
   const int64_t corner = tile_corner(f.p, t, a.y_strides, 0, t.c0);
-  with_storage<float>(a.dtype, [&](auto* type) {
+  dispatch_storage<float>(a.dtype, [&](auto* type) {
     using S = std::remove_pointer_t<decltype(type)>;
     write_tile<T>(whole_block<T>(), t, a.y_strides, static_cast<S*>(a.y) + corner,
                   [&](int cell) { return to_storage<S>(of_both(cell).value * scale); });
   });
-  if constexpr (has_winners) {
+  if constexpr (has_argmax) {
     write_tile<T>(whole_block<T>(), t, a.y_strides, a.mask + corner,
                   [&](int cell) { return static_cast<uint8_t>(of_both(cell).bits); });
   }
 }
 
-// Scans a tile in all directions and writes what they merge to.
+// Scans a tile in all directions, and writes the merged result.
 GATEDRNN_DEVICE void scan_tile(const ChunkParams& f) {
   Task t = task_slot().task;
   const ChunkTiles tiles(f.a);
@@ -195,44 +198,46 @@ GATEDRNN_DEVICE void scan_tile(const ChunkParams& f) {
   const bool merges = a.merge != Merge::kNone;
   const int axis = threadIdx.x / (T::kThreads / 2);
   T::Lane lane;
-  bool rows = false, columns = false;  // whether a direction of that axis was there
+  bool rows = false, columns = false;  // whether that axis had a direction so far
   const Ticket<T> ticket(f.ticket);
 #pragma unroll 1
   for (int pass = 0; pass < f.p.passes; ++pass) {
     t.pass = pass;
     t.from_end = f.p.from_end[pass];
     if (pass == 0 || a.gate_directions) {
-      if (pass > 0) meet<T>();  // all are done with the gates before
+      if (pass > 0) block_sync<T>();  // all threads are done with the last pass's gates
       load_inputs<T>(whole_block<T>(), f.p, t, a, f.p.direction[pass], tiles.x, tiles.g);
       if (pass == 0) ticket.keep();
-      meet<T>();
+      block_sync<T>();
     }
     const int d = f.p.direction[pass][axis];
-    const Path path = Path::of<T::kSide>(t, axis);
-    lane.is_there = d >= 0 && lane.line < path.lines;
+    const LineWalk walk = LineWalk::of<T::kSide>(t, axis);
+    lane.is_there = d >= 0 && lane.line < walk.lines;
     if (lane.is_there)
-      with_rule(rule_of(a), [&]<Rule R>() {
+      dispatch_merge_op(merge_op(a), [&]<MergeOp Op>() {
         if (merges && (axis == 0 ? rows : columns))
-          scan_lines<R, true>(f, t, d, path, lane, tiles);
+          scan_lines<Op, true>(f, t, d, walk, lane, tiles);
         else
-          scan_lines<R, false>(f, t, d, path, lane, tiles);
+          scan_lines<Op, false>(f, t, d, walk, lane, tiles);
       });
     rows |= f.p.direction[pass][0] >= 0;
     columns |= f.p.direction[pass][1] >= 0;
     if (merges) continue;
-    meet<T>();
+    block_sync<T>();
 #pragma unroll 1
     for (int i = 0; i < kAxes; ++i)
       if (const int one = f.p.direction[pass][i]; one >= 0)
         write_map<T>(whole_block<T>(), f.p, t, a, one, tiles.h[i]);
-    meet<T>();
+    block_sync<T>();
   }
   if (!merges) return;
-  meet<T>();
-  with_rule(rule_of(a), [&]<Rule R>() { write_axes<R>(f, t, tiles, rows, columns); });
+  block_sync<T>();
+  dispatch_merge_op(merge_op(a), [&]<MergeOp Op>() { write_axes<Op>(f, t, tiles, rows, columns); });
 }
 
-// A block does a task at a time.
+// A block runs one task at a time: a sum, a carry or a scan. Threads own lines as in the wavefront
+// kernel. Loads and stores run along the contiguous axis. Shared memory holds ChunkTiles. States
+// are float.
 __global__ void __launch_bounds__(T::kThreads, T::kScanBlocks)
     chunk_kernel(const __grid_constant__ ChunkParams f) {
   const auto decode = [&](int ticket, Task& t) {
@@ -250,24 +255,24 @@ __global__ void __launch_bounds__(T::kThreads, T::kScanBlocks)
     } else if (task.stage == ChunkStage::kSum) {
       sum_tile(f);
     } else if (task.stage == ChunkStage::kCarry) {
-      wait_count(f.summed + task.unit, f.p.tiles());
+      wait_arrivals(f.summed + task.unit, f.p.tiles());
       carry_lines(f, task.index);
     } else {
-      wait_count(f.carried + task.unit, f.plan.carries);
+      wait_arrivals(f.carried + task.unit, f.plan.carries);
       scan_tile(f);
     }
   }
 }
 
-// Chains of a unit and direction: the lines whose states a thread carries each.
+// Chains for each unit and direction. A thread carries the states of one chain.
 int64_t chains(const ChunkParams& f) {
   const int64_t rows = int64_t{f.p.side} * f.p.tile_rows * (f.channels ? 1 : T::kChannels);
   const int64_t columns = int64_t{f.p.side} * f.p.tile_columns * T::kChannels;
   return std::max(rows, columns);
 }
 
-// Groups of as many units as keep the device busy: a block has some two tasks of each stage. But
-// what is read twice, of two groups, should stay in the L2 cache.
+// A group has as many units as keep the GPU busy: about two tasks of each stage for a block. It is
+// smaller if two groups would not fit in the L2 cache.
 ChunkPlan plan_chunks(const ChunkParams& f, int blocks) {
   const TilePlan& p = f.p;
   const int64_t unit_bytes =
@@ -284,39 +289,39 @@ ChunkPlan plan_chunks(const ChunkParams& f, int blocks) {
   plan.chains = static_cast<int>(chains(f));
   plan.carries = static_cast<int>(carries);
   plan.tickets = static_cast<int>(per_group) * (plan.groups + 1);
-  plan.by_group = Divisor(static_cast<int>(per_group));
-  plan.by_carries = Divisor(plan.carries);
-  plan.by_tiles = Divisor(p.tiles());
-  plan.by_columns = Divisor(p.tile_columns);
+  plan.by_group = FastDivisor(static_cast<int>(per_group));
+  plan.by_carries = FastDivisor(plan.carries);
+  plan.by_tiles = FastDivisor(p.tiles());
+  plan.by_columns = FastDivisor(p.tile_columns);
   return plan;
 }
 
-// Whether the channels of all images of a map lie one after another, rows without a gap inside.
+// Whether the channels of all images are contiguous, with rows that have no gaps.
 bool is_dense(const ScanArgs& a, const Strides& s) {
   return s.w == 1 && (a.n == 1 || a.c == 1 || s.n == a.c * s.c);
 }
 
-// The maps of `a`, where they are dense: each channel an image, its pieces the channels.
-bool has_pieces(const ScanArgs& a) {
+// Dense maps, seen as row segments: each channel becomes an image, and its segments the channels.
+bool has_row_segments(const ScanArgs& a) {
   const bool gate_alike =
       !a.g || (a.gate_channels && !a.gate_directions && is_dense(a, a.g_strides));
-  return a.w % (kPieces * T::kSide) == 0 && a.merge != Merge::kNone && gate_alike &&
+  return a.w % (kRowSegments * T::kSide) == 0 && a.merge != Merge::kNone && gate_alike &&
          is_dense(a, a.x_strides) && is_dense(a, a.y_strides);
 }
-ScanArgs in_pieces(ScanArgs a) {
+ScanArgs in_row_segments(ScanArgs a) {
   for (Strides* s : {&a.x_strides, &a.g_strides, &a.y_strides}) {
     if (a.c > 1) s->n = s->c;
     s->c = T::kSide * s->w;
   }
   a.n *= a.c;
-  a.c = kPieces;
-  a.w /= kPieces;
+  a.c = kRowSegments;
+  a.w /= kRowSegments;
   return a;
 }
 
 }  // namespace
 
-bool chunks_know(const ScanArgs& a) {
+bool can_use_chunks(const ScanArgs& a) {
   return a.block == 1 && a.nonlinearity == Nonlinearity::kIdentity && a.dtype != Dtype::kFloat64 &&
          fits(ChunkTiles::bytes(a));
 }
@@ -324,11 +329,11 @@ bool chunks_know(const ScanArgs& a) {
 int64_t forward_by_chunks(const ScanArgs& a, void* memory, cudaStream_t stream) {
   Workspace workspace(memory);
   ChunkParams f{};
-  const bool pieces = has_pieces(a);
-  f.channels = pieces ? static_cast<int>(a.c) : 0;
-  f.a = pieces ? in_pieces(a) : a;
+  const bool row_segments = has_row_segments(a);
+  f.channels = row_segments ? static_cast<int>(a.c) : 0;
+  f.a = row_segments ? in_row_segments(a) : a;
   f.p = plan_tiles(f.a, T::kSide, T::kChannels);
-  if (pieces) f.p.pitch = kPieces * T::kSide;
+  if (row_segments) f.p.pitch = kRowSegments * T::kSide;
   if (f.a.directions * chains(f) > INT_MAX - T::kThreads)
     throw std::runtime_error("gatedrnn: the maps have more lines than a call on a GPU can count");
   const int64_t counters = 1 + 2 * int64_t{f.p.units};

@@ -1,7 +1,7 @@
-// Forward pass by strips, for few lines: what counts is how long one line takes. All directions run
-// at once, and loads and stores are under way while the recurrence goes on.
-#include "cuda/forward.h"
-#include "cuda/merge.h"
+// Forward pass by strips, for few lines, where only the latency of a line counts. All directions
+// run at once. Loads and stores overlap with the recurrence.
+#include "cuda/forward.cuh"
+#include "cuda/merge.cuh"
 
 namespace gatedrnn::cuda {
 namespace {
@@ -9,20 +9,19 @@ namespace {
 struct StripParams {
   ScanArgs a;
   TilePlan p;
-  float* maps;  // of several directions to be merged, each laid out as y; null: y itself
+  float* maps;  // of several directions, each laid out as y; null if the result goes to y directly
 };
 
-// The state that a strip carries from tile to tile, in shared memory: each is written and read by
-// one thread.
+// The carry of a strip, in shared memory. Each value is written and read by one thread.
 struct CarriedBorder {
   float* carried;
   bool first;
   template <int W>
-  GATEDRNN_DEVICE Pack<float, W> enter(int at) const {
+  GATEDRNN_DEVICE Pack<float, W> load_carry(int at) const {
     return first ? Pack<float, W>{} : pack_at<W>(carried + at);
   }
   template <int W>
-  GATEDRNN_DEVICE void leave(int at, const Pack<float, W>& states) const {
+  GATEDRNN_DEVICE void store_carry(int at, const Pack<float, W>& states) const {
     pack_at<W>(carried + at) = states;
   }
 };
@@ -31,9 +30,9 @@ GATEDRNN_INLINE int strips_of(const TilePlan& p, bool along_width) {
   return along_width ? p.tile_rows : p.tile_columns;
 }
 
-// A block owns a strip of lines of one direction and walks along it, tile by tile. Some of the
-// threads scan a tile, while the others load the next one and store the one before. Shared memory:
-// two tiles each of x, g and h. Copies are coalesced as in the wavefront.
+// A block owns a strip of lines in one direction, and walks along it tile by tile. Some threads
+// scan a tile. The others load the next tile and store the last one, coalesced as in the wavefront
+// kernel. Shared memory: two tiles each of x, g and h. States are float.
 template <class T>
 constexpr int kScanners = T::kThreads / 2 < 32 ? 32 : T::kThreads / 2;  // whole warps
 constexpr int kMovers = 128;
@@ -51,10 +50,10 @@ __global__ void __launch_bounds__(kScanners<T> + kMovers, 1)
   const int count = axis == 0 ? f.p.tile_columns : f.p.tile_rows;
 
   float* const memory = shared_at<float>(kTilesBegin);
-  const Pair<float> x{memory, tile}, h{memory + 2 * tile, tile}, g{memory + 4 * tile, tile};
+  const PerAxis<float> x{memory, tile}, h{memory + 2 * tile, tile}, g{memory + 4 * tile, tile};
   float* const carried = memory + 6 * tile;
   const bool scans = threadIdx.x < kScanners<T>;
-  const Team<kMovers> movers{static_cast<int>(threadIdx.x) - kScanners<T>};
+  const ThreadGroup<kMovers> movers{static_cast<int>(threadIdx.x) - kScanners<T>};
   const auto tile_at = [&](int i) {
     if (direction.reverse) i = count - 1 - i;
     Task t = f.p.task(unit, axis == 0 ? Cell{strip, i} : Cell{i, strip});
@@ -62,7 +61,7 @@ __global__ void __launch_bounds__(kScanners<T> + kMovers, 1)
     return t;
   };
 
-  // Of the lanes of a warp half may have no line.
+  // Half of the lanes of a warp may have no line.
   typename T::Lane lane(threadIdx.x, threadIdx.x < T::kThreads / 2);
   const Task start = tile_at(0);
   if (lane.line >= (axis == 0 ? start.rows : start.columns)) lane.is_there = false;
@@ -70,7 +69,7 @@ __global__ void __launch_bounds__(kScanners<T> + kMovers, 1)
   for (int i = 0; i < count + 2; ++i) {
     const int now = i % 2;
     if (scans && i >= 1 && i <= count)
-      T::scan(a, Path::of<T::kSide>(tile_at(i - 1), axis),
+      T::scan(a, LineWalk::of<T::kSide>(tile_at(i - 1), axis),
               ScanTiles<float>{x[1 - now], g[1 - now], tile, h[1 - now]},
               CarriedBorder{carried, i == 1}, lane, weights);
     if (!scans && i < count)
@@ -89,7 +88,8 @@ __global__ void __launch_bounds__(kScanners<T> + kMovers, 1)
   }
 }
 
-// A thread merges one element of the maps, which are dense and laid out as y and the mask.
+// A thread merges one element of the maps, coalesced. The maps are dense, with the layout of y and
+// the mask.
 constexpr int kMergeThreads = 256;
 __global__ void __launch_bounds__(kMergeThreads)
     merge_kernel(const __grid_constant__ ScanArgs a, const float* maps) {
@@ -97,18 +97,18 @@ __global__ void __launch_bounds__(kMergeThreads)
   const int64_t i = int64_t{blockIdx.x} * kMergeThreads + threadIdx.x;
   if (i >= count) return;
   const float scale = merge_scale<float>(a);
-  Winner<float> v{maps[i], 1};
-  with_rule(rule_of(a), [&]<Rule R>() {
-    for (int d = 1; d < a.directions; ++d) v = merged<R>(v, {maps[d * count + i], 1u << d});
+  ArgMax<float> v{maps[i], 1};
+  dispatch_merge_op(merge_op(a), [&]<MergeOp Op>() {
+    for (int d = 1; d < a.directions; ++d) v = merged<Op>(v, {maps[d * count + i], 1u << d});
   });
-  with_storage<float>(a.dtype, [&](auto* type) {
+  dispatch_storage<float>(a.dtype, [&](auto* type) {
     using S = std::remove_pointer_t<decltype(type)>;
     static_cast<S*>(a.y)[i] = to_storage<S>(v.value * scale);
   });
   if (a.mask) a.mask[i] = static_cast<uint8_t>(v.bits);
 }
 
-// Two tiles each of x, h and g, and the states.
+// Two tiles each of x, h and g, and the carries.
 template <class T>
 size_t strip_bytes() {
   return (6 * T::kTile + T::kSide * T::kChannels) * sizeof(float) + kTilesBegin;
@@ -117,12 +117,12 @@ size_t strip_bytes() {
 template <class Body>
 bool choose_strips(const ScanArgs& a, const Body& body) {
   const auto bytes = [&]<class T>() { return strip_bytes<T>(); };
-  return a.dtype != Dtype::kFloat64 && choose_known_steps(a, bytes, body);
+  return a.dtype != Dtype::kFloat64 && choose_known_traits(a, bytes, body);
 }
 
 }  // namespace
 
-bool strips_know(const ScanArgs& a) {
+bool can_use_strips(const ScanArgs& a) {
   return choose_strips(a, [&]<class T>() { static_cast<void>(a); });
 }
 

@@ -1,6 +1,6 @@
-// Forward pass by a wavefront: its plan (wavefront_kernel.h).
-#include "cuda/forward.h"
-#include "cuda/merge.h"
+// Forward pass by a wavefront: the host code (kernel: wavefront_kernel.cuh).
+#include "cuda/forward.cuh"
+#include "cuda/merge.cuh"
 
 namespace gatedrnn::cuda {
 
@@ -8,7 +8,7 @@ template <class A>
 int64_t forward_by_wavefront(const ScanArgs& a, void* memory, cudaStream_t stream) {
   Workspace workspace(memory);
   const auto bytes = [&]<class T>() { return wavefront_bytes<T>(a, true); };
-  choose_steps<A>(a, bytes, [&]<class T>() {
+  choose_traits<A>(a, bytes, [&]<class T>() {
     WavefrontParams<A> f{};
     f.a = a;
     f.p = plan_tiles(a, T::kSide, T::channels(a.block));
@@ -16,7 +16,7 @@ int64_t forward_by_wavefront(const ScanArgs& a, void* memory, cudaStream_t strea
     f.borders = take_borders<A>(workspace, a, f.p);
     const bool rounds = a.dtype == Dtype::kBFloat16 || a.dtype == Dtype::kFloat16;
     f.share = a.y;
-    if (rounds && f.passes_meet() && rule_of(a) != Rule::kMax)
+    if (rounds && f.passes_share_y() && merge_op(a) != MergeOp::kMax)
       f.share = workspace.take<A>(a.n * a.c * a.h * a.w);
     if (!workspace.counts_only()) launch_wavefront<T>(f, stream);
   });

@@ -4,12 +4,8 @@ import os
 import sys
 import time
 
-import gradio as gr
-from starlette.middleware import Middleware
-
 from faceparse import cli, privacy
 from faceparse.data import DataError
-from faceparse.demo_page import make_page
 from faceparse.inference.face_parser import FaceParser
 from faceparse.inference.image_io import set_limit
 
@@ -35,6 +31,12 @@ def main():
     )
     parser.add_argument("--device", type=cli.device, default="cpu")
     args = parser.parse_args()
+    cli.require("gradio", "matplotlib")
+    # Here, so that --help and the line above need neither.
+    import gradio as gr
+    from starlette.middleware import Middleware
+
+    from faceparse.demo_page import make_page
 
     set_limit(args.max_megapixels)
     faces = FaceParser.load(args.models, device=args.device)

@@ -46,6 +46,8 @@ def main():
     if not out.parent.is_dir():  # found out before the work, not after it
         parser.error(f"--out: there is no folder {out.parent}")
 
+    if args.to == "onnx":
+        cli.require("onnx", "onnxscript", "onnxruntime")
     state = checkpoint.load(args.checkpoint)
     network = FromPixels(evaluation.load_model(state, "cpu", path=args.checkpoint))
     part = PARTS.get(state["settings"]["view"])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from faceparse import cli
 from faceparse.data import DataError
+from faceparse.inference import postprocess
 from faceparse.reporting.reproduction import jobs_of, measure, measure_chain, write_table
 from faceparse.reporting.tables import TABLES
 from faceparse.training import checkpoint
@@ -37,6 +38,9 @@ def main():
     for row in rows:
         if row not in table.rows:
             parser.error(f"--rows: table {args.table} has {', '.join(table.rows)}; got {row!r}")
+    cli.require("matplotlib")
+    if any(postprocess.needs_graph_cut(table.rows[row].parser) for row in rows):
+        cli.require("maxflow")
     args.out = args.out or Path("runs") / f"table-{args.table}"
     needed = jobs_of(table, args.root, rows)
     for row, networks in needed.items():

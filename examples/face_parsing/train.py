@@ -105,6 +105,7 @@ def mixed_set(text):
 
 def main():
     args = parse_arguments()
+    cli.require("matplotlib")  # for the pictures at the end of a training
     given = config.read_file(args.config) if args.config else {}
     given = named_task(args, given | config.given_options(args))
     names = ",".join(name for name, _ in args.mix)

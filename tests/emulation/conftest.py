@@ -25,10 +25,9 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def emulated_ops():
     """torch.ops.gatedrnn_emulation: the ops of torch.ops.gatedrnn, with the emulated kernels."""
-    from emulation_build import ROOT, load
+    from emulation_build import KERNELS, ROOT, load
 
-    csrc = ROOT / "csrc"
-    load("kernels", [csrc / "ops.cpp", *sorted(csrc.glob("cuda/*.cu"))])
+    load("kernels", [ROOT / "csrc/ops.cpp", *KERNELS])
     _ops.register("gatedrnn_emulation")
     return torch.ops.gatedrnn_emulation
 

@@ -5,6 +5,7 @@ alignment that vector accesses need on a GPU), with whose run time the process m
 """
 
 import functools
+import importlib.util
 import os
 import shlex
 import subprocess
@@ -16,6 +17,11 @@ from pathlib import Path
 import torch
 from build_cache import ROOT, build_lock, digest
 from torch.utils import cpp_extension
+
+SPEC = importlib.util.spec_from_file_location("build_cuda", ROOT / "build_cuda.py")
+build_cuda = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(build_cuda)
+Unit = build_cuda.Unit
 
 HERE = ROOT / "tests/emulation"
 BUILD = ROOT / "build/emulation"
@@ -46,21 +52,22 @@ EXECUTOR_FLAGS = ["-O2"]
 TRANSLATED_FLAGS = ["-O0", "-g0", "-w", "-fwrapv", "-ffp-contract=off"]
 
 EXECUTOR = sorted(HERE.glob("*.cpp"))
+KERNELS = build_cuda.units(ROOT / "csrc/cuda")
 CSRC = [ROOT / "csrc", ROOT / "csrc/cuda"]  # whose headers the kernels include
 
 
-def load(name: str, sources: list[Path]) -> None:
+def load(name: str, sources: list[Path | Unit]) -> None:
     """Builds `sources` and the executor where they have changed, and loads the library."""
     with build_lock("emulation"):
         library = build(name, sources)
     torch.ops.load_library(str(library))
 
 
-def build(name: str, sources: list[Path]) -> Path:
+def build(name: str, sources: list[Path | Unit]) -> Path:
     return link(name, in_parallel(compiled, [*sources, *EXECUTOR]))
 
 
-def in_parallel(make, sources: list[Path]) -> list[Path]:
+def in_parallel(make, sources: list) -> list[Path]:
     BUILD.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(JOBS) as pool:
         return list(pool.map(make, sources))
@@ -69,7 +76,7 @@ def in_parallel(make, sources: list[Path]) -> list[Path]:
 def link(name: str, objects: list[Path]) -> Path:
     """The library of these objects. What nobody has used for long is removed."""
     for path in BUILD.iterdir():
-        with suppress(FileNotFoundError):  # others clear up beside us
+        with suppress(FileNotFoundError):  # other processes clear up too
             if path.stat().st_mtime < time.time() - KEPT:
                 path.unlink()
     library = BUILD / f"{name}-{digest(*(path.name for path in objects))}.so"
@@ -81,16 +88,18 @@ def link(name: str, objects: list[Path]) -> Path:
     return library
 
 
-def compiled(source: Path) -> Path:
-    """The object of a source, whose name tells all that it was made from."""
+def compiled(source: Path | Unit) -> Path:
+    """The object of a source. Its name has a digest of everything that it was made from."""
+    name, source, defines = source if isinstance(source, Unit) else Unit(source.stem, source)
     more = {".cu": KERNEL_FLAGS, ".cpp": EXECUTOR_FLAGS, ".cc": TRANSLATED_FLAGS}[source.suffix]
-    flags, folders = [*FLAGS, *more], [HERE] if more is TRANSLATED_FLAGS else [HERE, *CSRC]
+    flags = [*FLAGS, *more, *defines]
+    folders = [HERE] if more is TRANSLATED_FLAGS else [HERE, *CSRC]
 
     def made_of() -> str:
         return digest(source.read_text(), headers(*folders), compiler(), torch.__version__, *flags)
 
     made_from = made_of()
-    target = BUILD / f"{source.stem}-{made_from}.o"
+    target = BUILD / f"{name}-{made_from}.o"
     if not is_there(target):
         part = written([*CXX, *flags, "-c", source, "-o"], target)
         if made_of() != made_from:
@@ -110,7 +119,7 @@ def is_there(path: Path) -> bool:
 
 
 def written(command: list, target: Path) -> Path:
-    """What `command` writes, to be renamed once it is right, for others may build beside us."""
+    """What `command` writes. Rename it when it is complete: other processes may build it too."""
     part = target.with_suffix(f".{os.getpid()}{target.suffix}")
     command = [str(word) for word in (*command, part)]
     plain = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}

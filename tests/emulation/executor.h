@@ -56,7 +56,7 @@ int add(int* address, int value, bool releases, Where where);
 void access(const void* begin, size_t bytes, size_t alignment, bool writes, const void* code);
 
 // Part of this shared memory will be moved along with the rest of it, whether it was set or not.
-void may_be_unset(const void* begin, size_t bytes);
+void assume_initialized(const void* begin, size_t bytes);
 
 // The kernel's shuffle has a number that means nothing.
 [[noreturn]] void refuse_shuffle(const char* number, int64_t value);

@@ -1,4 +1,4 @@
-// One launch: its resident blocks, who runs, and who waits for whom.
+// One launch: its resident blocks, which thread runs, and which threads wait for others.
 #pragma once
 
 #include <memory>
@@ -9,7 +9,7 @@
 
 #include "executor.h"
 #include "fiber.h"
-#include "guards.h"
+#include "guard_pages.h"
 #include "races.h"
 
 namespace gatedrnn::emulation {
@@ -84,7 +84,7 @@ class Scheduler {
 
   void poll(const At& at, uint32_t times = 1);
   void access(const void* begin, size_t bytes, bool writes, bool is_atomic, const void* code);
-  void may_be_unset(const void* begin, size_t bytes);
+  void assume_initialized(const void* begin, size_t bytes);
   [[noreturn]] void refuse_shuffle(const char* number, int64_t value, const void* code);
   // Returns if no kernel is to blame.
   void misaligned(const void* address, size_t alignment, const void* code);

@@ -252,7 +252,7 @@ def test_meeting_that_the_compiler_writes_twice_is_one(seeded):
 )
 def test_wrong_alignment_is_reported(seeded, name, bytes):
     for at in range(1, bytes // 4):
-        message = rf"which is no multiple of {bytes}, at (runtime.h:\d+ < )?toy_kernels.cu:\d+"
+        message = rf"which is no multiple of {bytes}, at (runtime.cuh:\d+ < )?toy_kernels.cu:\d+"
         with pytest.raises(RuntimeError, match=message):
             seeded(0, name, ints(32), at)
     assert torch.equal(seeded(0, name, ints(32), bytes // 4)[16:18], ints(8)[bytes // 4 :][:2])

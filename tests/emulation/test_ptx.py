@@ -17,7 +17,7 @@ from test_cuda_kernels import PAIRS, PROCESSORS, check_pair
 from test_norms import KINDS
 from test_scan import check
 from tiers import sampled
-from translated_build import KERNELS, CannotBuild, find_nvcc, load
+from translated_build import KERNELS, ToolkitError, find_nvcc, load
 
 from gatedrnn import DIRECTIONS
 from gatedrnn import norms as package_norms
@@ -29,7 +29,7 @@ KNOWN_BLOCKS, OTHER_BLOCKS = (1, 2, 4, 8, 16), (3, 20)
 def nvcc():
     try:
         return find_nvcc()
-    except CannotBuild as error:
+    except ToolkitError as error:
         pytest.skip(f"no CUDA toolkit: {error}")
 
 
@@ -76,7 +76,7 @@ def test_directions(check_one, directions, block):
 # The clamp's kernels are short: they are translated alone, and sampled in the default tier.
 @pytest.mark.parametrize(("kind", "dtype"), sampled(itertools.product(KINDS, (F32, F64)), 1))
 def test_spectral_norms(nvcc, kind, dtype, monkeypatch):
-    of_norms = [path for path in KERNELS if path.stem == "norms"]
+    of_norms = [unit for unit in KERNELS if unit.name == "norms"]
     monkeypatch.setattr(torch.ops, "gatedrnn", load(nvcc, of_norms))
     monkeypatch.setattr(package_norms, "_has_kernel", lambda t: True)
     test_cuda_norms.test_norm_is_held_within_one(kind, dtype)

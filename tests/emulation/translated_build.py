@@ -1,7 +1,6 @@
 """Builds the emulated kernels so that what nvcc made of them runs: their PTX, translated to C++."""
 
 import functools
-import importlib.util
 import os
 import subprocess
 from functools import partial
@@ -13,6 +12,9 @@ from emulation_build import (
     BUILD,
     CSRC,
     EXECUTOR,
+    KERNELS,
+    Unit,
+    build_cuda,
     compiled,
     headers,
     in_parallel,
@@ -24,29 +26,24 @@ from ptx import kernels, translate
 
 from gatedrnn import _ops
 
-SPEC = importlib.util.spec_from_file_location("build_cuda", ROOT / "build_cuda.py")
-build_cuda = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(build_cuda)
-
-CannotBuild = build_cuda.CannotBuild
-KERNELS = sorted((ROOT / "csrc/cuda").glob("*.cu"))
+ToolkitError = build_cuda.ToolkitError
 ARCHITECTURE = os.environ.get("GATEDRNN_PTX_ARCHITECTURE", "sm_90")
 
 
 def find_nvcc() -> str:
-    """The nvcc that a build would take; CannotBuild says why there is none."""
+    """The nvcc that a build would take; ToolkitError says why there is none."""
     return build_cuda.find_toolkit().nvcc
 
 
-def load(nvcc: str, sources: list[Path]):
+def load(nvcc: str, sources: list[Unit]):
     """The ops of torch.ops.gatedrnn_emulation, whose kernels in `sources` are what `nvcc` makes of
     them; to launch another kernel is an error."""
-    name = "translated" if sources == KERNELS else "translated_" + "_".join(s.stem for s in sources)
+    name = "translated" if sources == KERNELS else "translated_" + "_".join(s.name for s in sources)
     return load_once(nvcc, tuple(sources), name)
 
 
 @functools.cache
-def load_once(nvcc: str, sources: tuple[Path, ...], name: str):
+def load_once(nvcc: str, sources: tuple[Unit, ...], name: str):
     with build_lock("emulation"):
         ptx = in_parallel(partial(compiled_to_ptx, nvcc), list(sources))
         translated = in_parallel(translated_object, ptx)
@@ -59,13 +56,14 @@ def load_once(nvcc: str, sources: tuple[Path, ...], name: str):
     return getattr(torch.ops, f"gatedrnn_{name}")
 
 
-def compiled_to_ptx(nvcc: str, source: Path) -> Path:
-    command = [nvcc, *build_cuda.FLAGS, f"-I{ROOT / 'csrc'}", "-ptx", f"-arch={ARCHITECTURE}"]
+def compiled_to_ptx(nvcc: str, unit: Unit) -> Path:
+    command = [nvcc, *build_cuda.FLAGS, *unit.defines, f"-I{ROOT / 'csrc'}"]
+    command += ["-ptx", f"-arch={ARCHITECTURE}"]
     version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
-    made_from = digest(source.read_text(), headers(*CSRC), version, *command)
-    target = BUILD / f"{source.stem}-{ARCHITECTURE}-{made_from}.ptx"
+    made_from = digest(unit.source.read_text(), headers(*CSRC), version, *command)
+    target = BUILD / f"{unit.name}-{ARCHITECTURE}-{made_from}.ptx"
     if not is_there(target):
-        written([*command, source, "-o"], target).rename(target)
+        written([*command, unit.source, "-o"], target).rename(target)
     return target
 
 

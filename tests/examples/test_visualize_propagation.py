@@ -277,6 +277,13 @@ def test_pictures_without_a_network_need_no_package_of_the_networks(
     assert call(monkeypatch, command, "--gate", image, "--out", tmp_path / "new") == 0
 
 
+def test_missing_matplotlib_is_named(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    error = refused(monkeypatch, capsys, command, "--out", tmp_path / "new")
+    assert error.endswith("pip install -e '.[plot]'")
+    assert not (tmp_path / "new").exists()
+
+
 def test_drawn_gate_map_keeps_its_shape_and_its_walls(command, propagation, image, tmp_path):
     gate = command.read_gate(image)
     assert gate.shape == (6, 9)

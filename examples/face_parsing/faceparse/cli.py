@@ -2,6 +2,7 @@
 
 import argparse
 import faulthandler
+import importlib.util
 import math
 import sys
 from pathlib import Path
@@ -17,7 +18,33 @@ from faceparse.training.distributed import StoppedError
 
 EXPECTED = (DataError, CheckpointError, SettingsError, StoppedError, FloatingPointError, OSError)
 EXPECTED += (PhotographError,)
+# Packages that only some commands need, and the extra of pyproject.toml that has each.
+EXTRAS = {
+    "gradio": "page",
+    "matplotlib": "plot",
+    "maxflow": "graph-cut",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+    "onnxscript": "onnx",
+}
 WRONG, FACELESS, INTERRUPTED = 2, 3, 130  # exit codes
+
+
+class PackageError(Exception):
+    """A package is not installed; the message is one line that names its extra."""
+
+
+def require(*packages):
+    """Checks, before any work, that packages of ``EXTRAS`` are installed.
+
+    Raises:
+        PackageError: one is not.
+    """
+    for name in packages:
+        if importlib.util.find_spec(name) is None:
+            raise PackageError(
+                f"{name} is not installed: in the checkout, pip install -e '.[{EXTRAS[name]}]'"
+            )
 
 
 class Parser(argparse.ArgumentParser):
@@ -138,7 +165,7 @@ def exit_code(main):
         faulthandler.enable(sys.__stderr__)
     try:
         main()
-    except (*EXPECTED, NoFaceError) as error:
+    except (*EXPECTED, PackageError, NoFaceError) as error:
         say(f"error: {one_line(error)}", file=sys.stderr)
         return FACELESS if isinstance(error, NoFaceError) else WRONG
     except KeyboardInterrupt as stop:

@@ -238,7 +238,7 @@ def test_names_are_distinct_stable_and_never_another_photographs(first, second):
             for source, name in names.items():
                 assert re.fullmatch(re.escape(source.stem) + r"(-\d+)?", name)
                 assert stored.setdefault(name, source) == source
-                writers.write_json(folder, name, source, (1, 1), {})
+                writers.write_json(folder, name, source, (1, 1), FINE, {})
         assert names == writers.names_of(first, folder)
         if len({path.stem.casefold() for path in first + second}) == len({*first, *second}):
             assert all(name == source.stem for name, source in stored.items())
@@ -344,9 +344,9 @@ finally:
 def test_twelve_megapixels_take_less_than_a_gigabyte(tmp_path, script_environment):
     """With all networks, untrained, as a bundle on disk."""
     states = {}
-    for name in face_parser.NETWORKS:
+    for name in face_parser.networks_of(FINE):
         if name in face_crops.PARTS:
-            model, classes, side = "part", len(face_crops.PARTS[name].fine) + 1, 64
+            model, classes, side = "part", len(face_crops.PARTS[name].names) + 1, 64
         else:
             model, classes, side = ("rnn-g", 3, 128) if name == "face" else ("points", 5, 64)
         weights = build_model(model, classes, side=side).state_dict()

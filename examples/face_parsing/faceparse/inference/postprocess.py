@@ -29,6 +29,11 @@ SEARCHED = 60  # validation images
 TRIALS = 60
 
 
+def needs_graph_cut(name):
+    """Whether a parser by its name, or None, needs the package maxflow."""
+    return name is not None and PARSERS[name][1] == "graph-cut"
+
+
 @torch.inference_mode()
 def maps(model, images):
     """Class probabilities (N, classes, h, w) and, or None, those of no boundary (N, 1, h', w')."""

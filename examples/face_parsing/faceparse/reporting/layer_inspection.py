@@ -4,8 +4,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from faceparse.data import geometry
 from faceparse.data.transforms import network_input
@@ -13,6 +11,8 @@ from faceparse.inference import face_crops
 from faceparse.inference.image_io import as_tensor
 from gatedrnn import SpatialGatedRNN
 from gatedrnn.functional import spatial_gated_rnn
+
+from .plots import new_figure
 
 ARROWS = {"left_to_right": "→", "right_to_left": "←", "top_to_bottom": "↓", "bottom_to_top": "↑"}
 
@@ -85,7 +85,7 @@ def draw(propagation):
     shown = {title: v.abs().mean(0) for title, v in shown.items()}
     highest = max(v.max().item() for v in shown.values())
 
-    figure = Figure(figsize=(11, 5.6), layout="constrained")
+    figure = new_figure(figsize=(11, 5.6))
     axes = figure.subplots(2, 4)
     for axis in axes.flat:
         axis.set_axis_off()
@@ -98,6 +98,8 @@ def draw(propagation):
         picture = axis.imshow(values.numpy(), cmap="magma", vmin=0, vmax=highest)
         axis.set_title(title)
     figure.colorbar(picture, ax=axes[:, 3], shrink=0.7)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.array(canvas.buffer_rgba())[..., :3]

@@ -3,11 +3,17 @@
 import io
 
 import torch
-from matplotlib.figure import Figure
 
 from faceparse.training.checkpoint import write_atomically
 
 from .metrics import point_errors
+
+
+def new_figure(**options):
+    """A figure of matplotlib, which is imported here, where it is needed."""
+    from matplotlib.figure import Figure
+
+    return Figure(layout="constrained", **options)
 
 
 def save_faces(path, images, labels, gate, *, label_set):
@@ -25,7 +31,7 @@ def save_faces(path, images, labels, gate, *, label_set):
     columns |= {title: colours[maps.long()].numpy() for title, maps in labels.items()}
     if gate is not None:
         columns["gate"] = gate.numpy()
-    figure = Figure(figsize=(1.7 * len(columns), 1.6 * len(images)), layout="constrained")
+    figure = new_figure(figsize=(1.7 * len(columns), 1.6 * len(images)))
     axes = figure.subplots(len(images), len(columns), squeeze=False)
     for j, (title, pictures) in enumerate(columns.items()):
         axes[0, j].set_title(title)
@@ -46,7 +52,7 @@ def save_points(path, images, points, *, shown):
         points: dict with "truth" and "prediction", (N, 5, 2) in pixels.
         shown: how many faces.
     """
-    figure = Figure(figsize=(11, 4), layout="constrained")
+    figure = new_figure(figsize=(11, 4))
     left, right = figure.subfigures(1, 2, width_ratios=(3, 2))
     axes = left.subplots(2, -(-shown // 2), squeeze=False).flat
     for i, axis in enumerate(axes):
@@ -62,7 +68,7 @@ def save_points(path, images, points, *, shown):
 
 def save_error_curve(path, errors):
     """The share of faces below each error; errors (N, 5) from ``metrics.point_errors``."""
-    figure = Figure(figsize=(4.5, 3.6), layout="constrained")
+    figure = new_figure(figsize=(4.5, 3.6))
     draw_error_curve(figure.subplots(), errors)
     _write(figure, path)
 
@@ -91,7 +97,7 @@ def save_losses(path, history):
         path: the PNG to write.
         history: one dict an epoch, name to value; "validation" is a score, the rest losses.
     """
-    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    figure = new_figure(figsize=(8, 3.2))
     left, right = figure.subplots(1, 2)
     epochs = range(1, len(history) + 1)
     for name in history[0]:
