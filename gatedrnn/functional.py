@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from ._ops import DEVICES, no_autocast, scan
+from ._ops import _C, DEVICES, no_autocast, scan
 from ._options import GATE_ACTIVATIONS, MERGES, NONLINEARITIES, Options, direction_code
 from .reference import DIRECTIONS, Direction, GateActivation, Integration, Merge, Nonlinearity
 
@@ -92,6 +92,8 @@ def spatial_gated_rnn(
                 x, g, weight, bias, directions=directions, integration=integration, merge=merge,
                 nonlinearity=nonlinearity, gate_activation=gate_activation,
             )  # fmt: skip
+    if x.device.type == "cuda" and not torch.compiler.is_compiling():
+        _warn_of_ptx(x.device.index or 0)
 
     state = torch.float64 if x.dtype == torch.float64 else torch.float32
     weight = weight.to(state)
@@ -265,5 +267,25 @@ def _warn_once(device: str) -> None:
     warnings.warn(
         f"gatedrnn has no kernels for {device!r} tensors: this runs the reference loop, slowly"
         + remedy,
+        stacklevel=3,
+    )
+
+
+@functools.cache
+def _warn_of_ptx(index: int) -> None:
+    """Says once for a GPU why its first calls are slow."""
+    major, minor = torch.cuda.get_device_capability(index)
+    built: tuple[str, ...] = _C.build_info()["cuda_architectures"]
+    codes = [name.removeprefix("sm_") for name in built if name.startswith("sm_")]
+    # Machine code runs on later GPUs of its major version, unless it ends in a letter.
+    plain = [int(code) for code in codes if code.isdecimal()]
+    if any(code // 10 == major and code % 10 <= minor for code in plain):
+        return
+    if any(code.rstrip("af") == f"{major}{minor}" for code in codes):
+        return
+    warnings.warn(
+        f"gatedrnn has no machine code for this GPU, of compute capability {major}.{minor}, only "
+        f"{', '.join(built)}: the driver compiles each kernel at its first use, which may take "
+        f"half a minute. Build it with TORCH_CUDA_ARCH_LIST={major}.{minor}",
         stacklevel=3,
     )
