@@ -18,7 +18,7 @@ PIP := $(PY) -m pip --disable-pip-version-check --quiet
 
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-all test-aarch64 mutants gpu-check test-gpu sanitize wheel
-.PHONY: bench bench-gpu bench-parser lint format clean
+.PHONY: bench bench-gpu bench-parser docs lint format clean
 
 help:
 	@echo "make demo      build, check, train a small face parser and parse drawn faces (build/demo)"
@@ -33,6 +33,7 @@ help:
 	@echo "make bench     time the scan against its peers and this machine's limits"
 	@echo "make bench-parser  time the face parsers and a step of their training"
 	@echo "make bench-gpu time the scan on a GPU against its targets"
+	@echo "make docs      build the documentation in build/site; fails on a broken link"
 	@echo "make lint      check style and types"
 	@echo "make format    rewrite Python and C++ in the project's style"
 	@echo "make clean     remove what these targets made"
@@ -77,9 +78,11 @@ test-all: $(VENV)/.installed-test
 	HYPOTHESIS_PROFILE=$${HYPOTHESIS_PROFILE:-all} $(PYTEST) -m "" -p randomly $(PYTEST_ARGS)
 
 AARCH64 := aarch64-linux-gnu-g++ qemu-aarch64
-test-aarch64: $(VENV)/.installed-test
+.PHONY: has-aarch64
+has-aarch64:
 	@for tool in $(AARCH64); do command -v $$tool >/dev/null || { \
 	  echo "make: $$tool is missing: apt install g++-aarch64-linux-gnu qemu-user"; exit 1; }; done
+test-aarch64: has-aarch64 $(VENV)/.installed-test
 	$(PY) -m pytest -m "" $(PYTEST_ARGS) tests/aarch64
 
 mutants: $(VENV)/.installed-test
@@ -159,6 +162,9 @@ bench: $(VENV)/.installed-bench
 
 bench-parser: $(VENV)/.installed-examples
 	$(PY) examples/face_parsing/benchmarks/bench_parser.py $(BENCH_ARGS)
+
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
 lint: $(VENV)/.installed-lint
 	$(PY) -m ruff check .

@@ -1,7 +1,7 @@
-"""The CUDA half of the build: whether, with which nvcc, for which GPUs, and the objects.
+"""The CUDA part of the build: chooses whether to build, nvcc and architectures, and compiles.
 
 The CUDA sources include nothing of PyTorch. So they are compiled here rather than by PyTorch's
-build_ext, which refuses .cu files beside a CPU-only PyTorch, or one of another CUDA version.
+build_ext, which refuses .cu files with a CPU-only PyTorch, or one of another CUDA version.
 """
 
 import os
@@ -15,9 +15,9 @@ from glob import escape, glob
 from pathlib import Path
 from typing import NamedTuple
 
-# Without TORCH_CUDA_ARCH_LIST and without a visible GPU; as far as nvcc knows them.
+# The default without TORCH_CUDA_ARCH_LIST and without a visible GPU. nvcc may not know them all.
 ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
-# PyTorch's names of families of GPUs; compiled for as far as nvcc knows their members, with PTX.
+# PyTorch's names of GPU families. The members that nvcc knows are compiled, with PTX.
 FAMILIES = {
     "Volta": ("70",),
     "Volta+Tegra": ("72",),
@@ -29,14 +29,14 @@ FAMILIES = {
     "Blackwell": ("100", "103", "120", "121"),
     "Blackwell+Tegra": ("110",),
 }
-OLDEST = 70  # acquire and release of global memory
+MIN_ARCH = 70  # the first with acquire and release of global memory
 NVCC = (12, 0)  # the oldest with C++20
-# NVIDIA's Python packages that a build needs, and the first CUDA of which they hold nvcc itself.
+# NVIDIA's Python packages that a build needs, and the first CUDA version that includes nvcc.
 PACKAGES = "cuda-toolkit[nvcc,nvvm,crt,cudart,cccl]"
-PACKAGED = 13
+FIRST_PIP_NVCC = 13
 FLAGS = ["-std=c++20", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden,-Werror=switch", "-Icsrc"]
 FLAGS += ["-DGATEDRNN_WITH_CUDA=1"]
-# tile_kernels.cu is compiled once for each of these block sizes. 0 stands for any other size.
+# tile_kernels.cu is compiled once for each of these block sizes. 0 means any other size.
 COMPILED_BLOCKS = (0, 1, 2, 4, 8, 16)
 
 
@@ -55,8 +55,8 @@ class Unit(NamedTuple):
     defines: tuple[str, ...] = ()
 
 
-class CannotBuild(Exception):
-    """In words, what a CUDA build lacks."""
+class ToolkitError(Exception):
+    """The CUDA toolkit cannot be used. The message gives the reason."""
 
 
 def _output(*command: str) -> str:
@@ -67,20 +67,20 @@ def _output(*command: str) -> str:
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        timeout=120,  # an nvcc answers in a second
+        timeout=120,  # nvcc takes about a second
         check=True,
     ).stdout
 
 
 def find_toolkit() -> Toolkit:
-    """The first CUDA toolkit that serves, of those at CUDA_HOME, CUDA_PATH, on PATH, at
+    """The first usable CUDA toolkit of those at CUDA_HOME, CUDA_PATH, on PATH, at
     /usr/local/cuda and among the Python packages of the environment.
 
     Raises:
-        CannotBuild: there is none, or none that serves.
+        ToolkitError: no toolkit was found, or none is usable.
     """
     if sys.platform != "linux":
-        raise CannotBuild("CUDA is built on Linux only")
+        raise ToolkitError("CUDA is built on Linux only")
     homes = filter(None, (os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")))
     named = [os.path.join(home, "bin", "nvcc") for home in homes]
     candidates = [*named, "nvcc", "/usr/local/cuda/bin/nvcc"]
@@ -90,13 +90,13 @@ def find_toolkit() -> Toolkit:
     for nvcc in dict.fromkeys(filter(None, map(shutil.which, candidates))):
         try:
             toolkit = _toolkit(nvcc)
-        except CannotBuild as error:
+        except ToolkitError as error:
             lacks.append(str(error))
         else:
             for lack in lacks:
                 print(f"gatedrnn: passed over: {lack}", flush=True)
             return toolkit
-    raise CannotBuild(
+    raise ToolkitError(
         "; ".join(lacks)
         or "nvcc is not at CUDA_HOME or CUDA_PATH, on PATH, at /usr/local/cuda or among the "
         "Python packages"
@@ -107,34 +107,34 @@ def _toolkit(nvcc: str) -> Toolkit:
     try:
         version = re.search(r"release (\d+)\.(\d+)", _output(nvcc, "--version"))
         if version and tuple(map(int, version.groups())) < NVCC:
-            raise CannotBuild(f"{nvcc} is older than {NVCC[0]}.{NVCC[1]}, which C++20 needs")
+            raise ToolkitError(f"{nvcc} is older than {NVCC[0]}.{NVCC[1]}, which C++20 needs")
         known = re.findall(r"compute_(\d+)", _output(nvcc, "--list-gpu-arch"))
-        # What is found on PATH may be a script or a link: only nvcc itself knows where it lies.
+        # On PATH there may be a script or a link. Only nvcc itself knows its folder.
         top = re.search(r"TOP=(.+)", _output(nvcc, "--dryrun", "-x", "cu", os.devnull))
     except (OSError, subprocess.SubprocessError) as error:
-        raise CannotBuild(f"{nvcc} does not run: {error}") from None
+        raise ToolkitError(f"{nvcc} does not run: {error}") from None
     if version is None or top is None or not known:
-        raise CannotBuild(f"{nvcc} does not answer as nvcc does")
+        raise ToolkitError(f"{nvcc} does not answer as nvcc does")
     folders = [escape(top[1].strip()) + f for f in ("/lib64", "/lib", "/targets/*/lib")]
     libraries = [glob(os.path.join(folder, "libcudart_static.a")) for folder in folders]
     runtime = next((os.path.realpath(found[0]) for found in libraries if found), None)
     if runtime is None:
-        raise CannotBuild(f"the toolkit of {nvcc} has no libcudart_static.a")
+        raise ToolkitError(f"the toolkit of {nvcc} has no libcudart_static.a")
     known = sorted(known, key=int)
     _try_to_compile(nvcc, f"sm_{known[-1]}")
     return Toolkit(nvcc, ".".join(version.groups()), tuple(known), runtime)
 
 
 def _try_to_compile(nvcc: str, architecture: str) -> None:
-    """Parts may be missing or of another release, or the C++ compiler one that nvcc refuses."""
+    """Finds missing or mismatched parts, and a C++ compiler that nvcc refuses."""
     source = "#include <cuda_bf16.h>\n__global__ void kernel() {}\n"
     why = compile_error("trial.cu", source, nvcc, FLAGS[0], f"-arch={architecture}")
     if why:
-        raise CannotBuild(f"{nvcc} does not compile: {why}")
+        raise ToolkitError(f"{nvcc} does not compile: {why}")
 
 
 def compile_error(name: str, source: str, *compiler: str) -> str | None:
-    """Why a compiler fails on a small source of this file name, in a line; None if it does not."""
+    """Compiles a small source. Returns the error in one line, or None."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, name)
         path.write_text(source)
@@ -148,8 +148,8 @@ def compile_error(name: str, source: str, *compiler: str) -> str | None:
     return None
 
 
-def request() -> str:
-    """GATEDRNN_CUDA: "1" asks for CUDA, "0" refuses it, "" leaves it to what is there."""
+def cuda_mode() -> str:
+    """GATEDRNN_CUDA: "1" requires CUDA, "0" refuses it, "" builds it if possible."""
     value = os.environ.get("GATEDRNN_CUDA", "")
     if value not in ("", "0", "1"):
         sys.exit(f"gatedrnn: GATEDRNN_CUDA must be 0 or 1, got {value!r}")
@@ -157,30 +157,32 @@ def request() -> str:
 
 
 def packages_with_nvcc(torch_cuda: str | None) -> list[str]:
-    """What to install for an nvcc beside a PyTorch of this CUDA version (None: without CUDA);
-    empty where no Python package holds one."""
-    version = torch_cuda or f"{PACKAGED}.0"
-    there = sys.platform == "linux" and int(version.split(".")[0]) >= PACKAGED
+    """The packages that bring nvcc for a PyTorch with this CUDA version (None: without CUDA).
+
+    Empty if no package has it.
+    """
+    version = torch_cuda or f"{FIRST_PIP_NVCC}.0"
+    there = sys.platform == "linux" and int(version.split(".")[0]) >= FIRST_PIP_NVCC
     return [f"{PACKAGES}=={version}.*"] if there else []
 
 
 def requirements(torch_cuda: str | None) -> list[str]:
-    """The Python packages to fetch before a build that is asked for CUDA and finds no nvcc."""
-    if request() != "1":
+    """The packages that a build needs if it requires CUDA and finds no nvcc."""
+    if cuda_mode() != "1":
         return []
     try:
         find_toolkit()
-    except CannotBuild:
+    except ToolkitError:
         return packages_with_nvcc(torch_cuda)
     return []
 
 
 def choose_toolkit(torch, instrumented: bool) -> Toolkit | None:
-    """The toolkit to build CUDA with, or None for the CPU alone; says which, and why.
+    """The toolkit to build with, or None for the CPU only. Prints which, and why.
 
     GATEDRNN_CUDA=1 asks for it and =0 refuses it; otherwise it is built where PyTorch has CUDA.
     """
-    wanted, cuda = request(), torch.version.cuda
+    wanted, cuda = cuda_mode(), torch.version.cuda
     if wanted == "0":
         return _cpu_only("GATEDRNN_CUDA is 0")
     if not wanted and cuda is None:
@@ -189,7 +191,7 @@ def choose_toolkit(torch, instrumented: bool) -> Toolkit | None:
         return _cpu_only("the sanitizers see C++ only")
     try:
         toolkit = find_toolkit()
-    except CannotBuild as error:
+    except ToolkitError as error:
         remedy = [f"pip install '{name}' brings an nvcc" for name in packages_with_nvcc(cuda)]
         if wanted:
             sys.exit("; ".join([f"gatedrnn: GATEDRNN_CUDA is 1, but {error}", *remedy]))
@@ -206,17 +208,17 @@ def choose_toolkit(torch, instrumented: bool) -> Toolkit | None:
 
 
 def _cpu_only(why: str, *more: str) -> None:
-    """Says it, and with `more` lines so that it is seen."""
+    """Prints the reason. With `more` lines, it is framed."""
     lines = [f"gatedrnn: building for the CPU only: {why}", *(f"gatedrnn: {line}" for line in more)]
     rule = ["*" * max(map(len, lines))] if more else []
     print("\n".join(rule + lines + rule), flush=True)
 
 
 def choose_architectures(toolkit: Toolkit, torch) -> list[str]:
-    """What to compile for, in the words of nvcc: "sm_90" is machine code, "compute_120" PTX."""
+    """What to compile for, as nvcc names it: "sm_90" is machine code, "compute_120" is PTX."""
     asked = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(",", " ").replace(";", " ").split()
     if asked and asked != ["native"]:
-        return list(dict.fromkeys(name for each in asked for name in _named(each, toolkit)))
+        return list(dict.fromkeys(name for each in asked for name in _parse_arch(each, toolkit)))
     visible = _visible(torch)
     if visible:
         return list(dict.fromkeys(_of_device(number, toolkit) for number in visible))
@@ -224,7 +226,7 @@ def choose_architectures(toolkit: Toolkit, torch) -> list[str]:
     return [f"sm_{number}" for number in numbers] + [f"compute_{numbers[-1]}"]
 
 
-def _named(word: str, toolkit: Toolkit) -> list[str]:
+def _parse_arch(word: str, toolkit: Toolkit) -> list[str]:
     """An entry of TORCH_CUDA_ARCH_LIST, such as 8.6, 9.0a, 9.0+PTX or Hopper."""
     match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", word, re.IGNORECASE)
     if match:
@@ -236,9 +238,9 @@ def _named(word: str, toolkit: Toolkit) -> list[str]:
             "gatedrnn: TORCH_CUDA_ARCH_LIST must be such as '8.0;9.0+PTX' or 'Ampere;Hopper', "
             f"got {word!r}"
         )
-    numbers = [n + feature for n in asked if n in toolkit.known and int(n) >= OLDEST]
+    numbers = [n + feature for n in asked if n in toolkit.known and int(n) >= MIN_ARCH]
     if not numbers:
-        known = sorted(int(n) for n in toolkit.known if int(n) >= OLDEST)
+        known = sorted(int(n) for n in toolkit.known if int(n) >= MIN_ARCH)
         names = ", ".join(f"{n // 10}.{n % 10}" for n in known)
         sys.exit(f"gatedrnn: TORCH_CUDA_ARCH_LIST has {word}, nvcc here knows {names}")
     return [f"sm_{n}" for n in numbers] + [f"compute_{numbers[-1]}"] * ptx
@@ -250,12 +252,12 @@ def _visible(torch) -> list[str]:
             return []
         found = map(torch.cuda.get_device_capability, range(torch.cuda.device_count()))
         return sorted({f"{major}{minor}" for major, minor in found}, key=int)
-    except Exception:  # a broken driver is no reason not to build
+    except Exception:  # build even with a broken driver
         return []
 
 
 def _of_device(number: str, toolkit: Toolkit) -> str:
-    """Machine code for a GPU; PTX, the newest it can run, if this nvcc does not know it."""
+    """Machine code for a GPU. If nvcc does not know the GPU, the newest PTX that it can run."""
     if number in toolkit.known:
         return f"sm_{number}"
     older = [known for known in toolkit.known if int(known) < int(number)]
@@ -300,7 +302,7 @@ def compile_objects(toolkit: Toolkit, architectures: list[str], folder: Path) ->
     jobs = int(given) if given.isdecimal() and int(given) else os.cpu_count() or 1
     environment = dict(os.environ)
     if jobs > len(compiled) and len(architectures) > 1:
-        # By the environment: a number of jobs in the command would make ninja compile anew.
+        # Not in the command: ninja would compile again when the number of jobs changes.
         more = f"--threads {-(-jobs // len(compiled))}"
         environment["NVCC_APPEND_FLAGS"] = f"{os.environ.get('NVCC_APPEND_FLAGS', '')} {more}"
     command = [*_ninja(), "-v", "-j", str(jobs), "-f", str(rules)]

@@ -230,7 +230,7 @@ def build_requirements() -> list[str]:
     PyTorch to build against, never a second one, and an nvcc if CUDA is asked for."""
     if find_torch() is None:
         return [TORCH_REQUIREMENT, *build_cuda.requirements(None)]
-    if build_cuda.request() != "1":
+    if build_cuda.cuda_mode() != "1":
         return []
     import torch
 

@@ -1,7 +1,7 @@
 // The math, once: every function is Eq. (3) or its adjoint on one value, scalar or vector.
 //
 // T is a scalar or a vector type with the usual operators; M is its math: constant, select, tanh,
-// sigmoid. The derivation of the adjoint stands in csrc/README.md.
+// sigmoid. docs/how-it-works/math.md derives the adjoint.
 #pragma once
 
 #include "scan.h"

@@ -125,8 +125,8 @@ struct ClampBackwardArgs {
   const double* kept;
   void* dweight;
 };
-constexpr int kSquarings = 26;
-constexpr double kStill = 1e-12;
+constexpr int kMaxSquarings = 26;
+constexpr double kTolerance = 1e-12;
 void clamp_spectral(const ClampArgs&);
 void clamp_spectral_backward(const ClampBackwardArgs&);
 

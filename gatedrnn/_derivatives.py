@@ -1,6 +1,6 @@
 """The adjoint of a scan, written with scans: what derivatives of any order are made of.
 
-The formulas are derived in csrc/README.md. Everything here is differentiable in both modes.
+docs/how-it-works/math.md derives the formulas. Everything here is differentiable in both modes.
 """
 
 import torch

@@ -1,6 +1,6 @@
 """The norm of the recurrent weight, held within one (section 3.2 of the paper).
 
-A weight (D, C, K) stands for D * C / K square blocks of K x K. A block whose norm is at most one is
+A weight (D, C, K) holds D * C / K square blocks of K x K. A block whose norm is at most one is
 left as it is, bit for bit; a larger one is divided by its norm.
 """
 
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 WeightConstraint = Literal["spectral", "frobenius"]
 NORMS: tuple[WeightConstraint | None, ...] = (*get_args(WeightConstraint), None)
-SMALL = 32  # on the CPU, larger blocks are left to LAPACK
+SMALL = 32  # larger blocks go to LAPACK on the CPU, and to batched matrix products on a GPU
+MAX_SQUARINGS = 26  # as kMaxSquarings in csrc/scan.h
 
 
 def clamp_norm(weight: Tensor, norm: str | None) -> Tensor:
@@ -49,7 +50,6 @@ def clamp_norm(weight: Tensor, norm: str | None) -> Tensor:
         )
     if weight.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"weight must be float32 or float64, got {weight.dtype}")
-    k = weight.shape[-1]
     if norm is None:
         return weight
     if torch.compiler.is_exporting():
@@ -64,10 +64,9 @@ def clamp_norm(weight: Tensor, norm: str | None) -> Tensor:
         from ._sharding import clamp_shards
 
         return clamp_shards(weight, norm)
-    if k == 1:
+    if weight.shape[-1] == 1:
         return unit_clamp(weight)
-    small = weight.device.type == "cpu" and k <= SMALL
-    if norm == "spectral" and (small or _has_kernel(weight)):
+    if norm == "spectral" and has_native_clamp(weight):
         compiling = torch.compiler.is_compiling()
         if no_autograd(weight) or (compiling and not is_differentiated()):
             keep = torch.is_grad_enabled() and weight.requires_grad
@@ -76,6 +75,12 @@ def clamp_norm(weight: Tensor, norm: str | None) -> Tensor:
         if not is_transformed(weight):
             return _SpectralClamp.apply(weight.contiguous())  # type: ignore[no-any-return, no-untyped-call]
     return _by_operations(weight, norm)
+
+
+def has_native_clamp(weight: Tensor) -> bool:
+    """Whether the op clamps the spectral norm of `weight`."""
+    native = weight.is_cpu or _has_kernel(weight)
+    return native and 1 < weight.shape[-1] <= SMALL and not is_sharded(weight)
 
 
 def _blocks(weight: Tensor) -> Tensor:
@@ -139,12 +144,16 @@ def spectral_norm(blocks: Tensor) -> Tensor:
         zero: there the clamp is the identity, and the norm's own derivatives need not be finite.
     """
     blocks, finite = _finite(blocks)
-    if no_autograd(blocks):  # no vectors are wanted
-        sigma = _top_singular(blocks)[0] if _has_kernel(blocks) else _largest(blocks)
+    if no_autograd(blocks):  # no vectors are needed
+        sigma = _top_singular(blocks)[0] if _on_gpu(blocks) else _largest(blocks)
+    elif _on_gpu(blocks) and torch.compiler.is_compiling() and not is_differentiated():
+        # A compiled graph has first derivatives only, for which u and v are constants.
+        _, u, v = _top_singular(blocks.detach())
+        sigma = (u * _times(blocks, v)).sum(1)
     elif torch.compiler.is_compiling() or has_nested_tangents():
-        # Dynamo refuses a Function that has a jvp, and a tangent in it has no tangent of its own.
+        # Dynamo refuses a Function that has a jvp, and in a Function tangents have no tangents.
         large = (_largest(blocks.detach()) > 1)[:, None, None]
-        sigma = _largest(torch.where(large, blocks, _harmless(blocks)))
+        sigma = _largest(torch.where(large, blocks, _dummy_block(blocks)))
     else:
         sigma = _TopSingular.apply(blocks)[0]  # type: ignore[no-untyped-call]
     return torch.where(finite, sigma, float("nan"))
@@ -156,16 +165,16 @@ def _largest(blocks: Tensor) -> Tensor:
 
 
 def _finite(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """The blocks, harmless ones for those that are not finite; which are finite, (B,)."""
+    """The blocks, with dummies for those that are not finite; and which are finite, (B,)."""
     finite = torch.isfinite(blocks.detach()).all(2).all(1)
-    return torch.where(finite[:, None, None], blocks, _harmless(blocks)), finite
+    return torch.where(finite[:, None, None], blocks, _dummy_block(blocks)), finite
 
 
-def _harmless(blocks: Tensor) -> Tensor:
-    """A block each whose largest singular value is simple, and below one."""
-    harmless = torch.zeros_like(blocks, requires_grad=False)
-    harmless[:, 0, 0] = 0.5
-    return harmless
+def _dummy_block(blocks: Tensor) -> Tensor:
+    """A block for each of `blocks`. Its largest singular value is simple, and below one."""
+    dummy = torch.zeros_like(blocks, requires_grad=False)
+    dummy[:, 0, 0] = 0.5
+    return dummy
 
 
 def is_sharded(t: Tensor) -> TypeGuard["DTensor"]:
@@ -173,27 +182,78 @@ def is_sharded(t: Tensor) -> TypeGuard["DTensor"]:
     return hasattr(t, "device_mesh")
 
 
+def _on_gpu(t: Tensor) -> bool:
+    return t.is_cuda
+
+
 def _has_kernel(t: Tensor) -> bool:
-    return t.device.type == "cuda" and "cuda" in DEVICES
+    return _on_gpu(t) and "cuda" in DEVICES
+
+
+def _times(matrices: Tensor, vectors: Tensor) -> Tensor:
+    """(B, K, K) times (B, K)."""
+    return (matrices @ vectors[:, :, None])[:, :, 0]
 
 
 def _top_singular(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """sigma (B,), u and v (B, K) of blocks (B, K, K), as in `_TopSingular`."""
-    if _has_kernel(blocks):  # LAPACK's counterparts on a GPU wait for the device; the op does not
+    if _has_kernel(blocks) and blocks.shape[-1] <= SMALL:
         kept = torch.ops.gatedrnn.clamp_spectral(blocks.contiguous(), True)[1]
         u, v = kept[:, 1:].chunk(2, 1)
         return kept[:, 0], u, v
+    if _on_gpu(blocks):
+        return _top_singular_by_squaring(blocks)
     u, sigma, vh = torch.linalg.svd(blocks)
     return sigma[:, 0], u[:, :, 0], vh[:, 0]
 
 
-class _TopSingular(torch.autograd.Function):
-    """sigma, u and v with w v = sigma u and w^T u = sigma v, for the largest sigma of each block,
-    or those of a harmless block where it is at most one.
+def _top_singular_by_squaring(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`_top_singular` by matrix products alone.
 
-    `torch.linalg.svd` would do, but its second derivatives divide by the gaps between all singular
-    values; here only the gap below the largest counts. z = [u; v] is an eigenvector of
-    J = [[0, w], [w^T, 0]], so that d sigma = u^T dw v and dz = (sigma - J)^+ dJ z.
+    Unlike a GPU's singular value decomposition, nothing here waits for the device, so that a CUDA
+    graph can capture it. The number of squarings is fixed for the same reason. The Gram matrix is
+    squared until only the eigenspace of its largest eigenvalue is left (csrc/cpu/norms.cpp).
+
+    sigma is |w v| of a unit vector v: never above the norm, and below it by 1e-8 of it at most.
+    """
+    unit = _nonzero(blocks.abs().amax((1, 2)))  # so that no square overflows
+    scaled = blocks / unit[:, None, None]
+    power = scaled.mT @ scaled
+    for n in range(MAX_SQUARINGS):
+        if n % 4 == 0:
+            # The largest diagonal element bounds every element of a Gram matrix. Four squarings
+            # after it is 1, elements are at most K^15.
+            power = power / _nonzero(power.diagonal(dim1=1, dim2=2).amax(1))[:, None, None]
+        power = power @ power
+    # The column of the largest diagonal element is the longest. A zero block has any vector.
+    longest = power.diagonal(dim1=1, dim2=2).argmax(1)
+    v = _unit_vectors(power.take_along_dim(longest[:, None, None], 2)[:, :, 0])
+    image = _times(scaled, v)
+    return image.norm(dim=1) * unit, _unit_vectors(image), v
+
+
+def _nonzero(t: Tensor) -> Tensor:
+    return torch.where(t > 0, t, 1)
+
+
+def _unit_vectors(vectors: Tensor) -> Tensor:
+    """Each vector divided by its length; the first unit vector for a zero one."""
+    length = vectors.norm(dim=1, keepdim=True)
+    first = torch.zeros_like(vectors)
+    first[:, 0] = 1
+    return torch.where(length > 0, vectors / _nonzero(length), first)
+
+
+class _TopSingular(torch.autograd.Function):
+    """The largest sigma of each block, with u and v: w v = sigma u and w^T u = sigma v.
+
+    Where sigma is at most one, the result is that of a dummy block.
+
+    The second derivatives of `torch.linalg.svd` divide by the gaps between all singular values.
+    Here only the gap below the largest counts.
+
+    z = [u; v] is an eigenvector of J = [[0, w], [w^T, 0]]. So d sigma = u^T dw v, and
+    dz = (sigma - J)^+ dJ z.
     """
 
     generate_vmap_rule = True
@@ -219,7 +279,7 @@ class _TopSingular(torch.autograd.Function):
     def backward(
         ctx: Any, sigma_grad: Tensor | None, u_grad: Tensor | None, v_grad: Tensor | None
     ) -> Tensor:
-        w, sigma, u, v = _of_saved(*ctx.saved_tensors)
+        w, sigma, u, v = _unpack_saved(*ctx.saved_tensors)
         if sigma_grad is None:
             sigma_grad = torch.zeros_like(sigma)
         if u_grad is None and v_grad is None:  # a first derivative
@@ -231,15 +291,15 @@ class _TopSingular(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, w_t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        w, sigma, u, v = _of_saved(*ctx.saved_tensors)
-        along_u = (w_t @ v[:, :, None])[:, :, 0]  # dJ z = [dw v; dw^T u]
-        along_v = (w_t.mT @ u[:, :, None])[:, :, 0]
+        w, sigma, u, v = _unpack_saved(*ctx.saved_tensors)
+        along_u = _times(w_t, v)  # dJ z = [dw v; dw^T u]
+        along_v = _times(w_t.mT, u)
         u_t, v_t = _pseudo_solve(w, sigma, u, v, along_u, along_v)
         return (u * along_u).sum(1), u_t, v_t
 
 
-def _of_saved(w: Tensor, sigma: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, ...]:
-    return torch.where((sigma > 1)[:, None, None], w, _harmless(w)), sigma, u, v
+def _unpack_saved(w: Tensor, sigma: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+    return torch.where((sigma > 1)[:, None, None], w, _dummy_block(w)), sigma, u, v
 
 
 def _outer(a: Tensor, b: Tensor) -> Tensor:

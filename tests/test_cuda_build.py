@@ -1,4 +1,4 @@
-"""The CUDA build: what decides it, and a wheel of it, compiled once, beside the PyTorch here."""
+"""The CUDA build: what decides it, and a wheel of it, compiled once, with the PyTorch here."""
 
 import importlib.util
 import os
@@ -57,7 +57,7 @@ def test_cuda_is_built_where_it_can_be_or_as_asked(
 ):
     def find_toolkit():
         if not found:
-            raise build_cuda.CannotBuild("no nvcc")
+            raise build_cuda.ToolkitError("no nvcc")
         return TOOLKIT
 
     monkeypatch.setattr(build_cuda, "find_toolkit", find_toolkit)
@@ -186,7 +186,7 @@ def test_first_toolkit_that_serves_is_taken(no_nvcc, monkeypatch, tmp_path):
         packages = tmp_path / "of [python]" / name
         toolkit_in(packages / "nvidia" / "cu13", **options)
         sys.path.append(str(packages))
-    with pytest.raises(build_cuda.CannotBuild) as error:
+    with pytest.raises(build_cuda.ToolkitError) as error:
         build_cuda.find_toolkit()
     for said, (_, why) in zip(str(error.value).split("; "), faults.values(), strict=True):
         assert said.endswith(why)
@@ -204,7 +204,7 @@ def test_first_toolkit_that_serves_is_taken(no_nvcc, monkeypatch, tmp_path):
 def test_nvcc_that_is_passed_over_is_named(no_nvcc, capsys, tmp_path):
     wrong = tmp_path / "wrong" / "bin" / "nvcc"
     no_nvcc(CUDA_HOME=str(wrong.parents[1]))
-    with pytest.raises(build_cuda.CannotBuild, match=f"^{wrong} is not there$"):
+    with pytest.raises(build_cuda.ToolkitError, match=f"^{wrong} is not there$"):
         build_cuda.find_toolkit()
     old = toolkit_in(tmp_path / "old", release="11.8")
     no_nvcc(CUDA_PATH=str(tmp_path / "old"))
@@ -269,7 +269,7 @@ def test_architectures_without_a_gpu_are_all_that_nvcc_knows(environment):
 def toolkit():
     try:
         return build_cuda.find_toolkit()
-    except build_cuda.CannotBuild as error:
+    except build_cuda.ToolkitError as error:
         pytest.skip(f"no CUDA toolkit: {error}")
 
 
@@ -300,7 +300,7 @@ def test_objects_are_compiled_again_only_when_they_must(toolkit, tmp_path, monke
 
 @pytest.mark.parametrize("source", sorted((ROOT / "csrc").rglob("cuda/*")), ids=lambda p: p.name)
 def test_what_if_constexpr_decides_stands_in_braces_or_on_one_line(source):
-    # In a generic lambda nvcc (seen: 13.0 and 13.5) drops, without a word, the statement behind a
+    # In a generic lambda nvcc (seen: 13.0 and 13.5) silently drops the statement after a
     # bare loop that such an `if` discards; g++, and so the emulation, keeps it.
     text = source.read_text()
     for start in re.finditer(r"if constexpr \(", text):
@@ -367,15 +367,15 @@ def test_wheel_holds_machine_code_for_the_architectures_asked_for(wheel):
 
 @wheel_test
 def test_kernels_of_known_block_sizes_spill_no_registers(wheel):
-    # ptxas -v: the mangled name of each function, then what it spills. Steps<float, K, ...> in a
-    # kernel's name tells the block size that it is for; K = 0, any size, may spill.
+    # ptxas -v prints the mangled name of each function, then its spills. The name of a kernel has
+    # KernelTraits<float, K, ...>, where K is the block size. K = 0, any size, may spill.
     entries = re.findall(
         r"Function properties for (\S+)\n.*?(\d+) bytes spill stores, (\d+) bytes spill loads",
         wheel[0],
     )
     spills, blocks = {}, set()
     for name, stores, loads in entries:
-        block = re.search(r"StepsI[fd]Li(\d+)E", name)
+        block = re.search(r"KernelTraitsI[fd]Li(\d+)E", name)
         blocks.add(int(block[1]) if block else None)
         if not (block and int(block[1]) == 0) and int(stores) + int(loads):
             spills[name] = f"{stores} bytes stored, {loads} loaded"

@@ -1,10 +1,13 @@
 """The clamp of the weight's norm: its bound for awkward weights, identity below, derivatives."""
 
+import itertools
+
 import pytest
 import torch
 from comparison import DEVICE, F32, F64, clamp_norm
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
 
@@ -303,3 +306,77 @@ def test_block_that_is_not_finite_is_nan_and_alone(k, bad, gradients):
     clamped = clamp_norm(weight.requires_grad_(gradients), "spectral").detach()
     assert clamped[0, :k].isnan().all()
     torch.testing.assert_close(clamped[0, k:], torch.eye(k))
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """Every block is clamped as large ones are on a GPU: by batched matrix products."""
+    monkeypatch.setattr(package, "SMALL", 0)
+    monkeypatch.setattr(package, "_on_gpu", lambda t: True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_squaring_finds_the_largest_singular_value_and_its_vectors(kind):
+    for k, scale in itertools.product((1, 2, 33, 64), (1e-30, 1.0, 1e18)):
+        w = blocks(k, kind, torch.Generator().manual_seed(k)).reshape(4, k, k) * scale
+        sigma, u, v = package._top_singular_by_squaring(w.to(DEVICE))
+        sigma, u, v = sigma.cpu(), u.cpu(), v.cpu()
+        true = torch.linalg.svdvals(w)[:, 0]
+        assert (sigma <= true * (1 + 1e-13)).all()  # only rounding adds to it
+        torch.testing.assert_close(sigma, true, rtol=1e-8, atol=0)
+        for vector in (u, v):
+            torch.testing.assert_close(vector.norm(dim=1), torch.ones(4, dtype=F64))
+        mapped = (w @ v[:, :, None])[:, :, 0]
+        torch.testing.assert_close(mapped, sigma[:, None] * u, rtol=0, atol=1e-12 * scale)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_large_block_on_a_gpu_is_held_within_one(kind, as_on_a_gpu):
+    for k, scale in itertools.product((2, 33), (0.999999, 1.000001, 30.0)):
+        weight = blocks(k, kind, torch.Generator().manual_seed(k)) * scale
+        clamped, true = clamp_norm(weight, "spectral"), norms(weight)
+        assert (norms(clamped) <= BOUND).all()
+        within = (true < 1 - 1e-5).repeat_interleave(k).view(2, 2 * k)
+        assert torch.equal(clamped[within], weight[within])
+        ratio = true.clamp(min=1).repeat_interleave(k).view(2, 2 * k, 1)
+        torch.testing.assert_close(clamped * ratio, weight, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_large_block_on_a_gpu_has_its_true_derivatives(name, as_on_a_gpu):
+    weight = SMOOTH[name]().detach().requires_grad_()
+    assert gradcheck(lambda w: clamp_norm(w, "spectral"), weight, check_forward_ad=True)
+    assert gradgradcheck(lambda w: clamp_norm(w, "spectral"), weight, check_fwd_over_rev=True)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_large_block_on_a_gpu_that_is_not_finite_is_nan_and_alone(bad, as_on_a_gpu):
+    weight = torch.eye(3).repeat(1, 2, 1) * 3
+    weight[0, 0, 1] = bad
+    clamped = clamp_norm(weight, "spectral")
+    assert clamped[0, :3].isnan().all()
+    torch.testing.assert_close(clamped[0, 3:], torch.eye(3))
+
+
+def test_large_block_on_a_gpu_asks_the_device_for_no_value(as_on_a_gpu):
+    # A fake tensor has no values: to read one, which would wait for the device, is an error.
+    with FakeTensorMode():
+        weight = torch.empty(2, 80, 40, requires_grad=True)
+        clamped = package.clamp_norm(weight, "spectral")
+        (grad,) = torch.autograd.grad(clamped.sum(), weight)
+    assert clamped.shape == grad.shape == (2, 80, 40)
+
+
+@pytest.mark.slow
+def test_large_block_on_a_gpu_has_its_derivative_in_a_compiled_graph(as_on_a_gpu):
+    weight = separated(1.8).detach().requires_grad_()
+    cotangent = torch.randn(weight.shape, dtype=F64, generator=torch.Generator().manual_seed(2))
+
+    def grad(function):
+        return torch.autograd.grad(function(weight), weight, cotangent)[0]
+
+    def clamp(w):
+        return package.clamp_norm(w, "spectral")
+
+    compiled = torch.compile(clamp, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(grad(compiled), grad(clamp), rtol=1e-7, atol=1e-7)

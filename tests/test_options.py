@@ -71,7 +71,7 @@ def test_docstring_names_every_option(owner):
             assert (f'"{name}"' if name else "None") in owner.__doc__
 
 
-def test_readme_names_every_option():
-    text = (ROOT / "README.md").read_text()
+def test_guide_names_every_option():
+    text = (ROOT / "docs" / "guide.md").read_text()
     for name in (*MERGES, *NONLINEARITIES, *GATE_ACTIVATIONS):
         assert name is None or name in text

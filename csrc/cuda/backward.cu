@@ -1,5 +1,5 @@
-// Backward pass: the wavefront's kernel leaves the states at the tiles' borders, then the backward
-// kernel visits every tile, then sums are ended in their order.
+// The backward pass in three steps: the wavefront kernel stores the carries, the backward kernel
+// visits every tile, and the partial sums are added in their order.
 #include "cuda/backward.cuh"
 #include "cuda/forward.cuh"
 
@@ -33,7 +33,8 @@ int64_t backward(const BackwardArgs& a, void* memory, cudaStream_t stream) {
     if (rounds && two_passes) f.dx.share = workspace.take<A>(a.n * a.c * a.h * a.w);
     const int64_t gates =
         a.n * (a.gate_directions ? a.directions : 1) * (a.gate_channels ? a.c : 1) * a.h * a.w;
-    // A gate that serves several channel tiles: each has a map of its own, summed afterwards.
+    // A gate can serve several channel tiles. Then each writes its own map, and these are summed at
+    // the end.
     const bool add_gates = a.dg && !a.gate_channels && f.p.channel_tiles > 1;
     if (add_gates) {
       f.gate_tile_size = gates;

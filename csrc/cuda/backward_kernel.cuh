@@ -1,5 +1,5 @@
-// The backward pass' kernel: every tile is visited against its directions, where h is computed once
-// more, from the states that the wavefront's kernel has left, and the adjoint runs against it.
+// The backward kernel. It visits tiles against their directions. At each tile it computes h again,
+// from the carries that the wavefront kernel stored, and then runs the adjoint.
 #pragma once
 
 #include "cuda/gradients.cuh"
@@ -7,8 +7,8 @@
 
 namespace gatedrnn::cuda {
 
-// Where the tiles are in shared memory. x gives its place to dx of rows once h is there; dL/dy
-// stands where dx will.
+// The tiles in shared memory. dL/dy is loaded into the place of dx. Once h is computed, dx of rows
+// takes the place of x.
 template <class A, class T>
 struct BackwardTiles {
   A* x;
@@ -44,7 +44,7 @@ GATEDRNN_DEVICE void prefetch_next_tiles(const BackwardParams<A>& f) {
     prefetch_map<T>(whole_block<T>(), f.p, t, a.dtype, a.grad, a.grad_strides, 0, true);
 }
 
-// dx, then dg: of both axes' directions where they share their gates, else of one at a time.
+// Writes dx, then dg. If each direction has its own gates, dg is written for one axis at a time.
 template <class A, class T>
 GATEDRNN_DEVICE void write_gradients(const BackwardParams<A>& f) {
   const Task t = task_slot().task;
@@ -73,7 +73,7 @@ GATEDRNN_DEVICE void write_gradients(const BackwardParams<A>& f) {
   }
 }
 
-// h, along the directions, from the states that the wavefront has left.
+// Computes h along the directions, from the carries of the wavefront kernel.
 template <class A, class T>
 GATEDRNN_DEVICE void scan_tiles(const BackwardParams<A>& f) {
   Task t = task_slot().task;
@@ -82,13 +82,13 @@ GATEDRNN_DEVICE void scan_tiles(const BackwardParams<A>& f) {
   t.from_end = !t.from_end;
   Border<A> border{};
   if (d >= 0) border = Border<A>::of(f.p, t, f.states.states[d], axis, t.from_end);
-  border.out = nullptr;  // they are there
+  border.out = nullptr;  // the carries exist already
   T::scan(f.a, t, d, LineWalk::of<T::kSide>(t, axis),
           ScanTiles<A>{tiles.x, tiles.g[axis], f.a.gate_channels ? T::kPixels : 0, tiles.h[axis]},
           border, [] {});
 }
 
-// Weights' sums are kept in registers and added up over a warp (kernel_traits.cuh).
+// Runs the adjoint. Sums for the weight stay in registers, and are added over a warp at the end.
 template <class A, class T>
 GATEDRNN_DEVICE void adjoint_tiles(const BackwardParams<A>& f) {
   const Task t = task_slot().task;
@@ -104,7 +104,7 @@ GATEDRNN_DEVICE void adjoint_tiles(const BackwardParams<A>& f) {
                                            : f.p.index(t.cell) * int64_t{T::kSumsPerTile};
     sums = f.weight_sums + (group * f.sums.slots + t.n * per_image + place) * f.sums.values;
   }
-  Task along = t;  // the way of the directions
+  Task along = t;  // along the directions
   along.from_end = !t.from_end;
   T::adjoint(f.a, t, d, LineWalk::of<T::kSide>(along, axis),
              AdjointTiles<A>{tiles.g[axis], f.a.gate_channels ? T::kPixels : 0, tiles.h[axis],
@@ -117,8 +117,8 @@ GATEDRNN_NOINLINE void adjoint_tiles_noinline(const BackwardParams<A>& f) {
   adjoint_tiles<A, T>(f);
 }
 
-// A block owns a tile at a time, as in the wavefront kernel, whose threads and tiles these are;
-// beside them tiles of dx and dg for each axis.
+// A block owns one tile at a time. Threads and tiles are those of the wavefront kernel. In
+// addition, shared memory holds dx and dg for each axis. Sums accumulate in the state's type.
 template <class A, class T>
 __global__ void __launch_bounds__(T::kThreads, T::kAdjointBlocks)
     backward_kernel(const __grid_constant__ BackwardParams<A> f) {

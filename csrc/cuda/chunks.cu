@@ -1,10 +1,12 @@
-// Forward pass by chunks, for diagonal weights and theta = identity. A channel's recurrence is then
-// h_out = gain * h_in + offset along any chunk of a line, and such maps compose: the chunks of a
-// line, one to a tile, are summed up side by side, then their states are carried through, and then
-// every tile is scanned in all directions in one visit.
+// Forward pass by chunks, for diagonal weights and theta = identity.
 //
-// One kernel does all three, a group of units after the other: while a group is scanned, the next
-// one is summed up. What is read twice, x and g, is thus found in the L2 cache the second time.
+// Along any chunk of a line, the recurrence of a channel is h_out = gain * h_in + offset, and such
+// maps compose. A chunk is the part of a line in one tile. Stage 1 sums: it finds gain and offset
+// of all chunks, in parallel. Stage 2 carries the states from chunk to chunk. Stage 3 scans every
+// tile in all directions, in one visit.
+//
+// One kernel runs all three stages. While it scans one group of units, it sums the next group. So
+// the second read of x and g finds them in the L2 cache.
 #include "cuda/chunks.cuh"
 #include "cuda/forward.cuh"
 #include "cuda/merge.cuh"
@@ -17,7 +19,7 @@ using T = ChunkTraits;
 enum class ChunkStage { kCarry, kSum, kScan };
 struct ChunkTask {
   ChunkStage stage;
-  int unit, index;  // of a tile, or of a carry; there is no such unit in what a group lacks
+  int unit, index;  // of a tile or a carry. Units outside of the range are empty tasks
 };
 GATEDRNN_DEVICE ChunkTask chunk_task(const ChunkParams& f, int ticket) {
   const ChunkPlan& plan = f.plan;
@@ -36,8 +38,8 @@ GATEDRNN_DEVICE ChunkTask chunk_task(const ChunkParams& f, int ticket) {
           rest - member * f.p.tiles()};
 }
 
-// Tiles in shared memory: x; gates, of both axes where they differ; what an axis' directions merge
-// to, and with a mask their winners, a byte each.
+// Tiles in shared memory: x; the gates, for each axis if they differ; the merged states of each
+// axis; and with a mask its bytes.
 struct ChunkTiles {
   float* x;
   PerAxis<float> g, h;
@@ -54,9 +56,9 @@ struct ChunkTiles {
   }
 };
 
-using Values = float[T::kChannels];  // a pixel's, or a line's, in one thread
+using Values = float[T::kChannels];  // the channels of a pixel or a line, in one thread
 
-// The place of a tile's lines among states or gains.
+// The carries of a tile's lines, in an array of states or of gains.
 GATEDRNN_DEVICE Border<float> border_of(const ChunkParams& f, const Task& t, float* states,
                                         int axis) {
   float* const at = states + f.p.border(t.unit, t.cell, axis);
@@ -76,8 +78,9 @@ GATEDRNN_DEVICE T::Weights weights_of(const ChunkParams& f, const Task& t, int d
   return one;
 }
 
-// Gain and offset of every line, channel and direction of a tile. Both directions of an axis walk
-// a line once: the one that goes against it composes its map from the other end.
+// Computes gain and offset for every line, channel and direction of a tile. One walk along a line
+// serves both directions of an axis: the map of the opposite direction is composed from its far
+// end.
 GATEDRNN_DEVICE void sum_tile(const ChunkParams& f) {
   Task t = task_slot().task;
   const ChunkTiles tiles(f.a);
@@ -89,7 +92,7 @@ GATEDRNN_DEVICE void sum_tile(const ChunkParams& f) {
   const Ticket<T> ticket(f.ticket);
 #pragma unroll 1
   for (int pass = 0; pass < (a.gate_directions ? f.p.passes : 1); ++pass) {
-    if (pass > 0) block_sync<T>();  // all are done with the gates before
+    if (pass > 0) block_sync<T>();  // all threads are done with the last pass's gates
     t.pass = pass;
     load_inputs<T>(whole_block<T>(), f.p, t, a, f.p.direction[pass], tiles.x, tiles.g);
     if (pass == 0) ticket.keep();
@@ -130,8 +133,8 @@ GATEDRNN_DEVICE void sum_tile(const ChunkParams& f) {
   arrive(f.summed + t.unit);
 }
 
-// Scans the lines of a tile in direction d, and merges them, in place, with what the axis' other
-// direction has left, if `Merges`.
+// Scans the lines of a tile in direction d. If `Merges`, it merges with the states that the axis'
+// other direction left in the same place.
 template <MergeOp Op, bool Merges>
 GATEDRNN_DEVICE void scan_lines(const ChunkParams& f, const Task& t, int d, const LineWalk& walk,
                                 const T::Lane& lane, const ChunkTiles& tiles) {
@@ -162,7 +165,7 @@ GATEDRNN_DEVICE void scan_lines(const ChunkParams& f, const Task& t, int d, cons
   });
 }
 
-// Writes what the axes merge to; `rows` and `columns`: whether one has a direction.
+// Merges both axes and writes the result. `rows` and `columns` say which axes have a direction.
 template <MergeOp Op>
 GATEDRNN_DEVICE void write_axes(const ChunkParams& f, const Task& t, const ChunkTiles& tiles,
                                 bool rows, bool columns) {
@@ -187,7 +190,7 @@ GATEDRNN_DEVICE void write_axes(const ChunkParams& f, const Task& t, const Chunk
   }
 }
 
-// Scans a tile in all directions and writes what they merge to.
+// Scans a tile in all directions, and writes the merged result.
 GATEDRNN_DEVICE void scan_tile(const ChunkParams& f) {
   Task t = task_slot().task;
   const ChunkTiles tiles(f.a);
@@ -195,14 +198,14 @@ GATEDRNN_DEVICE void scan_tile(const ChunkParams& f) {
   const bool merges = a.merge != Merge::kNone;
   const int axis = threadIdx.x / (T::kThreads / 2);
   T::Lane lane;
-  bool rows = false, columns = false;  // whether a direction of that axis was there
+  bool rows = false, columns = false;  // whether that axis had a direction so far
   const Ticket<T> ticket(f.ticket);
 #pragma unroll 1
   for (int pass = 0; pass < f.p.passes; ++pass) {
     t.pass = pass;
     t.from_end = f.p.from_end[pass];
     if (pass == 0 || a.gate_directions) {
-      if (pass > 0) block_sync<T>();  // all are done with the gates before
+      if (pass > 0) block_sync<T>();  // all threads are done with the last pass's gates
       load_inputs<T>(whole_block<T>(), f.p, t, a, f.p.direction[pass], tiles.x, tiles.g);
       if (pass == 0) ticket.keep();
       block_sync<T>();
@@ -232,7 +235,9 @@ GATEDRNN_DEVICE void scan_tile(const ChunkParams& f) {
   dispatch_merge_op(merge_op(a), [&]<MergeOp Op>() { write_axes<Op>(f, t, tiles, rows, columns); });
 }
 
-// A block does a task at a time.
+// A block runs one task at a time: a sum, a carry or a scan. Threads own lines as in the wavefront
+// kernel. Loads and stores run along the contiguous axis. Shared memory holds ChunkTiles. States
+// are float.
 __global__ void __launch_bounds__(T::kThreads, T::kScanBlocks)
     chunk_kernel(const __grid_constant__ ChunkParams f) {
   const auto decode = [&](int ticket, Task& t) {
@@ -259,15 +264,15 @@ __global__ void __launch_bounds__(T::kThreads, T::kScanBlocks)
   }
 }
 
-// Chains of a unit and direction: the lines whose states a thread carries each.
+// Chains for each unit and direction. A thread carries the states of one chain.
 int64_t chains(const ChunkParams& f) {
   const int64_t rows = int64_t{f.p.side} * f.p.tile_rows * (f.channels ? 1 : T::kChannels);
   const int64_t columns = int64_t{f.p.side} * f.p.tile_columns * T::kChannels;
   return std::max(rows, columns);
 }
 
-// Groups of as many units as keep the device busy: a block has some two tasks of each stage. But
-// what is read twice, of two groups, should stay in the L2 cache.
+// A group has as many units as keep the GPU busy: about two tasks of each stage for a block. It is
+// smaller if two groups would not fit in the L2 cache.
 ChunkPlan plan_chunks(const ChunkParams& f, int blocks) {
   const TilePlan& p = f.p;
   const int64_t unit_bytes =
@@ -291,12 +296,12 @@ ChunkPlan plan_chunks(const ChunkParams& f, int blocks) {
   return plan;
 }
 
-// Whether the channels of all images of a map lie one after another, rows without a gap inside.
+// Whether the channels of all images are contiguous, with rows that have no gaps.
 bool is_dense(const ScanArgs& a, const Strides& s) {
   return s.w == 1 && (a.n == 1 || a.c == 1 || s.n == a.c * s.c);
 }
 
-// The maps of `a`, where they are dense: each channel an image, its pieces the channels.
+// Dense maps, seen as row segments: each channel becomes an image, and its segments the channels.
 bool has_row_segments(const ScanArgs& a) {
   const bool gate_alike =
       !a.g || (a.gate_channels && !a.gate_directions && is_dense(a, a.g_strides));

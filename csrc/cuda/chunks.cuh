@@ -1,9 +1,9 @@
-// What the stages of a scan by chunks share (chunks.cu).
+// The parameters of a scan by chunks (chunks.cu), and its second stage, which carries states.
 //
-// A unit is eight channels of an image, as many as a thread keeps. Of dense maps it is one channel,
-// whose rows are read as eight *pieces*: the pieces of a tile lie side by side, and stand where the
-// channels of a tile stand otherwise. A unit is then an eighth as large, so that more of it stays
-// in the cache, and no thread idles for want of channels.
+// A unit is eight channels of an image: a thread owns eight channels. For dense maps, a unit is a
+// single channel instead. Each row of a tile then has eight *segments*, next to each other, which
+// take the place of the eight channels. Such a unit is an eighth of the size. So more of it stays
+// in the cache, and no thread is idle if there are few channels.
 #pragma once
 
 #include "cuda/launch.cuh"
@@ -13,12 +13,12 @@ namespace gatedrnn::cuda {
 using ChunkTraits = KnownTraits<1>;
 constexpr int kRowSegments = ChunkTraits::kChannels;
 
-// Tickets: for every group the carries of the group before, the sums of this one, and the scans of
-// the group before. Each waits for smaller tickets only, as tasks.cuh asks for.
+// The order of tickets, for every group: the carries of the previous group, the sums of this group,
+// the scans of the previous group. Each task waits only for smaller tickets (tasks.cuh).
 struct ChunkPlan {
-  int group, groups;  // units in a group; the last one may be smaller
-  int chains;         // lines whose states a thread carries: of a unit and direction, at most
-  int carries;        // tasks of a unit: a warp of chains each
+  int group, groups;  // units in a group; the last group may be smaller
+  int chains;         // maximum for a unit and direction; a thread carries one
+  int carries;        // tasks of a unit, one warp of chains each
   int tickets;
   FastDivisor by_group, by_carries, by_tiles, by_columns;  // tickets of a group; tasks of a unit
 };
@@ -27,26 +27,27 @@ struct ChunkParams {
   ScanArgs a;
   TilePlan p;
   ChunkPlan plan;
-  int channels;  // of the maps whose pieces `a` tells of as its channels; 0: there are no pieces
+  int channels;  // channels of the maps, if `a` describes row segments; else 0
   int* ticket;
-  int *summed, *carried;  // tasks done of each unit
-  // Of every chunk of a line its gain, and its offset until the state is there that enters it.
+  int *summed, *carried;  // finished tasks of each unit
+  // The gain of every chunk of a line. And its offset, which stage 2 replaces by the state that
+  // enters the chunk.
   Borders<float> gains, states;
 };
 
-// For all threads: a unit's counter has come to `count`.
+// For all threads: waits until the counter of a unit reaches `count`.
 GATEDRNN_DEVICE void wait_arrivals(const int* counter, int count) {
   if (threadIdx.x == 0) wait_for(counter, count);
   block_sync<ChunkTraits>();
 }
-// For all threads: what they have written is there.
+// For all threads: publishes their writes, by adding one to a counter.
 GATEDRNN_DEVICE void arrive(int* counter) {
   block_sync<ChunkTraits>();
   if (threadIdx.x == 0) add_release(counter, 1);
 }
 
-// h behind a chunk of a line, pixel by pixel from global memory: where gain * h + offset would say
-// NaN, or infinity, of what is finite. `c` is a channel, or a piece.
+// Computes h after a chunk of a line, pixel by pixel from global memory. It is for chunks where
+// gain * h + offset would give NaN or infinity although h is finite. `c` is a channel or a segment.
 GATEDRNN_NOINLINE float carry_through_chunk(const ChunkParams& f, int d, int64_t n, int64_t c,
                                             int64_t line, int chunk, float h) {
   const ScanArgs& a = f.a;
@@ -59,7 +60,7 @@ GATEDRNN_NOINLINE float carry_through_chunk(const ChunkParams& f, int d, int64_t
   if (const int64_t length = rows ? a.w : a.h; f.channels == 0 && end > length) end = length;
   if (f.channels && !rows) {
     if (end > a.h) end = a.h;
-    line += line / side * (f.p.pitch - side);  // other pieces lie between
+    line += line / side * (f.p.pitch - side);  // skips the other segments
   }
   const int64_t x_line = n * a.x_strides.n + c * x.c + line * x.l;
   const int64_t g_line = n * a.g_strides.n + (a.gate_directions ? d * a.g_strides.d : 0) +
@@ -84,15 +85,16 @@ GATEDRNN_NOINLINE float carry_through_chunk(const ChunkParams& f, int d, int64_t
 
 GATEDRNN_DEVICE bool is_finite(float v) { return v - v == 0; }
 
-// A chain of chunks, W of which lie side by side: leaves before each the state that enters it.
-// place(i) is the first of W; walk(i, h) is h behind chunk i, pixel by pixel.
+// Carries the state along a chain of chunks. It stores the state that enters each chunk. W chunks
+// are contiguous in memory: place(i) is the first of W. walk(i, h) computes h after chunk i, pixel
+// by pixel.
 template <int W, class Place, class Walk>
 GATEDRNN_DEVICE void carry_chain(const float* gains, float* states, int count, bool from_end,
                                  const Place& place, const Walk& walk) {
-  constexpr int ahead = 16 / W;  // of W chunks each, whose loads are under way at once
+  constexpr int ahead = 16 / W;  // loads in flight, of W chunks each
   float h = 0;
   for (int k = 0; k < count; k += ahead) {
-    Pack<float, W> gain[ahead] = {}, state[ahead] = {};  // see copy_vectorized
+    Pack<float, W> gain[ahead] = {}, state[ahead] = {};  // zeros: see copy_vectorized
     const auto number = [&](int j) { return from_end ? count - 1 - k - j : k + j; };
 #pragma unroll
     for (int j = 0; j < ahead; ++j)
@@ -105,10 +107,10 @@ GATEDRNN_DEVICE void carry_chain(const float* gains, float* states, int count, b
       if (k + j >= count) continue;
 #pragma unroll
       for (int i = 0; i < W; ++i) {
-        // Not an index that is known only at run time, which would put the packs into memory.
+        // Constant indices only: an index that is not constant would move the packs to memory.
         const auto pass = [&](float factor, float& place_of_state, int at) {
           const float offset = place_of_state, entering = h;
-          // Between pixels a product may overflow that a closed gate would have stopped.
+          // A product may overflow where a closed gate would have stopped the state.
           h = is_finite(factor) && is_finite(offset) && is_finite(h) ? offset + factor * h
                                                                      : walk(number(j) * W + at, h);
           place_of_state = entering;
@@ -123,9 +125,10 @@ GATEDRNN_DEVICE void carry_chain(const float* gains, float* states, int count, b
   }
 }
 
-// A thread carries the state of a chain from chunk to chunk, its neighbours those beside in memory:
-// a line of a channel, or of a piece, and of rows in pieces the line of all of them. `index` counts
-// a unit's directions and chains, ChunkTraits::kThreads at a time.
+// A thread carries the state of one chain, and neighbouring threads have neighbouring chains in
+// memory. A chain is a line of one channel, or of one segment along columns. Along rows, the
+// segments of a line form one chain. `index` counts the chains of a unit, ChunkTraits::kThreads at
+// a time.
 GATEDRNN_DEVICE void carry_lines(const ChunkParams& f, int index) {
   const Task& t = task_slot().task;
   const Ticket<ChunkTraits> ticket(f.ticket);

@@ -1,22 +1,21 @@
-// The recurrence and its adjoint in one tile for any block size: K = 0 in kernel_traits.cuh's
-// terms.
+// The recurrence and its adjoint in one tile, for any block size: KernelTraits with K = 0.
 #pragma once
 
 #include "cuda/kernel_traits.cuh"
 
 namespace gatedrnn::cuda {
 
-// Any block size: a thread computes one channel of one line at a time, weights come from memory
-// (the caches hold them), and the whole block waits after every step.
+// A thread computes one channel of one line at a time. The weight is in global memory and in the
+// caches. All threads of the block wait after every step.
 template <class A, int Side>
 struct KernelTraits<A, 0, Side, 0> {
   using Value = A;
   static constexpr int kSide = Side;
   static constexpr int kThreads = 256;
-  static constexpr int kChannels = 0;  // of a tile: known when it runs
+  static constexpr int kChannels = 0;  // of a tile; known at run time only
   static constexpr int kPacksInFlight = 4, kSinglesInFlight = 4;
-  // Weights' sums are as large as K tiles or more: a direction's tiles along a line, which follow
-  // each other, add to the same ones.
+  // The sums of a weight are as large as K tiles or more. So the tiles along a line, which follow
+  // each other in time, add to one slot.
   static constexpr bool kSumsInChains = true;
   static constexpr int kSumsPerTile = 1;
   static constexpr bool kInPlace = false;
@@ -24,9 +23,9 @@ struct KernelTraits<A, 0, Side, 0> {
   static constexpr bool kAdjointNoinline = false;
   static constexpr bool kBroadcastsGates = false;
   static constexpr int kScanBlocks = 2, kAdjointBlocks = 2;
-  // A tile is [channel][row][column], with a column and a row to spare: a warp's lanes, which are
-  // lines, meet different banks whether these are rows or columns, and all need the same weight.
-  // The states that a line starts from stand beside it in the spare column.
+  // A tile is [channel][row][column] with one unused row and column. The lanes of a warp are lines:
+  // they touch different banks, along rows and along columns, and read the same weight. The unused
+  // column holds the states at which lines start.
   static constexpr int kStride = Side + 1;
   static constexpr int kPixels = kStride * kStride + (20 - kStride * kStride % 16) % 16;
 
@@ -34,12 +33,12 @@ struct KernelTraits<A, 0, Side, 0> {
   static GATEDRNN_INLINE int cell(int row, int column, int channel) {
     return channel * kPixels + row * kStride + column;
   }
-  // From channel 0 of a pixel to another.
+  // Moves from channel 0 of a pixel to another channel.
   static GATEDRNN_INLINE int other_channel(int cell, int channel) {
     return cell + channel * kPixels;
   }
 
-  // Calls body(line, channel) for the threads' share of a step.
+  // Calls body(line, channel) for this thread's share of a step.
   template <class Body>
   static GATEDRNN_DEVICE void for_each_state(const Task& t, const LineWalk& walk, int d,
                                              const Body& body) {
@@ -47,7 +46,7 @@ struct KernelTraits<A, 0, Side, 0> {
     for (int q = threadIdx.x % (kThreads / 2); q < Side * t.channels; q += kThreads / 2)
       if (q % Side < walk.lines) body(q % Side, q / Side);
   }
-  // The place of pixel i of a line, or of what it starts from.
+  // The place of pixel i of a line, or of the state before its first pixel.
   static GATEDRNN_DEVICE int place(const LineWalk& walk, int line, int i) {
     return i < 0 || i >= walk.length ? line * kStride + Side
                                      : walk.template cell<KernelTraits>(line, i, 0);

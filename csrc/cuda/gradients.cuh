@@ -1,4 +1,4 @@
-// Tiles of gradients: dL/dy as it is read, dx and dg as they are written.
+// Tiles of gradients: loads dL/dy, and stores dx and dg.
 #pragma once
 
 #include "cuda/backward.cuh"
@@ -6,14 +6,14 @@
 
 namespace gatedrnn::cuda {
 
-// What each of those directions gets that attain a maximum: one, a half, a third or a fourth.
+// The share of each direction that attains a maximum: 1, 1/2, 1/3 or 1/4.
 template <class A>
 GATEDRNN_DEVICE A even_share(unsigned argmax) {
   const int count = __popc(argmax);
   return count == 1 ? A(1) : count == 2 ? A(0.5) : count == 3 ? A(1) / A(3) : A(0.25);
 }
 
-// Reads dL/dy as each direction's share of it.
+// Loads dL/dy, and splits it into the share of each direction.
 template <class A, class T>
 GATEDRNN_DEVICE void load_gradient(const BackwardParams<A>& f, const Task& t,
                                    const PerAxis<A>& xi) {
@@ -35,7 +35,7 @@ GATEDRNN_DEVICE void load_gradient(const BackwardParams<A>& f, const Task& t,
   const auto argmax_at = [&]<int W>(int64_t at) {
     return is_max ? pack_at<W>(mask + at) : Pack<uint8_t, W>{};
   };
-  // Bytes of a pack side by side in a word: a mask's, or each of them 1.
+  // The bytes of a pack in one word. A byte is 1 where the axis has a direction.
   constexpr unsigned ones = 0x01010101;
   const unsigned any_row = rows >= 0 ? ones : 0, any_column = columns >= 0 ? ones : 0;
   const auto share_out = [&]<int W>(int cell, int next, const Pack<A, W>& grad,
@@ -61,7 +61,7 @@ GATEDRNN_DEVICE void load_gradient(const BackwardParams<A>& f, const Task& t,
     store_cells(xi[0], cell, next, of_rows);
     store_cells(xi[1], cell, next, of_columns);
   };
-  // Together with the mask, where there is one and they lie alike.
+  // dL/dy and the mask are loaded together if they have the same layout.
   bool done = false;
   dispatch_storage<A>(a.dtype, [&](auto* type) {
     using S = std::remove_pointer_t<decltype(type)>;
@@ -103,7 +103,7 @@ GATEDRNN_DEVICE void load_gradient(const BackwardParams<A>& f, const Task& t,
                      });
 }
 
-// Makes of dL/d(activated gate), in the tiles of one map of gates, dL/dg.
+// Turns dL/d(activated gate) into dL/dg, in the tiles of one map of gates.
 template <class A, class T>
 GATEDRNN_DEVICE void differentiate_gate_activation(const BackwardParams<A>& f, const Task& t,
                                                    int64_t d, const A* gates, A* of_row,
@@ -112,7 +112,7 @@ GATEDRNN_DEVICE void differentiate_gate_activation(const BackwardParams<A>& f, c
   if (a.gate_activation == GateActivation::kNone) return;
   const auto threads = whole_block<T>();
   const int gates_of_pixel = a.gate_channels ? t.channels : 1;
-  const int served = a.gate_channels ? 1 : t.channels;  // channels that a gate serves
+  const int served = a.gate_channels ? 1 : t.channels;  // channels that one gate serves
   const auto scale = [&](int cell, auto factor) {
 #pragma unroll 1
     for (int c = 0; c < served; ++c) {
@@ -135,7 +135,7 @@ GATEDRNN_DEVICE void differentiate_gate_activation(const BackwardParams<A>& f, c
                        });
     return;
   }
-  // Of a gate at +-1 the tile does not tell whether it was cut.
+  // A clamped gate of +-1 does not tell whether it was cut. So the original gate is loaded.
   const int64_t corner = tile_corner(f.p, t, a.g_strides, d, a.gate_channels ? t.c0 : 0);
   dispatch_storage<A>(a.dtype, [&](auto* type) {
     using S = std::remove_pointer_t<decltype(type)>;
@@ -148,7 +148,7 @@ GATEDRNN_DEVICE void differentiate_gate_activation(const BackwardParams<A>& f, c
 #pragma unroll
                                     for (int k = 0; k < W; ++k) {
                                       const A gate = to_state<A>(given.values[k]);
-                                      cut[k] = !((gate <= 1) & (gate >= -1));  // NaN too
+                                      cut[k] = !((gate <= 1) & (gate >= -1));  // also for NaN
                                     }
                                     if (served > 1) {
                                       if (cut[0]) scale(cell, [](A) { return A(0); });
@@ -169,14 +169,14 @@ GATEDRNN_DEVICE void differentiate_gate_activation(const BackwardParams<A>& f, c
 }
 
 // Writes a tile's share of a gradient, or the sum of both passes' shares. `of_row` and `of_column`
-// are the axes' parts of it, null for none; `summed` channels of them make one of a map of
-// `channels`.
+// are the parts of the two axes, null for none. With `summed` > 1, that many channels are added to
+// one.
 template <class A, class T>
 GATEDRNN_DEVICE void write_gradient(const Task& t, Visit visit, const GradientMap<A>& map,
                                     int64_t corner, const Strides& s, int channels, int summed,
                                     const A* of_row, const A* of_column) {
   A* const share = map.share + corner;
-  // To the share for a first visit, else to the result.
+  // A first visit writes to the share, other visits to the result.
   const auto write = [&]<class S>(S* result) {
     dispatch_layout<T>(
         whole_block<T>(), t, channels, s, result, [&]<int W>(int next, const auto& for_each) {

@@ -1,17 +1,16 @@
-// The recurrence and its adjoint along the lines of one tile in shared memory.
+// The recurrence and its adjoint along the lines of one tile, in shared memory.
 //
-// Half of a block's threads walk the rows, the other half the columns, of the same tile of x and g.
-// The weight's block size K is known when compiled: a thread keeps R channels of one line, and
-// their weights, in registers. For K up to 8 that is all that a line has in a tile: its threads
-// need nothing of each other, and a tile is one warp's. general_kernel_traits.cuh serves every
-// other size.
+// Half of a block's threads walk the rows of a tile, the other half its columns. The block size K
+// of the weight is a constant. A thread keeps R channels of one line, and their weights, in
+// registers. For K up to 8 those are all channels of the line in this tile. Then threads exchange
+// nothing, and a tile belongs to one warp. general_kernel_traits.cuh has every other block size.
 #pragma once
 
 #include "cuda/lines.cuh"
 
 namespace gatedrnn::cuda {
 
-// Four values one after another, of which `count` are there; zero for the others.
+// Four consecutive values. Only `count` of them exist, and the others are zero.
 template <class A>
 GATEDRNN_DEVICE Pack<A, kPack> load_pack(const A* p, int count) {
   if (count >= kPack && is_aligned(p)) return pack_at<kPack>(p);
@@ -22,8 +21,8 @@ GATEDRNN_DEVICE Pack<A, kPack> load_pack(const A* p, int count) {
   return pack;
 }
 
-// Adds values up over `Lanes` lanes of a warp, which are Apart, 2 Apart, ... of each other, in the
-// order of a tree: lane number i among them ends with the i-th part of the sums, in front.
+// Adds values over `Lanes` lanes of a warp, in the order of a tree. The lanes are Apart, 2 Apart,
+// ... from each other. Lane i of them ends with part i of the sums, at the front of `values`.
 template <int Lanes, int Apart, int Count, class A>
 GATEDRNN_DEVICE void share_sums(A (&values)[Count]) {
   static_assert(Count % Lanes == 0);
@@ -46,11 +45,11 @@ struct KernelTraits {
   using Value = A;
   static constexpr int kSide = Side;
   static constexpr int kChannels = K < 8 ? 8 : K;        // of a tile
-  static constexpr int kPacksInFlight = K < 16 ? 8 : 4;  // that a thread reads at once,
+  static constexpr int kPacksInFlight = K < 16 ? 8 : 4;  // packs that a thread loads at once
   static constexpr int kSinglesInFlight =
-      2 * kPacksInFlight;                        // or elements where there are no packs
-  static constexpr int kOwnPacks = R / kPack;    // a thread's channels, by packs
-  static constexpr int kSplits = kChannels / R;  // threads that share a line, side by side
+      2 * kPacksInFlight;                        // single elements, where there are no packs
+  static constexpr int kOwnPacks = R / kPack;    // packs of channels that a thread owns
+  static constexpr int kSplits = kChannels / R;  // threads that share a line
   static constexpr int kThreads = 2 * Side * kSplits;
   static constexpr int kPixels = pixel_at<Side>(Side, Side - 1) + 1;
   static constexpr int kTile = kPixels * kChannels;
@@ -59,56 +58,56 @@ struct KernelTraits {
   static constexpr int kSumsPerTile = Side / kLinesPerWarp;  // one for each warp of a direction
   static constexpr bool kSumsInChains = false;
   static constexpr bool kInPlace = true;       // dg takes the place of h, and e is in registers
-  static constexpr bool kNeedsStates = false;  // a scan does without a tile of h
-  // The adjoint would spill beside all else.
+  static constexpr bool kNeedsStates = false;  // a scan works without a tile of h
+  // Inlined, the adjoint would spill registers.
   static constexpr bool kAdjointNoinline = kSplits > 1 || (K == 8 && kOldArchitecture);
   static constexpr bool kBroadcastsGates =
-      true;  // a gate that serves all channels is there for each
+      true;  // a gate for all channels is copied to each of them
   static_assert(Side % kPack == 0 && R % kPack == 0 && kThreads % 32 == 0);
-  // Blocks of a multiprocessor that the tiles allow, for the compiler's choice of registers.
+  // Blocks that fit on a multiprocessor, so that the compiler can choose the number of registers.
   static constexpr int blocks(int tiles) {
     const int fit = kSharedMemory / (tiles * kTile * int{sizeof(A)} + 1024 + 256);
-    const int most = 65536 / 255 / kThreads;  // that have as many registers as a thread can
+    const int most = 65536 / 255 / kThreads;  // if a thread has as many registers as it can
     return fit < 1 ? 1 : fit < most ? fit : most;
   }
   static constexpr int kScanBlocks = blocks(4), kAdjointBlocks = blocks(5);
 
   static GATEDRNN_INLINE int channels(int64_t) { return kChannels; }
 
-  // Packs of channels change places every four rows and columns, so that eight lanes that read a
-  // pack of a pixel each meet all banks.
+  // Packs of channels swap places every four rows and columns. Eight lanes that read a pack of a
+  // pixel each then use all banks.
   static GATEDRNN_INLINE constexpr int cell(int row, int column, int channel) {
     return pixel_at<Side>(row, column) * kChannels + (channel ^ ((row ^ column) & kPack));
   }
-  // From channel 0 of a pixel to another.
+  // Moves from channel 0 of a pixel to another channel.
   static GATEDRNN_INLINE constexpr int other_channel(int cell, int channel) {
     return cell ^ channel;
   }
-  // Further down a column, from one of the first four rows.
+  // Moves down a column, starting from one of the first four rows.
   static GATEDRNN_INLINE constexpr int down(int cell, int rows) {
     return (cell ^ (rows & kPack)) + rows * kChannels;
   }
-  static_assert(kPack == 4);  // cell() and down() take bit 2 of rows, columns and channels alike
+  static_assert(kPack == 4);  // cell() and down() use bit 2 of rows, columns and channels alike
 
-  // A thread's line in its direction and its channels.
+  // The line and the channels that a thread owns.
   struct Lane {
     int line, split;
-    bool is_there;  // the direction has such a line in this tile
+    bool is_there;  // whether the direction has this line in the tile
     GATEDRNN_DEVICE Lane() : Lane(static_cast<int>(threadIdx.x) % (kThreads / 2), true) {}
     GATEDRNN_DEVICE Lane(int place, bool is_there)
         : line(place / kSplits), split(place % kSplits), is_there(is_there) {}
-    // Own packs of channels come first, then those of the threads beside.
+    // A thread's own packs of channels come first, then those of the threads that share its line.
     GATEDRNN_DEVICE int pack(int m) const { return m ^ split; }
     GATEDRNN_DEVICE int channel(int r) const { return pack(r / kPack) * kPack + r % kPack; }
     GATEDRNN_DEVICE int at_border(int m) const { return line * kChannels + pack(m) * kPack; }
   };
 
-  // Where the state that enters a line stands: in the pixel to spare of the column of its number.
+  // The place of the state that enters a line: the unused pixel of column number `line`.
   static GATEDRNN_DEVICE int entry(const Lane& lane) {
     return cell(Side, lane.line, lane.pack(0) * kPack);
   }
 
-  // Moves R channels of a pixel between a tile and registers; `at` is its first pack.
+  // Moves R channels of a pixel between a tile and registers. `at` is the place of the first pack.
   template <class V>
   static GATEDRNN_DEVICE void get(const V* tile, int at, V (&values)[R]) {
 #pragma unroll
@@ -150,8 +149,8 @@ struct KernelTraits {
     }
   }
 
-  // The pixels of a thread's line: calls first(at), then step(at, next, has_next) for each; `at` is
-  // the place of the thread's first pack.
+  // Visits the pixels of a thread's line: calls first(at), then step(at, next, has_next) for each
+  // pixel. `at` is the place of the thread's first pack.
   template <class First, class Step>
   static GATEDRNN_DEVICE void for_each_pixel(const LineWalk& walk, const Lane& lane,
                                              const First& first, const Step& step) {
@@ -161,7 +160,8 @@ struct KernelTraits {
     int at = place(0);
     if (lane.is_there) first(at);
     if (walk.whole) {
-      // Four pixels on, the distance to the next one is another (pixel_at) and packs change places.
+      // After four pixels, the distance to the next pixel is different (pixel_at), and packs swap
+      // places.
       const int stride = walk.axis == 0 ? Side + 1 : 1, skip = walk.axis == 0 ? kChannels : 0;
       const int onward = (walk.from_end ? -stride : stride) * kChannels;
       const int over = walk.from_end ? -skip : skip;
@@ -184,7 +184,7 @@ struct KernelTraits {
     }
   }
 
-  // Rows of the weight for a thread's channels.
+  // The weight's rows for a thread's channels.
   struct Weights {
     A w[R][K], bias[R];
     Weights() = default;
@@ -195,7 +195,7 @@ struct KernelTraits {
       for (int m = 0; m < kOwnPacks; ++m) {
         const int channel = lane.pack(m) * kPack, there = t.channels - channel;
 #pragma unroll
-        for (int i = 0; i < K; ++i) {  // K packs: K / 4 of each of four rows, or parts of several
+        for (int i = 0; i < K; ++i) {  // K packs: K / 4 for each of four rows, or parts of several
           const int row = i * kPack / K, from = i * kPack % K;
           const int column = K > kPack ? lane.pack(from / kPack) * kPack : from;
           const Pack<A, kPack> pack =
@@ -209,9 +209,9 @@ struct KernelTraits {
         for (int k = 0; k < kPack; ++k) bias[m * kPack + k] = pack.values[k];
       }
     }
-    // The first of those inputs that channel r mixes.
+    // The first input that channel r mixes.
     static GATEDRNN_INLINE constexpr int inputs_of(int r) { return K > R ? 0 : r / K * K; }
-    // bias + w v.
+    // u = bias + w v.
     GATEDRNN_DEVICE void product(const A (&v)[kInputs], A (&u)[R]) const {
 #pragma unroll
       for (int r = 0; r < R; ++r) u[r] = bias[r];
@@ -220,7 +220,7 @@ struct KernelTraits {
 #pragma unroll
         for (int r = 0; r < R; ++r) u[r] += w[r][k] * v[inputs_of(r) + k];
     }
-    // w^T v.
+    // back = w^T v.
     GATEDRNN_DEVICE void transposed_product(const A (&v)[R], A (&back)[R]) const {
       A sums[kInputs] = {};
 #pragma unroll
@@ -233,14 +233,14 @@ struct KernelTraits {
 #pragma unroll
       for (int r = 0; r < R; ++r) {
         back[r] = sums[r];
-        // The threads beside have the other rows.
+        // The other threads of the line have the other rows.
 #pragma unroll
         for (int m = 1; m < kSplits; ++m)
           back[r] += __shfl_xor_sync(0xffffffff, sums[(m * R + r) % kInputs], m);
       }
     }
   };
-  // Own channels, and those of the threads beside that share the line.
+  // Gathers a thread's own channels, and those of the threads that share its line.
   static GATEDRNN_DEVICE void gather(const A (&own)[R], A (&all)[kInputs]) {
 #pragma unroll
     for (int m = 0; m < kSplits; ++m)
@@ -250,9 +250,8 @@ struct KernelTraits {
           all[m * R + r] = m == 0 ? own[r] : __shfl_xor_sync(0xffffffff, own[r], m);
   }
 
-  // h of every pixel, Eq. (3). For all threads of a block; those of an axis without a direction
-  // (d < 0) have nothing to do. ready() is called by all of them before the states at the border
-  // are read, and after all that does not depend on it.
+  // Computes h of every pixel, Eq. (3). All threads of a block call this; without a direction (d <
+  // 0) they do nothing. They call ready() as late as possible, just before they read the carries.
   template <class Border, class Ready>
   static GATEDRNN_DEVICE void scan(const ScanArgs& a, const Task& t, int d, const LineWalk& walk,
                                    const ScanTiles<A>& s, const Border& border,
@@ -289,8 +288,7 @@ struct KernelTraits {
     store_carry(border, lane, h);
   }
 
-  // The adjoint, against the direction, whose path is given. After scan(), with the tile's h in
-  // place.
+  // Runs the adjoint, against the direction whose walk is given. The tile must hold h, from scan().
   template <class Ready>
   static GATEDRNN_DEVICE void adjoint(const ScanArgs& a, const Task& t, int d, const LineWalk& walk,
                                       const AdjointTiles<A>& s, const Border<A>& border,
@@ -299,10 +297,11 @@ struct KernelTraits {
     lane.is_there = d >= 0 && lane.line < walk.lines;
     const Weights w(a, t, d < 0 ? 0 : d, lane);
     ready();
-    if (kThreads > 32 && d < 0) return;  // else lanes of both axes meet below
+    if (kThreads > 32 && d < 0)
+      return;  // with one warp, lanes of both axes meet in the shuffles below
     A sums[kSums] = {};
     if (kSplits > 1 || lane.is_there) adjoint(a, walk, s, border, lane, w, sums);
-    // The lines of a warp are summed in the order of a tree; every warp has a slot of its own.
+    // The lines of a warp are summed in the order of a tree. Every warp has its own slot.
     share_sums<kLinesPerWarp, kSplits>(sums);
     if (d < 0 || s.sums == nullptr) return;
     A* const slot = s.sums + lane.line / kLinesPerWarp * kChannels * (K + 1);
@@ -317,7 +316,7 @@ struct KernelTraits {
   }
 
  private:
-  // A line's sums of dweight and dbias, and zeros up to a multiple of its lines.
+  // A line's sums of dweight and dbias, padded with zeros to a multiple of the lines.
   static constexpr int kSums = (R * (K + 1) + kLinesPerWarp - 1) / kLinesPerWarp * kLinesPerWarp;
 
   static GATEDRNN_DEVICE void adjoint(const ScanArgs& a, const LineWalk& walk,
@@ -353,7 +352,7 @@ struct KernelTraits {
         }
         if (!lane.is_there) return;
         put(s.dx, here, delta);
-        if (s.dg) put(s.dg, here, slope);  // nobody needs this pixel's h any more
+        if (s.dg) put(s.dg, here, slope);  // this pixel's h is not needed any more
         if (has_before) fetch(before);
       });
     });

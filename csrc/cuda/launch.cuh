@@ -1,4 +1,4 @@
-// Host side: which steps serve a scan, and the states, flags and shared memory that they need.
+// Host code: which traits serve a scan, and its carries, flags, shared memory and workspace.
 #pragma once
 
 #include <array>
@@ -8,7 +8,7 @@
 
 namespace gatedrnn::cuda {
 
-// Hands out pieces of one allocation; without memory it only counts.
+// Hands out parts of one allocation. Without memory it only counts bytes.
 class Workspace {
  public:
   explicit Workspace(void* memory) : memory_(static_cast<char*>(memory)) {}
@@ -27,7 +27,7 @@ class Workspace {
   int64_t bytes_ = 0;
 };
 
-// States at the borders of tiles, of each direction in the caller's list.
+// The carries at the borders of tiles, for each direction in the caller's list.
 template <class A>
 struct Borders {
   A* states[kDirections];
@@ -40,7 +40,7 @@ Borders<A> take_borders(Workspace& workspace, const ScanArgs& a, const TilePlan&
   return borders;
 }
 
-// For `Kernels` one after another, all cleared at once.
+// Flags for `Kernels` kernels, cleared with one call.
 template <int Kernels>
 std::array<Flags, Kernels> take_flags(Workspace& workspace, const TilePlan& p,
                                       cudaStream_t stream) {
@@ -53,8 +53,8 @@ std::array<Flags, Kernels> take_flags(Workspace& workspace, const TilePlan& p,
   return flags;
 }
 
-// Shared memory: what a block says of its task, then tiles, and then those of gates: for both axes
-// where they differ.
+// Shared memory: the tasks of the block, `tiles` tiles, and the gates, for each axis if they
+// differ.
 template <class T>
 size_t shared_bytes(const ScanArgs& a, int tiles) {
   TilePlan p{};
@@ -63,13 +63,13 @@ size_t shared_bytes(const ScanArgs& a, int tiles) {
   const int64_t values = int64_t{tiles} * T::kPixels * p.channels + gates;
   return static_cast<size_t>(values) * sizeof(typename T::Value) + kTilesBegin;
 }
-// Whether that much fits in the device's.
+// Whether the device has that much shared memory.
 inline bool fits(size_t bytes) {
   return bytes <= static_cast<size_t>(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
 }
 
-// Calls body.operator()<Traits>() with the first kind of steps whose tiles fit;
-// bytes.operator()<Traits>() is the shared memory that they need.
+// Calls body.operator()<T>() with the first traits T whose tiles fit. bytes.operator()<T>() is the
+// shared memory that they need.
 template <class... Traits, class Bytes, class Body>
 bool first_that_fits(const Bytes& bytes, const Body& body) {
   const auto attempt = [&]<class T>() {
@@ -80,7 +80,7 @@ bool first_that_fits(const Bytes& bytes, const Body& body) {
   return (attempt.template operator()<Traits>() || ...);
 }
 
-// KernelTraits of a block size K that is known when compiled.
+// Traits for a block size K that the compiler knows.
 template <int K>
 using KnownTraits = KernelTraits<float, K, 16, (K < 16 ? 8 : 4)>;
 
@@ -101,7 +101,7 @@ bool choose_known_traits(const ScanArgs& a, const Bytes& bytes, const Body& body
   return false;
 }
 
-// The order is that of speed: a block size known when compiled, else the largest tile.
+// In order of speed: a known block size first, then the largest tile.
 template <class A, class Bytes, class Body>
 void choose_traits(const ScanArgs& a, const Bytes& bytes, const Body& body) {
   bool found = false;

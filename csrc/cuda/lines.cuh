@@ -1,15 +1,15 @@
-// The lines of a tile, the states at its borders, and what a direction works on.
+// The lines of a tile, the carries at its borders, and the inputs and outputs of a direction.
 #pragma once
 
 #include "cuda/tile.cuh"
 
 namespace gatedrnn::cuda {
 
-// The lines of a tile in one direction.
+// The lines of a tile, and the order in which a direction visits their pixels.
 struct LineWalk {
   int axis, length, lines;
   bool from_end;
-  bool whole;  // length and lines fill the tile
+  bool whole;  // whether the lines fill the tile
 
   template <int Side>
   static GATEDRNN_DEVICE LineWalk of(const Task& t, int axis) {
@@ -17,7 +17,7 @@ struct LineWalk {
             t.rows == Side && t.columns == Side};
   }
   GATEDRNN_DEVICE LineWalk reversed() const { return {axis, length, lines, !from_end, whole}; }
-  // The place in a tile of pixel i of a line.
+  // The place of pixel i of a line in a tile.
   template <class T>
   GATEDRNN_DEVICE int cell(int line, int i, int channel) const {
     if (from_end) i = length - 1 - i;
@@ -25,8 +25,8 @@ struct LineWalk {
   }
 };
 
-// The states at a tile's borders in one direction, in global memory, seen from the tile: `in` is
-// null at the image's edge, where h_0 = 0; `out` is null where nobody asks for them.
+// The carries of a tile in one direction, in global memory. `in` is null at the edge of the image,
+// where h_0 = 0. `out` is null if nobody reads the carries.
 template <class A>
 struct Border {
   const A* in;
@@ -38,7 +38,7 @@ struct Border {
     return {p.inside(before) ? states + p.border(t.unit, before, axis) : nullptr,
             states + p.border(t.unit, t.cell, axis)};
   }
-  // Those of W channels; `at` counts lines and their channels.
+  // Carries of W channels. `at` counts lines, and channels of a line.
   template <int W>
   GATEDRNN_DEVICE Pack<A, W> load_carry(int at) const {
     return in ? load_bypass_l1(&pack_at<W>(in + at)) : Pack<A, W>{};
@@ -49,26 +49,26 @@ struct Border {
   }
 };
 
-// What a direction of a tile works on. `gate_step` is 0 where steps take one gate for all channels.
+// What a direction reads and writes in a tile. `gate_step` is 0 if one gate serves all channels.
 template <class A>
 struct ScanTiles {
   const A *x, *g;
   int gate_step;
-  A* h;  // null where steps can do without
+  A* h;  // null if it is not kept
 };
 template <class A>
 struct AdjointTiles {
   const A* g;
   int gate_step;
-  A* h;     // from the scan
-  A* e;     // where steps keep it in a tile
-  A* dx;    // before: the direction's share of dL/dy
-  A* dg;    // null: not wanted; may take the place of h where steps say so
-  A* sums;  // in global memory: [channel][K + 1], dweight then dbias; null: not wanted
+  A* h;     // From the scan.
+  A* e;     // Used if the traits keep e in a tile.
+  A* dx;    // On entry, the direction's share of dL/dy.
+  A* dg;    // Null if it is not wanted. May take the place of h.
+  A* sums;  // In global memory: [channel][K + 1], dweight then dbias. Null if not wanted.
 };
 
-// Calls body with a function that names theta: a constant where theta is the identity, as is the
-// rule, so that no branch stands in the loop over pixels.
+// Calls body with a function that returns theta. It is a constant for the identity, the usual case,
+// so that the loop over pixels has no branch.
 template <class Body>
 GATEDRNN_DEVICE void dispatch_nonlinearity(Nonlinearity kind, const Body& body) {
   if (kind == Nonlinearity::kIdentity)

@@ -1,11 +1,11 @@
-// Merging the maps of several directions: a value, and who attains the maximum.
+// Merging the maps of several directions.
 #pragma once
 
 #include "cuda/tile.cuh"
 
 namespace gatedrnn::cuda {
 
-// A maximum that knows who attains it: bit d for direction d. Commutative, NaN included.
+// A maximum, and who attains it: bit d for direction d. Commutative, also for NaN.
 template <class A>
 struct ArgMax {
   A value;
@@ -18,13 +18,12 @@ GATEDRNN_DEVICE ArgMax<A> arg_max(ArgMax<A> a, ArgMax<A> b) {
   return {maximum_of(a.value, b.value), (keep ? a.bits : 0) | (take ? b.bits : 0)};
 }
 
-// How directions are merged. Either operation commutes, so that the order in which two passes reach
-// a tile cannot be told from its bits.
+// How maps merge. Every operation commutes, so the order of two visits does not change the result.
 enum class MergeOp { kSum, kMax, kMaxWithArgMax };
 GATEDRNN_INLINE MergeOp merge_op(const ScanArgs& a) {
   return !is_maximum(a.merge) ? MergeOp::kSum : a.mask ? MergeOp::kMaxWithArgMax : MergeOp::kMax;
 }
-// Calls body with it as a constant.
+// Calls body with the operation as a constant.
 template <class Body>
 GATEDRNN_DEVICE void dispatch_merge_op(MergeOp op, const Body& body) {
   if (op == MergeOp::kSum)
@@ -39,14 +38,14 @@ GATEDRNN_DEVICE ArgMax<A> merged(ArgMax<A> one, ArgMax<A> other) {
   if constexpr (Op == MergeOp::kMaxWithArgMax) return arg_max(one, other);
   return {Op == MergeOp::kSum ? one.value + other.value : maximum_of(one.value, other.value), 0};
 }
-// Of the end result.
+// The factor of the final result.
 template <class A>
 GATEDRNN_DEVICE A merge_scale(const ScanArgs& a) {
   return merge_scale<A>(a.merge, a.directions);
 }
 
-// The tiles of a pass, those of both axes or of the one that has a direction: there it stands for
-// both, which changes no maximum.
+// The tiles of both axes in a pass. If only one axis has a direction, its tile counts for both,
+// which does not change a maximum.
 template <class A>
 struct PassMaps {
   const A *row, *column;
@@ -60,7 +59,7 @@ struct PassMaps {
         column_bit(1u << (directions[1] >= 0 ? directions[1] : directions[0])) {}
 };
 
-// Writes a tile of one direction's map, of x's dtype.
+// Writes a tile of one direction's map, in x's dtype.
 template <class T, int Size>
 GATEDRNN_DEVICE void write_map(const ThreadGroup<Size>& threads, const TilePlan& p, const Task& t,
                                const ScanArgs& a, int d, const typename T::Value* h) {

@@ -1,8 +1,8 @@
-// How a scan is cut into tasks: square tiles, visited from one corner or from the opposite one.
+// How a scan is cut into tasks.
 //
-// A *pass* crosses the image diagonally: from the top left it takes left_to_right and
-// top_to_bottom along, from the bottom right the other two. A task is one tile of one pass, of the
-// channels that fit in it. It needs the states that leave its two neighbours upstream.
+// A *pass* crosses the image diagonally. From the top left it serves left_to_right and
+// top_to_bottom, from the bottom right the other two directions. A task is one tile of one pass,
+// with as many channels as fit. It needs the carries of the two tiles before it.
 #pragma once
 
 #include <climits>
@@ -16,13 +16,13 @@ namespace gatedrnn::cuda {
 constexpr int kAxes = 2;  // rows (along the width), then columns
 constexpr int kPasses = 2;
 
-// Numbers of tiles and tasks are 32-bit, since a GPU divides 64-bit numbers slowly.
+// Numbers of tiles and tasks have 32 bits: a GPU divides 64-bit numbers slowly.
 struct Cell {
   int row, column;
 };
 
-// Divides numbers below 2^31 by one that stays the same, with a multiplication (Granlund and
-// Montgomery 1994): a GPU has no instruction for a division, and takes some twenty others.
+// Divides numbers below 2^31 by a fixed number, with a multiplication (Granlund and Montgomery
+// 1994). A GPU has no instruction for division, and needs about twenty others.
 struct FastDivisor {
   unsigned by = 1, factor = 1, shift = 0;
 
@@ -36,12 +36,12 @@ struct FastDivisor {
   }
 };
 
-// Cell number `order` of a grid, antidiagonal by antidiagonal from the top left: the cells of one
-// do not depend on each other. `shorter` is the smaller of rows and columns.
+// Cell number `order` of a grid, antidiagonal by antidiagonal from the top left. Cells of an
+// antidiagonal do not depend on each other. `shorter` is the smaller of rows and columns.
 GATEDRNN_INLINE Cell diagonal_cell(unsigned order, unsigned rows, unsigned columns,
                                    const FastDivisor& shorter) {
   const unsigned least = shorter.by, most = rows < columns ? columns : rows;
-  // A growing triangle, full antidiagonals, and a triangle that is the first one turned around.
+  // A growing triangle, full antidiagonals, and the first triangle turned around.
   const unsigned corner = least * (least + 1) / 2, middle = (most - least) * least;
   const bool turned = order >= corner + middle;
   if (turned) order = rows * columns - 1 - order;
@@ -62,40 +62,43 @@ GATEDRNN_INLINE Cell diagonal_cell(unsigned order, unsigned rows, unsigned colum
                 : cell;
 }
 
-// Two passes leave their shares of a tile in the same place: the first writes its own, the second
-// adds or compares. Either order gives the same bits, for both operations commute.
+// Two passes store their parts of a tile in the same place. The first writes, and the second adds
+// or compares. Both operations commute, so either order gives the same bits.
 enum Visit { kOnly, kFirst, kSecond };
 
 struct Task {
   int pass;
-  Visit visit;        // of the two passes to this tile, in the order of their tickets
-  bool from_end;      // of the lines: from the bottom right
+  Visit visit;        // first or second, in the order of the tickets
+  bool from_end;      // whether lines run from the bottom right
   int unit;           // image and channel tile
   int64_t n, c0;      // image, first channel
   int channels;       // in this tile
-  Cell cell;          // of the grid of tiles
-  int rows, columns;  // of pixels in this tile; fewer than `side` at the lower and right edges
+  Cell cell;          // in the grid of tiles
+  int rows, columns;  // pixels of this tile; fewer than `side` at the lower and right edges
 };
 
 struct TilePlan {
   int side, channels;  // of a tile: pixels, channels
-  int pitch;           // columns from one tile to the next: `side`, but for chunks.cu
+  int pitch;           // columns from one tile to the next: `side`, except in chunks.cu
   int64_t height, width, all_channels;
   int tile_rows, tile_columns, channel_tiles, units;
-  int group;  // units that advance together; the next ones follow when these are through
+  int group;  // units that advance together; the next group follows
   int passes;
-  // Of tickets by those of a group; in a group, by its units; in the last one, by those left; of
-  // units by those of an image; of places on the diagonals by the longest one's.
-  FastDivisor by_group, by_units, by_last_units, by_channel_tiles, by_shorter;
+  // Tickets and units are divided by these.
+  FastDivisor by_group;           // tickets of a group
+  FastDivisor by_units;           // units of a group
+  FastDivisor by_last_units;      // units of the last group
+  FastDivisor by_channel_tiles;   // units of an image
+  FastDivisor by_shorter;         // tiles of the longest antidiagonal
   bool from_end[kPasses];         // of each pass
-  int direction[kPasses][kAxes];  // place in the caller's list, or -1
-  Direction walks[kDirections];   // of the caller's list
+  int direction[kPasses][kAxes];  // index in the caller's list, or -1
+  Direction walks[kDirections];   // the caller's list
   int tasks;
 
   GATEDRNN_INLINE int tiles() const { return tile_rows * tile_columns; }
 
-  // Enough units to keep `blocks` busy twice over; more would only spread the maps in flight beyond
-  // the L2 cache.
+  // Enough units to keep `blocks` busy twice. More would spread the active maps beyond the L2
+  // cache.
   void advance_together(int blocks) {
     const int wide = std::max(passes * tiles() / (tile_rows + tile_columns - 1), 1);
     advance_by(std::clamp((2 * blocks + wide - 1) / wide, 1, units));
@@ -107,15 +110,15 @@ struct TilePlan {
     by_last_units = FastDivisor(units % group ? units % group : group);
   }
 
-  // Tasks in an order in which each comes after those that it waits for: by groups of units, in a
-  // group by antidiagonals, there both passes side by side.
+  // The task of a ticket. Every task comes after those that it waits for. The order is by groups of
+  // units, then by antidiagonals, where the two passes alternate.
   GATEDRNN_INLINE Task task(int ticket) const {
     const int groups_before = by_group.quotient(ticket), first = groups_before * group;
     const FastDivisor& members = units - first < group ? by_last_units : by_units;
     const int rest = ticket - groups_before * static_cast<int>(by_group.by);
     const int step = members.quotient(rest), member = rest - step * static_cast<int>(members.by);
     const int pass = step & (passes - 1), order = step >> (passes - 1);
-    const int mirrored = tiles() - 1 - order;  // in the other pass
+    const int mirrored = tiles() - 1 - order;  // its number in the other pass
     Cell cell = diagonal_cell(order, tile_rows, tile_columns, by_shorter);
     if (from_end[pass]) cell = {tile_rows - 1 - cell.row, tile_columns - 1 - cell.column};
     Task t = task(first + member, cell);
@@ -128,7 +131,7 @@ struct TilePlan {
   GATEDRNN_INLINE int channel_tile(int unit) const {
     return unit - static_cast<int>(by_channel_tiles.quotient(unit)) * channel_tiles;
   }
-  // A tile outside of any pass.
+  // A tile without a pass.
   GATEDRNN_INLINE Task task(int unit, Cell cell) const {
     Task t{};
     t.unit = unit;
@@ -141,9 +144,9 @@ struct TilePlan {
     return t;
   }
 
-  // The tile upstream along an axis, and whether there is one.
+  // The previous tile along an axis.
   GATEDRNN_INLINE Cell upstream(Cell cell, int axis, bool backwards) const {
-    const int to = backwards ? 1 : -1;  // not by a reference, which a GPU would keep in memory
+    const int to = backwards ? 1 : -1;  // a reference would move it to memory
     return {cell.row + axis * to, cell.column + (1 - axis) * to};
   }
   GATEDRNN_INLINE bool inside(Cell cell) const {
@@ -151,11 +154,11 @@ struct TilePlan {
   }
   GATEDRNN_INLINE int index(Cell cell) const { return cell.row * tile_columns + cell.column; }
 
-  // The states that leave a tile along an axis: [unit][tile along the line][line][channel], lines
-  // and channels padded to whole tiles. This is the place of the tile's.
+  // Carries of one axis: [unit][tile along the line][line][channel]. Lines and channels are padded
+  // to whole tiles. border() is the place of a tile's carries.
   GATEDRNN_INLINE int64_t border_size() const {
     return int64_t{tiles()} * side * channels;
-  }  // for one unit
+  }  // of one unit
   GATEDRNN_INLINE int64_t border(int unit, Cell cell, int axis) const {
     const int place =
         axis == 0 ? cell.column * tile_rows + cell.row : cell.row * tile_columns + cell.column;
@@ -177,7 +180,8 @@ inline TilePlan plan_tiles(const ScanArgs& a, int side, int channels) {
   p.height = a.h, p.width = a.w, p.all_channels = a.c;
   const int64_t rows = ceil_div(a.h, side), columns = ceil_div(a.w, side);
   const int64_t channel_tiles = ceil_div(a.c, channels), units = a.n * channel_tiles;
-  if (rows * columns > (INT_MAX - (1 << 20)) / units / kPasses)  // blocks draw a ticket too many
+  if (rows * columns >
+      (INT_MAX - (1 << 20)) / units / kPasses)  // a block draws one ticket more than it uses
     throw std::runtime_error("gatedrnn: the maps have more tiles than a call on a GPU can count");
   p.tile_rows = static_cast<int>(rows), p.tile_columns = static_cast<int>(columns);
   p.channel_tiles = static_cast<int>(channel_tiles), p.units = static_cast<int>(units);

@@ -1,4 +1,4 @@
-// The CUDA runtime, or the stand-in for it with which the tests run these sources on a CPU.
+// The CUDA runtime, or the tests' emulation of it on a CPU.
 #pragma once
 
 #ifdef GATEDRNN_EMULATION
@@ -19,11 +19,11 @@
 namespace gatedrnn::cuda {
 
 #define GATEDRNN_DEVICE __device__ __forceinline__
-// What is rare and long, or needs all registers. All else is inlined: a function that is not would
-// read the kernel's parameters from memory, and wait for them.
+// For code that is rare and long, or needs all registers. Inline everything else: a function that
+// is not inlined reads the kernel's parameters from memory.
 #define GATEDRNN_NOINLINE __device__ __noinline__ inline
 
-// Whether the compiler spends more registers on the same sources than for Hopper.
+// Older architectures need more registers than Hopper for the same source.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
 constexpr bool kOldArchitecture = true;
 #else
@@ -42,7 +42,7 @@ constexpr int kSharedMemory = 64 << 10;
 #endif
 
 #ifdef GATEDRNN_EMULATION
-// What one instruction moves. A GPU faults where it does not lie at a multiple of its size.
+// One instruction moves the whole value. A GPU faults if the address is not a multiple of its size.
 template <class T>
 GATEDRNN_DEVICE T* aligned(T* p) {
   gatedrnn::emulation::check_aligned(p, sizeof(T));
@@ -77,14 +77,14 @@ void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, cu
   kernel<<<grid, block, shared_bytes, stream>>>(args...);
 }
 
-// All shared memory of a kernel is one array, whose size the launch gives.
+// All shared memory of a kernel is one array. The launch sets its size.
 GATEDRNN_DEVICE char* dynamic_shared_memory() {
   extern __shared__ __align__(128) char memory[];
   return memory;
 }
 
-// A flag between blocks: what was written before it is set is seen by who has read it as set. By
-// addition the same of a counter, for what came before each of the additions.
+// A flag between blocks. Who reads the flag also sees everything that was written before it was
+// set. The same holds for a counter, and for everything before each addition.
 GATEDRNN_DEVICE int load_acquire(const int* p) {
   int value;
   asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(p) : "memory");
@@ -98,28 +98,28 @@ GATEDRNN_DEVICE void add_release(int* p, int value) {
   asm volatile("red.release.gpu.global.add.s32 [%0], %1;" : : "l"(p), "r"(value) : "memory");
 }
 
-// a + b. The compiler would make of repeated additions a multiplication, which costs a GPU twice as
-// much in 64 bits.
+// a + b. nvcc would turn repeated additions into a multiplication, which takes twice as long in 64
+// bits.
 GATEDRNN_DEVICE int64_t opaque_add(int64_t a, int64_t b) {
   asm("add.s64 %0, %0, %1;" : "+l"(a) : "l"(b));
   return a;
 }
 
-// A condition that is the same all through a loop. The compiler would write out the loop for either
-// answer, and for all combinations of several.
+// A condition that is constant during a loop. nvcc would compile the loop for both values, and for
+// all combinations of several conditions.
 GATEDRNN_DEVICE bool opaque_bool(bool condition) {
   int hidden = condition;
   asm volatile("" : "+r"(hidden));
   return hidden != 0;
 }
 
-// Brings what lies there, in global memory, into the L2 cache.
+// Prefetches global memory into the L2 cache.
 GATEDRNN_DEVICE void prefetch_l2(const void* p) {
   asm volatile("prefetch.global.L2 [%0];" : : "l"(__cvta_generic_to_global(p)));
 }
 
-// Four values to shared memory in one instruction. Under a condition the compiler makes four of it,
-// whose lanes then meet in a quarter of the banks.
+// Stores four values to shared memory with one instruction. Under a condition nvcc would use four,
+// whose lanes collide in a quarter of the banks.
 GATEDRNN_DEVICE void store_four(float* p, const float (&v)[4]) {
   asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};"
                :
@@ -128,7 +128,7 @@ GATEDRNN_DEVICE void store_four(float* p, const float (&v)[4]) {
                : "memory");
 }
 
-// Past the L1 cache, which may hold what was there before another block wrote.
+// Loads from L2. The L1 cache may hold an old value that another block has replaced.
 template <class T>
 GATEDRNN_DEVICE T load_bypass_l1(const T* p) {
   if constexpr (std::is_arithmetic_v<T>) {
@@ -151,7 +151,7 @@ GATEDRNN_DEVICE T load_bypass_l1(const T* p) {
 
 inline void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
-  cudaGetLastError();  // else the next launch would be told of it
+  cudaGetLastError();  // clears the error for the next launch
   throw std::runtime_error(std::string("gatedrnn: ") + what + ": " + cudaGetErrorString(error));
 }
 
@@ -162,8 +162,8 @@ inline int device_attribute(cudaDeviceAttr attribute) {
   return value;
 }
 
-// A kernel may have more than 48 KB of shared memory only after this call. The limit belongs to the
-// kernel, not to a launch: always the same value, or one thread would lower it before another's
+// Lets a kernel use more than 48 KB of shared memory. The limit belongs to the kernel, not to a
+// launch. It always has the same value: otherwise one thread could lower it before another's
 // launch.
 template <class... P>
 void allow_shared_memory(void (*kernel)(P...)) {

@@ -1,5 +1,5 @@
-// Forward pass by strips, for few lines: what counts is how long one line takes. All directions run
-// at once, and loads and stores are under way while the recurrence goes on.
+// Forward pass by strips, for few lines, where only the latency of a line counts. All directions
+// run at once. Loads and stores overlap with the recurrence.
 #include "cuda/forward.cuh"
 #include "cuda/merge.cuh"
 
@@ -9,11 +9,10 @@ namespace {
 struct StripParams {
   ScanArgs a;
   TilePlan p;
-  float* maps;  // of several directions to be merged, each laid out as y; null: y itself
+  float* maps;  // of several directions, each laid out as y; null if the result goes to y directly
 };
 
-// The state that a strip carries from tile to tile, in shared memory: each is written and read by
-// one thread.
+// The carry of a strip, in shared memory. Each value is written and read by one thread.
 struct CarriedBorder {
   float* carried;
   bool first;
@@ -31,9 +30,9 @@ GATEDRNN_INLINE int strips_of(const TilePlan& p, bool along_width) {
   return along_width ? p.tile_rows : p.tile_columns;
 }
 
-// A block owns a strip of lines of one direction and walks along it, tile by tile. Some of the
-// threads scan a tile, while the others load the next one and store the one before. Shared memory:
-// two tiles each of x, g and h. Copies are coalesced as in the wavefront.
+// A block owns a strip of lines in one direction, and walks along it tile by tile. Some threads
+// scan a tile. The others load the next tile and store the last one, coalesced as in the wavefront
+// kernel. Shared memory: two tiles each of x, g and h. States are float.
 template <class T>
 constexpr int kScanners = T::kThreads / 2 < 32 ? 32 : T::kThreads / 2;  // whole warps
 constexpr int kMovers = 128;
@@ -62,7 +61,7 @@ __global__ void __launch_bounds__(kScanners<T> + kMovers, 1)
     return t;
   };
 
-  // Of the lanes of a warp half may have no line.
+  // Half of the lanes of a warp may have no line.
   typename T::Lane lane(threadIdx.x, threadIdx.x < T::kThreads / 2);
   const Task start = tile_at(0);
   if (lane.line >= (axis == 0 ? start.rows : start.columns)) lane.is_there = false;
@@ -89,7 +88,8 @@ __global__ void __launch_bounds__(kScanners<T> + kMovers, 1)
   }
 }
 
-// A thread merges one element of the maps, which are dense and laid out as y and the mask.
+// A thread merges one element of the maps, coalesced. The maps are dense, with the layout of y and
+// the mask.
 constexpr int kMergeThreads = 256;
 __global__ void __launch_bounds__(kMergeThreads)
     merge_kernel(const __grid_constant__ ScanArgs a, const float* maps) {
@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kMergeThreads)
   if (a.mask) a.mask[i] = static_cast<uint8_t>(v.bits);
 }
 
-// Two tiles each of x, h and g, and the states.
+// Two tiles each of x, h and g, and the carries.
 template <class T>
 size_t strip_bytes() {
   return (6 * T::kTile + T::kSide * T::kChannels) * sizeof(float) + kTilesBegin;

@@ -5,8 +5,9 @@ namespace {
 
 constexpr int kLanes = 32, kParts = 8;
 
-// A block adds a batch of the slots for 32 values of a group. Thread (lane, part): a value, every
-// eighth slot, coalesced along values, in double; shared memory holds the eight parts.
+// A block adds a batch of slots, for 32 values of a group. Thread (lane, part) adds one value of
+// every eighth slot, in double. Loads are coalesced along the values. Shared memory holds the eight
+// parts.
 template <class A>
 __global__ void __launch_bounds__(kLanes* kParts)
     slots_kernel(WeightSums s, const A* sums, double* totals) {
@@ -30,7 +31,7 @@ __global__ void __launch_bounds__(kLanes* kParts)
   totals[group_batch * s.values + value] = sum;
 }
 
-// A thread adds the batches of one value and writes it where it belongs.
+// A thread adds the batches of one value, in double, and writes the result.
 template <class A>
 __global__ void batches_kernel(BackwardArgs a, WeightSums s, const double* totals) {
   const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
@@ -51,7 +52,7 @@ __global__ void batches_kernel(BackwardArgs a, WeightSums s, const double* total
   }
 }
 
-// A thread adds one pixel's gate gradient over the channel tiles.
+// A thread adds the gate gradient of one pixel over the channel tiles.
 template <class A>
 __global__ void gates_kernel(BackwardArgs a, int64_t channel_tiles, const A* sums) {
   const int64_t directions = a.gate_directions ? a.directions : 1, pixels = a.h * a.w;

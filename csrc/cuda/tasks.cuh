@@ -1,19 +1,19 @@
-// How tasks find each other: tickets, flags of finished tiles, and the meeting of the two passes.
+// The protocol between blocks: tickets, flags of finished tiles, and the order of the two passes.
 //
-// Blocks stay on the device and draw tickets. A task waits only for tasks with smaller tickets,
-// which running blocks have drawn: there is always one that need not wait, so that none can wait
-// for ever. Which block does a task has no influence on any sum.
+// Blocks are persistent and draw tickets. A task waits only for tasks with smaller tickets, which
+// running blocks drew. So one block never waits, and a deadlock is impossible. Which block runs a
+// task has no influence on any sum.
 #pragma once
 
 #include "cuda/tile.cuh"
 
 namespace gatedrnn::cuda {
 
-// Zero before a kernel starts.
+// All zero before a kernel starts.
 struct Flags {
   int* ticket;
-  int* done;  // [pass][unit][tile]: the states that leave the tile are there
-  int* left;  // [unit][tile]: what the first visit leaves for the second is there
+  int* done;  // [pass][unit][tile]: whether the carries of the tile are stored
+  int* left;  // [unit][tile]: whether the result of the first visit is stored
 
   static int64_t count(const TilePlan& p) {
     return 1 + int64_t{p.passes + 1} * p.units * p.tiles();
@@ -30,8 +30,7 @@ struct Flags {
   }
 };
 
-// What stands before the tiles in shared memory: the task of all threads, the next one, and its
-// ticket.
+// Shared memory starts with the current task, the next task, and the next ticket.
 struct TaskSlot {
   int ticket;
   Task task;
@@ -41,7 +40,7 @@ static_assert(kTicketBegin + sizeof(int) <= kTilesBegin && kTilesBegin % 16 == 0
 GATEDRNN_DEVICE TaskSlot& task_slot() { return *shared_at<TaskSlot>(0); }
 GATEDRNN_DEVICE TaskSlot& next_slot() { return *shared_at<TaskSlot>(sizeof(TaskSlot)); }
 
-// Makes the next slot that of all threads; returns its ticket.
+// Makes the next task the current one, for all threads. Returns its ticket.
 template <class T>
 GATEDRNN_DEVICE int take_next_slot() {
   constexpr int words = sizeof(TaskSlot) / sizeof(int);
@@ -53,8 +52,8 @@ GATEDRNN_DEVICE int take_next_slot() {
   return task_slot().ticket;
 }
 
-// The ticket after that of a block's task. It is drawn once in every task before something else
-// that takes as long, such as reading a tile, and kept after it.
+// The ticket after the current task's. Every task draws one ticket, before a long operation such as
+// loading a tile, and keeps it afterwards.
 template <class T>
 class Ticket {
  public:
@@ -64,7 +63,8 @@ class Ticket {
   GATEDRNN_DEVICE void keep() const {
     if (is_drawn_here()) kept() = drawn_;
   }
-  // By one thread, of another warp than those that wait and finish where there are several.
+  // One thread draws. If the block has several warps, it is in another warp than the threads that
+  // wait.
   static GATEDRNN_DEVICE bool is_drawn_here() { return threadIdx.x == T::kThreads - 1; }
   static GATEDRNN_DEVICE int& kept() { return *shared_at<int>(kTicketBegin); }
 
@@ -72,21 +72,21 @@ class Ticket {
   int drawn_ = 0;
 };
 
-// The tasks of a block of steps T, one after another. One thread finds out ahead what the next task
-// is: decode(ticket, task) sets it, for which tickets below `count` stand.
+// The tasks of a block. One thread prepares the next task: decode(ticket, task) sets it, for
+// tickets below `count`.
 template <class T, class Decode>
 class Tasks {
  public:
   GATEDRNN_DEVICE Tasks(int* ticket, int count, const Decode& decode)
       : count_(count), decode_(decode) {
     Ticket<T>(ticket).keep();
-    if (Ticket<T>::is_drawn_here()) assume_initialized(next_slot());  // but for its ticket
+    if (Ticket<T>::is_drawn_here()) assume_initialized(next_slot());  // except for its ticket
     look_ahead();
   }
-  // Makes the next task that of all threads. What is in shared memory may be overwritten from here
-  // on. False at the end.
+  // Makes the next task the current one, for all threads. Shared memory may be overwritten from
+  // here on. Returns false at the end.
   GATEDRNN_DEVICE bool next() { return take_next_slot<T>() < count_; }
-  // Once for each task, when the next ticket is kept.
+  // Call this once for each task, after the next ticket is kept.
   GATEDRNN_DEVICE void look_ahead() {
     if (!Ticket<T>::is_drawn_here()) return;
     const int ticket = Ticket<T>::kept();
@@ -99,7 +99,7 @@ class Tasks {
   const Decode& decode_;
 };
 
-// For all threads: reads x and the gates of the task's tile; the next ticket is drawn meanwhile.
+// For all threads: loads x and the gates of the current task, and draws the next ticket.
 template <class T, class Tiles>
 GATEDRNN_DEVICE void load_tiles(const TilePlan& p, const ScanArgs& a, const Flags& flags,
                                 const Tiles& tiles) {
@@ -109,27 +109,26 @@ GATEDRNN_DEVICE void load_tiles(const TilePlan& p, const ScanArgs& a, const Flag
   ticket.keep();
 }
 
-// For one thread. With -DGATEDRNN_TRAP_HANGS a wait of about ten seconds ends the kernel with an
-// error, instead of blocking the GPU for good.
+// For one thread. With -DGATEDRNN_TRAP_HANGS, a wait of about ten seconds ends the kernel with an
+// error. Otherwise it would block the GPU.
 GATEDRNN_DEVICE void wait_for(const int* flag, int value) {
 #if defined(GATEDRNN_TRAP_HANGS) && !defined(GATEDRNN_EMULATION)
   const long long begin = clock64();
   while (load_acquire(flag) != value) {
     __nanosleep(20);
-    if (clock64() - begin > 20'000'000'000) __trap();  // at some 2 GHz
+    if (clock64() - begin > 20'000'000'000) __trap();  // at about 2 GHz
   }
 #else
   while (load_acquire(flag) != value) __nanosleep(20);
 #endif
 }
 
-// For all threads, once they have left their tiles' states: waits for the tiles upstream of the
-// directions that this pass has.
+// For all threads: waits for the previous tiles of the directions in this pass.
 template <class T>
 GATEDRNN_DEVICE void wait_upstream(const TilePlan& p, const Task& t, const Flags& flags,
                                    bool from_end) {
   constexpr int apart =
-      T::kThreads < 32 * kAxes ? 1 : 32;  // a warp for each axis, if there are two
+      T::kThreads < 32 * kAxes ? 1 : 32;  // one warp for each axis, if there are two
   if (threadIdx.x % apart == 0 && threadIdx.x / apart < kAxes) {
     const int axis = threadIdx.x / apart;
     const Cell cell = p.upstream(t.cell, axis, from_end);
@@ -138,25 +137,25 @@ GATEDRNN_DEVICE void wait_upstream(const TilePlan& p, const Task& t, const Flags
   block_sync<T>();
 }
 
-// For all threads, once the tile's states are in global memory: says so. After the barrier, one
-// thread's release covers what all have written.
+// For all threads: publishes the carries of this tile. After the barrier, one thread's release
+// covers the writes of all threads.
 template <class T>
 GATEDRNN_DEVICE void finish_states(const TilePlan& p, const Task& t, const Flags& flags) {
   block_sync<T>();
   if (threadIdx.x == 0) store_release(flags.done_at(p, t, t.cell), 1);
 }
 
-// For all threads: a second visit waits for what the first has left. Its ticket is the smaller one.
+// For all threads: a second visit waits for the first visit, which has a smaller ticket.
 template <class T>
 GATEDRNN_DEVICE void wait_first_visit(const TilePlan& p, const Task& t, const Flags& flags) {
-  // If possible of another warp than the one that finishes states.
+  // In another warp than the thread that publishes carries, if there is one.
   constexpr int waiting = T::kThreads > 32 ? 32 : 0;
   if (t.visit != kSecond) return;
   if (threadIdx.x == waiting) wait_for(flags.left_at(p, t), 1);
   block_sync<T>();
 }
 
-// For all threads: what the first visit leaves is written.
+// For all threads: publishes the result of a first visit.
 template <class T>
 GATEDRNN_DEVICE void finish_visit(const TilePlan& p, const Task& t, const Flags& flags) {
   if (t.visit != kFirst) return;

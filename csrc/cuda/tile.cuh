@@ -1,5 +1,5 @@
-// Tiles in shared memory, for one direction or both: pixels in the state's type, each with its
-// channels side by side, and how they come from the maps and go there.
+// Tiles in shared memory, and how they are loaded and stored. A tile has pixels in the state's
+// type, with contiguous channels.
 #pragma once
 
 #include "cuda/plan.cuh"
@@ -7,21 +7,21 @@
 
 namespace gatedrnn::cuda {
 
-// A pixel's place in the tiles of kernel_traits.cuh: columns stand one after another, each with a
-// pixel to spare, and every four of them with one more. What a warp touches at once then lies in
-// different banks, whether its lanes are rows of a column, columns of a row, or packs along a row.
+// A pixel's place in the tiles of kernel_traits.cuh. Each column is followed by one unused pixel,
+// and every fourth column by another. A warp then touches different banks, along a column, along a
+// row, and in packs along a row.
 template <int Side>
 GATEDRNN_INLINE constexpr int pixel_at(int row, int column) {
   return column * (Side + 1) + column / 4 + row;
 }
 
-// A place in shared memory, in bytes.
+// Shared memory from a byte offset on.
 template <class A>
 GATEDRNN_DEVICE A* shared_at(int offset) {
   return reinterpret_cast<A*>(dynamic_shared_memory() + offset);
 }
 
-// Two tiles, for rows and for columns; with a step of 0 they are one.
+// Two tiles, for rows and for columns. With a step of 0 they are the same tile.
 template <class A>
 struct PerAxis {
   A* first;
@@ -29,18 +29,18 @@ struct PerAxis {
   GATEDRNN_DEVICE A* operator[](int axis) const { return first + axis * step; }
 };
 
-// The threads that share out a copy.
+// The threads that share a copy.
 template <int Size>
 struct ThreadGroup {
   static constexpr int kSize = Size;
   int rank;
 };
-// All threads of a block of steps T.
+// All threads of a block with traits T.
 template <class T>
 GATEDRNN_DEVICE ThreadGroup<T::kThreads> whole_block() {
   return {static_cast<int>(threadIdx.x)};
 }
-// A barrier for them. What they have written is seen by all of them after it.
+// A barrier for all threads of a block. Everything written before it is visible after it.
 template <class T>
 GATEDRNN_DEVICE void block_sync() {
   if constexpr (T::kThreads == 32)
@@ -49,14 +49,14 @@ GATEDRNN_DEVICE void block_sync() {
     __syncthreads();
 }
 
-// Elements from the map's start to the tile's; `c` is 0 in maps of one channel.
+// Elements from the start of a map to the tile. `c` is 0 in maps of one channel.
 GATEDRNN_DEVICE int64_t tile_corner(const TilePlan& p, const Task& t, const Strides& s, int64_t d,
                                     int64_t c) {
   return t.n * s.n + d * s.d + c * s.c + int64_t{t.cell.row} * p.side * s.h +
          int64_t{t.cell.column} * p.pitch * s.w;
 }
 
-// W elements of a map or of a tile, moved by one instruction.
+// W elements of a map or a tile, which one instruction moves.
 template <class S, int W>
 struct alignas(sizeof(S) * W) Pack {
   S values[W];
@@ -75,7 +75,7 @@ GATEDRNN_DEVICE bool is_aligned(const S* p) {
   return reinterpret_cast<uintptr_t>(p) % (kPack * sizeof(S)) == 0;
 }
 
-// Writes a pack of a tile, in shared memory.
+// Stores a pack to a tile in shared memory.
 template <class A, int W>
 GATEDRNN_DEVICE void store_pack(A* p, const Pack<A, W>& pack) {
   if constexpr (std::is_same_v<A, float> && W == 4)
@@ -84,7 +84,7 @@ GATEDRNN_DEVICE void store_pack(A* p, const Pack<A, W>& pack) {
     pack_at<W>(p) = pack;
 }
 
-// W values of a tile that lie `next` apart.
+// W values of a tile, at a distance of `next`.
 template <int W, class A>
 GATEDRNN_DEVICE Pack<A, W> load_cells(const A* tile, int cell, int next) {
   if (W > 1 && next == 1) return pack_at<W>(tile + cell);
@@ -103,14 +103,14 @@ GATEDRNN_DEVICE void store_cells(A* tile, int cell, int next, const Pack<A, W>& 
   for (int k = 0; k < W; ++k) tile[cell + k * next] = pack.values[k];
 }
 
-// For copy_vectorized: nothing is loaded.
+// A load for copy_vectorized that loads nothing.
 struct NoOp {
   GATEDRNN_DEVICE bool operator()(int64_t) const { return false; }
 };
 
-// A thread's share of a copy: places one after another, `across` elements of memory apart. The
-// loads of the next N are all under way before the first is used: it is their number that hides the
-// latency of memory. Calls load(offset in memory) and use(the same, cell(i), what was loaded).
+// A thread's share of a copy: places at a distance of `across` elements in memory. The loads of the
+// next N places start before the first value is used. Their number hides the latency of memory.
+// Calls load(offset in memory), then use(offset in memory, cell(i), value).
 template <int N, int Count, bool Whole, class Cell, class Load, class Use>
 GATEDRNN_DEVICE void copy_vectorized(int64_t begin, int64_t across, int count, const Cell& cell,
                                      const Load& load, const Use& use) {
@@ -118,8 +118,8 @@ GATEDRNN_DEVICE void copy_vectorized(int64_t begin, int64_t across, int count, c
 #pragma unroll 1
   for (int first = 0; first < Count; first += together) {
     if (!Whole && first >= count) break;
-    // Not left undefined where nothing is loaded: the register allocation would take what was
-    // there before for a value, and keep a register for it all through the kernel.
+    // Zeros, although they are not used. nvcc would treat undefined values as live, and keep
+    // registers for them throughout the kernel.
     decltype(load(begin)) values[together] = {};
     int64_t at = begin;
 #pragma unroll
@@ -138,32 +138,33 @@ GATEDRNN_DEVICE void copy_vectorized(int64_t begin, int64_t across, int count, c
   }
 }
 
-// Calls body.operator()<W>(next, walk) where walk(load, use) walks the elements of a tile in a map,
-// W of them at a time, which lie `next` apart in the tile: packs where the tile is whole and lies
-// well in memory, else element by element, along whichever axis is contiguous. `corner` is the
-// tile's address in the map; of `channels` it has those of the tile, or one.
+// Calls body.operator()<W>(next, for_each). for_each(load, use) visits the elements of a tile in a
+// map, W at a time. They are at a distance of `next` in the tile. Whole, aligned tiles move in
+// packs. All others move element by element. Both run along the contiguous axis. `corner` is the
+// tile's address in the map. `channels` is the number of the tile's channels in the map, or 1.
 template <class T, int Size, class S, class Body>
 GATEDRNN_DEVICE void dispatch_layout(const ThreadGroup<Size>& threads, const Task& t, int channels,
                                      const Strides& s, const S* corner, const Body& body) {
-  constexpr int side = T::kSide, every = T::kChannels;  // channels, if known
-  if constexpr (every > 0 && sizeof(S) <= 4) {
-    const bool whole = t.rows == side && t.columns == side && channels == every &&
+  constexpr int side = T::kSide, tile_channels = T::kChannels;  // channels of a tile, 0 if unknown
+  if constexpr (tile_channels > 0 && sizeof(S) <= 4) {
+    const bool whole = t.rows == side && t.columns == side && channels == tile_channels &&
                        s.h % kPack == 0 && is_aligned(corner);
-    // Threads lie along a row or its pixels' channels, and each goes down the rows.
+    // Threads cover a row, or the channels of its pixels. Each thread moves down the rows.
     if (whole && s.w == 1 && s.c % kPack == 0) {
-      constexpr int across = side / kPack, rows = Size / (across * every);
-      static_assert(rows > 0 && Size % (across * every) == 0 && rows <= kPack);
-      const int place = threads.rank % across * kPack, c = threads.rank / across % every;
-      const int first = threads.rank / (across * every), corner_cell = T::cell(first, place, c);
+      constexpr int across = side / kPack, rows = Size / (across * tile_channels);
+      static_assert(rows > 0 && Size % (across * tile_channels) == 0 && rows <= kPack);
+      const int place = threads.rank % across * kPack, c = threads.rank / across % tile_channels;
+      const int first = threads.rank / (across * tile_channels),
+                corner_cell = T::cell(first, place, c);
       return body.template operator()<kPack>(
-          (side + 1) * every, [&](const auto& load, const auto& use) {
+          (side + 1) * tile_channels, [&](const auto& load, const auto& use) {
             copy_vectorized<T::kPacksInFlight, side / rows, true>(
                 place + c * s.c + first * s.h, rows * s.h, side / rows,
                 [&](int i) { return T::down(corner_cell, i * rows); }, load, use);
           });
     }
     if (whole && s.c == 1 && s.w % kPack == 0) {
-      constexpr int across = every / kPack, rows = Size / (across * side);
+      constexpr int across = tile_channels / kPack, rows = Size / (across * side);
       static_assert(rows > 0 && Size % (across * side) == 0 && rows <= kPack);
       const int c = threads.rank % across * kPack, place = threads.rank / across % side;
       const int first = threads.rank / (across * side), corner_cell = T::cell(first, place, c);
@@ -174,19 +175,24 @@ GATEDRNN_DEVICE void dispatch_layout(const ThreadGroup<Size>& threads, const Tas
       });
     }
   }
-  // Threads lie along the contiguous axis, the rest of them along channels or columns.
-  const bool down = s.h == 1 && s.w != 1, deep = s.c == 1 && s.w != 1 && channels > 1;
-  constexpr int depth = 8;  // threads along channels, where these are contiguous
+  // Threads cover the contiguous axis first, then channels or columns.
+  const bool columns_contiguous = s.h == 1 && s.w != 1,
+             channels_contiguous = s.c == 1 && s.w != 1 && channels > 1;
+  constexpr int depth = 8;  // threads along contiguous channels
   body.template operator()<1>(0, [&](const auto& load, const auto& use) {
-    const int inner = deep ? depth : side, outer = Size / inner;
+    const int inner = channels_contiguous ? depth : side, outer = Size / inner;
     const int a = threads.rank % inner, b = threads.rank / inner;
 #pragma unroll 1
-    for (int c = deep ? a : b; c < channels; c += deep ? inner : outer)
+    for (int c = channels_contiguous ? a : b; c < channels;
+         c += channels_contiguous ? inner : outer)
 #pragma unroll 1
-      for (int i = deep ? b : a; i < (down ? t.rows : t.columns); i += deep ? outer : side)
+      for (int i = channels_contiguous ? b : a; i < (columns_contiguous ? t.rows : t.columns);
+           i += channels_contiguous ? outer : side)
         copy_vectorized<T::kSinglesInFlight, side, false>(
-            c * s.c + i * (down ? s.h : s.w), down ? s.w : s.h, down ? t.columns : t.rows,
-            [&](int k) { return down ? T::cell(i, k, c) : T::cell(k, i, c); }, load, use);
+            c * s.c + i * (columns_contiguous ? s.h : s.w), columns_contiguous ? s.w : s.h,
+            columns_contiguous ? t.columns : t.rows,
+            [&](int k) { return columns_contiguous ? T::cell(i, k, c) : T::cell(k, i, c); }, load,
+            use);
   });
 }
 
@@ -204,7 +210,7 @@ GATEDRNN_DEVICE void write_tile(const ThreadGroup<Size>& threads, const Task& t,
   });
 }
 
-// A gate under tanh or sigmoid, which are long.
+// Applies tanh or sigmoid, which are long functions.
 template <class A>
 GATEDRNN_NOINLINE A activate_smooth_gate(GateActivation kind, A gate) {
   return activate_gate<ScalarMath<A>>(kind, gate);
@@ -218,7 +224,7 @@ GATEDRNN_DEVICE void apply_gate_activation(const Walk& for_each, GateActivation 
   });
 }
 
-// A pixel's gate for all of its channels, of which the first is there.
+// Copies a pixel's gate from the first channel to all others.
 template <class T>
 GATEDRNN_DEVICE void broadcast_gate(typename T::Value* tile, int cell) {
   const typename T::Value gate = tile[cell];
@@ -226,7 +232,7 @@ GATEDRNN_DEVICE void broadcast_gate(typename T::Value* tile, int cell) {
   for (int c = 1; c < T::kChannels; ++c) tile[T::other_channel(cell, c)] = gate;
 }
 
-// Reads a tile of a map of x's dtype: x, dL/dy, or gates, which get their activation.
+// Loads a tile of a map in x's dtype: x, dL/dy, or gates, which are activated.
 template <class T, int Size>
 GATEDRNN_DEVICE void read_map(const ThreadGroup<Size>& threads, const TilePlan& p, const Task& t,
                               Dtype dtype, const void* map, const Strides& s, int64_t d,
@@ -247,7 +253,7 @@ GATEDRNN_DEVICE void read_map(const ThreadGroup<Size>& threads, const TilePlan& 
                    values.values[k] = within(to_state<A>(pack.values[k]), limit);
                  store_cells(tile, cell, next, values);
                });
-      // Apart, each by the thread that has written it.
+      // A separate loop. Each value is changed by the thread that stored it.
       if (is_smooth(kind)) apply_gate_activation<W>(for_each, kind, next, tile);
       if constexpr (W == 1 && T::kBroadcastsGates) {
         if (!has_channels)
@@ -257,13 +263,13 @@ GATEDRNN_DEVICE void read_map(const ThreadGroup<Size>& threads, const TilePlan& 
   });
 }
 
-// Values of a tile of gates: for each channel, or for all of them.
+// Size of a tile of gates: with a gate for each channel, or one for all of them.
 template <class T>
 GATEDRNN_INLINE int gate_size(const TilePlan& p, const ScanArgs& a) {
   return T::kPixels * (T::kBroadcastsGates || a.gate_channels ? p.channels : 1);
 }
 
-// Activated gates of direction d. Without g they are one.
+// Loads the activated gates of direction d. Without g they are one.
 template <class T, int Size>
 GATEDRNN_DEVICE void load_gate(const ThreadGroup<Size>& threads, const TilePlan& p, const Task& t,
                                const ScanArgs& a, int64_t d, typename T::Value* tile) {
@@ -274,18 +280,18 @@ GATEDRNN_DEVICE void load_gate(const ThreadGroup<Size>& threads, const TilePlan&
     for (int i = threads.rank; i < gate_size<T>(p, a); i += Size) tile[i] = typename T::Value(1);
 }
 
-// Whether maps that both have channels can be read side by side.
+// Whether one loop can load both maps.
 GATEDRNN_DEVICE bool same_layout(const Strides& a, const Strides& b) {
   return a.c == b.c && a.h == b.h && a.w == b.w;
 }
 
-// x and the gates of directions: into one tile, or into one for each axis where they differ.
+// Loads x and the gates: into one tile of gates, or one for each axis if they differ.
 template <class T, int Size>
 GATEDRNN_DEVICE void load_inputs(const ThreadGroup<Size>& threads, const TilePlan& p, const Task& t,
                                  const ScanArgs& a, const int (&directions)[kAxes],
                                  typename T::Value* x, const PerAxis<typename T::Value>& g) {
   using A = typename T::Value;
-  // Together, where they lie alike: twice the loads are under way.
+  // Maps with the same layout are loaded together: twice as many loads are in flight.
   if (T::kChannels > 0 && a.g && a.gate_channels && !a.gate_directions &&
       same_layout(a.x_strides, a.g_strides)) {
     const A limit = a.gate_activation == GateActivation::kClamp ? A(1) : A(INFINITY);
@@ -328,28 +334,28 @@ GATEDRNN_DEVICE void load_inputs(const ThreadGroup<Size>& threads, const TilePla
   }
 }
 
-// Asks for a tile of a map of x's dtype ahead of its being read.
+// Prefetches a tile of a map in x's dtype into L2.
 template <class T, int Size>
 GATEDRNN_DEVICE void prefetch_map(const ThreadGroup<Size>& threads, const TilePlan& p,
                                   const Task& t, Dtype dtype, const void* map, const Strides& s,
                                   int64_t d, bool has_channels) {
-  constexpr int sector = 32;  // bytes, which memory gives at once
-  const bool deep = s.c == 1 && s.w != 1 && has_channels;
-  if (s.w != 1 && !deep) return;
+  constexpr int sector = 32;  // bytes of one memory access
+  const bool channels_contiguous = s.c == 1 && s.w != 1 && has_channels;
+  if (s.w != 1 && !channels_contiguous) return;
   const int element = bytes_of(dtype), channels = has_channels ? t.channels : 1;
   const char* const corner =
       static_cast<const char*>(map) + tile_corner(p, t, s, d, has_channels ? t.c0 : 0) * element;
-  const int line = (deep ? channels : t.columns) * element;
-  const int64_t across = deep ? s.w : s.c;
+  const int line = (channels_contiguous ? channels : t.columns) * element;
+  const int64_t across = channels_contiguous ? s.w : s.c;
 #pragma unroll 1
-  for (int i = threads.rank; i < T::kSide * (deep ? t.columns : channels); i += Size)
+  for (int i = threads.rank; i < T::kSide * (channels_contiguous ? t.columns : channels); i += Size)
     if (const int row = i % T::kSide; row < t.rows) {
       const char* const at = corner + (row * s.h + i / T::kSide * across) * element;
       for (int k = 0; k < line; k += sector) prefetch_l2(at + k);
     }
 }
 
-// For all threads: x and the gates of a task to come.
+// For all threads: prefetches x and the gates of a later task.
 template <class T>
 GATEDRNN_DEVICE void prefetch_inputs(const TilePlan& p, const Task& t, const ScanArgs& a) {
   const auto threads = whole_block<T>();

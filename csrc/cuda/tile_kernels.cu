@@ -1,6 +1,6 @@
-// The kernels that walk over tiles, for one block size of the weight. The build compiles this file
-// once for each size, in parallel (`COMPILED_BLOCKS` in build_cuda.py): GATEDRNN_BLOCK is that
-// size, or 0 for the kernels of any other size and of float64.
+// The kernels that visit tiles, for one block size of the weight. The build compiles this file once
+// for each size, in parallel (COMPILED_BLOCKS in build_cuda.py). GATEDRNN_BLOCK is the size. 0
+// stands for any other size, and for float64.
 #include "cuda/backward_kernel.cuh"
 #include "cuda/wavefront_kernel.cuh"
 

@@ -1,4 +1,4 @@
-// The device of a tensor made current, and PyTorch's current stream there.
+// Makes the device of a tensor current, and finds PyTorch's current stream there.
 #pragma once
 
 #include <dlfcn.h>
@@ -15,8 +15,8 @@ class __attribute__((visibility("hidden"))) DeviceScope {
   void* stream() const { return stream_; }
 
  private:
-  // Its entry lies in libtorch_cuda, which a CPU-only PyTorch does not have. It is looked up when
-  // the first CUDA tensor has come, so that one binary loads beside either.
+  // This function is in libtorch_cuda, which a CPU-only PyTorch lacks. It is looked up at the first
+  // CUDA tensor, so that one binary loads with either PyTorch.
   static void* current_stream(int32_t device) {
     using Entry = AOTITorchError (*)(int32_t, void**);
     static const Entry entry = [] {

@@ -1,4 +1,4 @@
-// Values on the device: storage types to the state's type and back, and the math of one value.
+// Values on the device: conversions between storage types and the state's type, and math.
 #pragma once
 
 #include <type_traits>
@@ -8,7 +8,7 @@
 
 namespace gatedrnn::cuda {
 
-// What recurrence.h needs of a value type.
+// The operations that recurrence.h needs.
 template <class T>
 struct ScalarMath {
   static GATEDRNN_INLINE T constant(int value) { return static_cast<T>(value); }
@@ -27,7 +27,7 @@ struct ScalarMath {
   }
 };
 
-// The larger one; NaN if either is.
+// The larger value; NaN if either is NaN.
 template <class A>
 GATEDRNN_DEVICE A maximum_of(A a, A b) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
@@ -40,7 +40,7 @@ GATEDRNN_DEVICE A maximum_of(A a, A b) {
   return maximum<ScalarMath<A>>(a, b);
 }
 
-// v cut at +-limit; NaN stays NaN.
+// v clamped to [-limit, limit]. NaN stays NaN.
 template <class A>
 GATEDRNN_DEVICE A within(A v, A limit) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
@@ -83,8 +83,8 @@ GATEDRNN_DEVICE Dtype state_dtype() {
   return std::is_same_v<A, double> ? Dtype::kFloat64 : Dtype::kFloat32;
 }
 
-// Calls body with a null pointer of the type in which maps of this dtype are stored; A is the
-// state's type. One branch around a loop, so that kernels need not be compiled for each dtype.
+// Calls body with a null pointer of the type that stores maps of this dtype. A is the state's type.
+// The branch is outside of the loops, so that kernels are not compiled for each dtype.
 template <class A, class Body>
 GATEDRNN_DEVICE void dispatch_storage(Dtype dtype, const Body& body) {
   if constexpr (std::is_same_v<A, double>) {

@@ -1,4 +1,4 @@
-// Forward pass by a wavefront: its plan (wavefront_kernel.cuh).
+// Forward pass by a wavefront: the host code (kernel: wavefront_kernel.cuh).
 #include "cuda/forward.cuh"
 #include "cuda/merge.cuh"
 

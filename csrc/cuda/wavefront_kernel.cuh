@@ -1,4 +1,4 @@
-// The wavefront's kernel: every tile of x and g is read once for two directions, which are merged
+// The wavefront kernel. A visit to a tile loads x and g once for two directions, and merges these
 // on chip. Two passes cross the image from opposite corners at the same time.
 #pragma once
 
@@ -8,17 +8,17 @@
 
 namespace gatedrnn::cuda {
 
-// What a visit writes of a tile, and what it reads of the visit before.
+// What a visit writes for a tile, and what it reads from the visit before.
 template <class A>
 struct MergedTile {
-  void* result;  // its corner; on a first visit that of the share
+  void* result;  // corner of y, or of the share on a first visit
   const void* share;
   uint8_t* mask;
   Dtype dtype;
   A scale;
 };
 
-// Writes what the directions of one pass say of a tile, and what the other has said before.
+// Merges the directions of one pass, and the result of the first visit if this is the second.
 template <class T, MergeOp Op, bool Second>
 GATEDRNN_DEVICE void write_merged(const Task& t, const MergedTile<typename T::Value>& tile,
                                   const Strides& strides, const PassMaps<typename T::Value>& maps) {
@@ -71,7 +71,7 @@ GATEDRNN_DEVICE void write_merged(const Task& t, const MergedTile<typename T::Va
   });
 }
 
-// Where the tiles are in shared memory; all in the state's type.
+// The tiles in shared memory, in the state's type.
 template <class A, class T>
 struct WavefrontTiles {
   A* x;
@@ -137,8 +137,9 @@ GATEDRNN_DEVICE void write_tiles(const WavefrontParams<A>& f) {
   });
 }
 
-// A block owns a tile at a time. Loads and stores run along whichever axis of a map is contiguous.
-// Rows belong to the first half of the threads, columns to the second (kernel_traits.cuh).
+// A block owns one tile at a time. The first half of its threads own rows, the second half columns.
+// Loads and stores run along the contiguous axis of a map. Shared memory holds WavefrontTiles.
+// States are of type A.
 template <class A, class T>
 __global__ void __launch_bounds__(T::kThreads, T::kScanBlocks)
     wavefront_kernel(const __grid_constant__ WavefrontParams<A> f) {

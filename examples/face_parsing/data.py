@@ -11,6 +11,8 @@ from faceparse.console import say
 from faceparse.data import (
     DATASETS,
     LABEL_SETS,
+    LABELS,
+    OWN,
     SPLITS,
     DataError,
     default_folder,
@@ -26,7 +28,7 @@ def inspect(args):
     """Print what is in a data set, write contact sheets, and end with an error on any problem."""
     source = DATASETS[args.dataset]
     splits = [args.split] if args.split else SPLITS
-    labels = args.labels or ("coarse" if source_is_coarse(source) else "fine")
+    labels = args.labels or most_classes(source.TABLE)
     sheets = {split: sheet_path(args, split, several=len(splits) > 1) for split in splits}
     found, problems = {}, []
     for split in splits:
@@ -64,7 +66,10 @@ def inspect(args):
 def draw(args):
     """Write synthetic faces of the test split as pictures, enlarged, for want of photographs."""
     faces = open_dataset("synthetic", None, "test", limit=args.count)
-    args.out.mkdir(parents=True, exist_ok=True)
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise DataError(f"--out must be a folder, {args.out} is not") from None
     for i, image in enumerate(faces.images):
         picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
         buffer = io.BytesIO()
@@ -74,16 +79,16 @@ def draw(args):
     say(f"{args.count} pictures in {args.out}")
 
 
-def source_is_coarse(source):
-    """Whether a set has labels for skin, hair and background alone."""
-    return hasattr(source, "TABLE") and source.TABLE.fine is None
+def most_classes(table):
+    """The labels to show of a set: fine where there are any, else coarse, else its own."""
+    return next((name for name in ("fine", "coarse") if table.into(LABEL_SETS[name])), OWN)
 
 
 def sheet_path(args, split, *, several):
     """Where the contact sheet of a split goes.
 
     Raises:
-        DataError: that is in the data set's own folder.
+        DataError: that is in the data set's own folder, or would write over another file.
     """
     path = args.out or Path(f"{args.dataset}-{split}.png")
     if path.suffix.lower() != ".png":
@@ -99,6 +104,8 @@ def sheet_path(args, split, *, several):
             raise DataError(f"will not write {path} into the data set's own folder: give --out")
     if not path.parent.is_dir():
         raise DataError(f"no folder {path.parent} to write {path.name} in")
+    if path.is_dir() or (args.out is None and path.exists() and not report.is_sheet(path)):
+        raise DataError(f"{path} exists and is no contact sheet: give --out, or move it away")
     return path
 
 
@@ -112,7 +119,7 @@ def main():
     command.add_argument(
         "--limit", type=cli.number(int, 1), help="open N faces of each split at most"
     )
-    command.add_argument("--labels", choices=LABEL_SETS, help="default: fine where there are any")
+    command.add_argument("--labels", choices=LABELS, help="default: fine where there are any")
     command.add_argument(
         "--out",
         type=cli.path,

@@ -76,7 +76,7 @@ def in_parallel(make, sources: list) -> list[Path]:
 def link(name: str, objects: list[Path]) -> Path:
     """The library of these objects. What nobody has used for long is removed."""
     for path in BUILD.iterdir():
-        with suppress(FileNotFoundError):  # others clear up beside us
+        with suppress(FileNotFoundError):  # other processes clear up too
             if path.stat().st_mtime < time.time() - KEPT:
                 path.unlink()
     library = BUILD / f"{name}-{digest(*(path.name for path in objects))}.so"
@@ -92,7 +92,8 @@ def compiled(source: Path | Unit) -> Path:
     """The object of a source. Its name has a digest of everything that it was made from."""
     name, source, defines = source if isinstance(source, Unit) else Unit(source.stem, source)
     more = {".cu": KERNEL_FLAGS, ".cpp": EXECUTOR_FLAGS, ".cc": TRANSLATED_FLAGS}[source.suffix]
-    flags, folders = [*FLAGS, *more, *defines], [HERE] if more is TRANSLATED_FLAGS else [HERE, *CSRC]
+    flags = [*FLAGS, *more, *defines]
+    folders = [HERE] if more is TRANSLATED_FLAGS else [HERE, *CSRC]
 
     def made_of() -> str:
         return digest(source.read_text(), headers(*folders), compiler(), torch.__version__, *flags)
@@ -118,7 +119,7 @@ def is_there(path: Path) -> bool:
 
 
 def written(command: list, target: Path) -> Path:
-    """What `command` writes, to be renamed once it is right, for others may build beside us."""
+    """What `command` writes. Rename it when it is complete: other processes may build it too."""
     part = target.with_suffix(f".{os.getpid()}{target.suffix}")
     command = [str(word) for word in (*command, part)]
     plain = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}

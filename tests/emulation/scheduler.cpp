@@ -184,7 +184,9 @@ void access(const void* begin, size_t bytes, size_t alignment, bool writes, cons
     scheduler->misaligned(begin, alignment, code);
   scheduler->access(begin, bytes, writes, false, code);
 }
-void assume_initialized(const void* begin, size_t bytes) { scheduler->assume_initialized(begin, bytes); }
+void assume_initialized(const void* begin, size_t bytes) {
+  scheduler->assume_initialized(begin, bytes);
+}
 void refuse_shuffle(const char* number, int64_t value) {
   scheduler->refuse_shuffle(number, value, __builtin_return_address(0));
 }

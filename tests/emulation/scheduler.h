@@ -1,4 +1,4 @@
-// One launch: its resident blocks, who runs, and who waits for whom.
+// One launch: its resident blocks, which thread runs, and which threads wait for others.
 #pragma once
 
 #include <memory>
@@ -9,7 +9,7 @@
 
 #include "executor.h"
 #include "fiber.h"
-#include "guards.h"
+#include "guard_pages.h"
 #include "races.h"
 
 namespace gatedrnn::emulation {

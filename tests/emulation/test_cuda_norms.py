@@ -13,8 +13,7 @@ from gatedrnn.norms import clamp_norm
 
 pytestmark = pytest.mark.usefixtures("emulated")
 SCALES = (1e-30, 0.999999, 1.000001, 30.0, 1e18)
-# Above 32 every squaring is a kernel of its own, and takes its time here.
-SIZES = ((1, SCALES), (2, SCALES), (8, SCALES), (33, SCALES[1:3]))
+SIZES = ((1, SCALES), (2, SCALES), (8, SCALES), (32, SCALES[1:3]))  # 32 is the largest
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +71,7 @@ def test_blocks_that_are_not_finite_are_nan_and_alone(value):
     assert gradient[0, :3].isfinite().all()
 
 
-@pytest.mark.parametrize("k", sampled([20, 40], 1))
+@pytest.mark.parametrize("k", sampled([20, 32], 1))
 def test_bits_do_not_depend_on_the_order_of_threads(k, monkeypatch):
     w = torch.randn(3, k, k, generator=torch.Generator().manual_seed(0), dtype=F64)
 
@@ -86,7 +85,7 @@ def test_bits_do_not_depend_on_the_order_of_threads(k, monkeypatch):
         assert all(map(torch.equal, results(), expected))
 
 
-@pytest.mark.parametrize("k", sampled([5, 34], 1))
+@pytest.mark.parametrize("k", sampled([5, 32], 1))
 def test_powers_that_stand_still_or_never_do_end_alike(k):
     # Singular values side by side need all squarings, one far above the others hardly any.
     generator = torch.Generator().manual_seed(k)
@@ -103,6 +102,12 @@ def test_derivatives_of_the_clamp_are_right():
     assert torch.autograd.gradcheck(lambda w: clamp_norm(w, "spectral"), weight)
 
 
-@pytest.mark.parametrize(("k", "dtype"), sampled(itertools.product((2, 8, 33), (F32, F64)), 2))
+@pytest.mark.parametrize(("k", "dtype"), sampled(itertools.product((2, 8, 32), (F32, F64)), 2))
 def test_first_derivative_is_that_of_the_operations(k, dtype):
     assert_derivative_is_that_of_operations(k, dtype)
+
+
+def test_block_that_is_too_large_is_an_error_with_a_remedy():
+    message = "at most 32 channels on a GPU, got 33; use gatedrnn.norms.clamp_norm"
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.gatedrnn.clamp_spectral(torch.zeros(1, 33, 33), False)

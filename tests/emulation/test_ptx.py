@@ -17,7 +17,7 @@ from test_cuda_kernels import PAIRS, PROCESSORS, check_pair
 from test_norms import KINDS
 from test_scan import check
 from tiers import sampled
-from translated_build import KERNELS, CannotBuild, find_nvcc, load
+from translated_build import KERNELS, ToolkitError, find_nvcc, load
 
 from gatedrnn import DIRECTIONS
 from gatedrnn import norms as package_norms
@@ -29,7 +29,7 @@ KNOWN_BLOCKS, OTHER_BLOCKS = (1, 2, 4, 8, 16), (3, 20)
 def nvcc():
     try:
         return find_nvcc()
-    except CannotBuild as error:
+    except ToolkitError as error:
         pytest.skip(f"no CUDA toolkit: {error}")
 
 

@@ -26,12 +26,12 @@ from ptx import kernels, translate
 
 from gatedrnn import _ops
 
-CannotBuild = build_cuda.CannotBuild
+ToolkitError = build_cuda.ToolkitError
 ARCHITECTURE = os.environ.get("GATEDRNN_PTX_ARCHITECTURE", "sm_90")
 
 
 def find_nvcc() -> str:
-    """The nvcc that a build would take; CannotBuild says why there is none."""
+    """The nvcc that a build would take; ToolkitError says why there is none."""
     return build_cuda.find_toolkit().nvcc
 
 

@@ -143,18 +143,23 @@ def test_a_moved_data_set_finds_its_cache(tree, folder, no_decoding):
     assert_same(read(moved, folder), plain)
 
 
-def damage_byte(npy, facts):
-    data = bytearray(npy.read_bytes())
-    data[len(data) // 2] ^= 1
+def write_over(npy, data):
+    npy.unlink()  # it is read-only
     npy.write_bytes(data)
 
 
+def damage_byte(npy, facts):
+    data = bytearray(npy.read_bytes())
+    data[len(data) // 2] ^= 1
+    write_over(npy, data)
+
+
 def damage_length(npy, facts):
-    npy.write_bytes(npy.read_bytes()[:-1])
+    write_over(npy, npy.read_bytes()[:-1])
 
 
 def damage_empty(npy, facts):
-    npy.write_bytes(b"")
+    write_over(npy, b"")
 
 
 def damage_gone(npy, facts):
@@ -183,6 +188,30 @@ def test_a_damaged_cache_is_made_anew_with_a_note(damage, tree, folder, capsys):
     assert f"{npy} is damaged; it is made anew" in capsys.readouterr().err
     read(tree, folder)
     assert "is damaged" not in capsys.readouterr().err
+
+
+def test_no_program_of_the_user_cuts_a_mapped_file_off(tree, folder):
+    read(tree, folder)
+    (npy,) = files(folder, "*.npy")
+    assert npy.stat().st_mode & 0o777 == 0o400
+    touch(trees.image("helen", tree, 0))
+    read(tree, folder)  # and it can still be removed
+    assert not npy.exists()
+
+
+def test_what_was_checked_is_what_is_mapped(tree, folder, no_decoding, monkeypatch):
+    before = read(tree, folder)
+    no_decoding()
+    (npy,) = files(folder, "*.npy")
+    check = cache._crc32
+
+    def taken_over(file):
+        value = check(file)
+        write_over(npy, b"")
+        return value
+
+    monkeypatch.setattr(cache, "_crc32", taken_over)
+    assert_same(read(tree, folder), before)
 
 
 def test_npy_without_json_is_not_complete(tree, folder, no_decoding):

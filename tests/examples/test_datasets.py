@@ -107,6 +107,12 @@ def break_size(root):
     return str(path), "is 200 x 250", "is 250 x 250"
 
 
+def break_background(root):
+    path = lfw_tree.label_path(root, "Ann_Lee", 2)
+    Image.new("RGB", (250, 250), lfw_tree.BLUE).save(path)
+    return str(path), "must label a face, all its pixels are background"
+
+
 def break_list_line(root):
     path = root / "parts_train.txt"
     path.write_text("Ann_Lee 1\nAnn_Lee_0002\n")
@@ -117,6 +123,15 @@ def test_zero_byte_in_a_list_is_one_line(tree):
     path = tree / "parts_train.txt"
     path.write_bytes(b"Ann_Lee 1\nAnn\0Lee 2\n")
     with pytest.raises(DataError, match="line 2 holds a zero byte"):
+        open_dataset("lfw-pl", tree, "train")
+
+
+def test_a_list_may_be_of_windows_but_must_be_utf_8(tree):
+    path = tree / "parts_train.txt"
+    path.write_bytes(b"\xef\xbb\xbfAnn_Lee 1\r\n\r\n \t\r\nAnn_Lee 2\r\n")
+    assert len(open_dataset("lfw-pl", tree, "train").images) == 2
+    path.write_text("Ann_Lee 1\n", encoding="utf-16")
+    with pytest.raises(DataError, match=r"parts_train.txt must be text in UTF-8"):
         open_dataset("lfw-pl", tree, "train")
 
 
@@ -149,7 +164,7 @@ def test_lfw_pl_without_root_or_with_fine_labels_is_an_error(tree):
         open_dataset("lfw-pl", None, "train")
     with pytest.raises(DataError, match="there is no such folder"):
         open_dataset("lfw-pl", tree / "nowhere", "train")
-    with pytest.raises(DataError, match="coarse labels"):
+    with pytest.raises(DataError, match="do not give the labels 'fine'"):
         open_dataset("lfw-pl", tree, "train", labels="fine")
 
 

@@ -12,7 +12,7 @@ from example_scripts import ROOT
 from PIL import Image
 
 from faceparse.data import DATASETS, SPLITS, DataError, open_dataset
-from faceparse.data.celebamask_hq import PARTS, split_tenths
+from faceparse.data.celebamask_hq import MASK_NAMES, split_tenths
 from faceparse.data.celebamask_mini import held_out
 from faceparse.data.labels import CELEBAMASK_HQ
 
@@ -121,7 +121,7 @@ def test_masks_are_turned_upright(tmp_path):
 
 def test_fine_labels_where_there_are_none_are_an_error(tmp_path):
     tree = trees.write_tree("multi-face", tmp_path)
-    with pytest.raises(DataError, match="coarse labels"):
+    with pytest.raises(DataError, match="do not give the labels 'fine'"):
         open_dataset("multi-face", tree, "train", labels="fine")
     assert open_dataset("multi-face", tree, "train").points is None
 
@@ -165,7 +165,7 @@ def test_celebamask_hq_paints_later_parts_over_earlier_ones(tmp_path):
     np.testing.assert_array_equal(faces.labels[0], expected_labels("celebamask-hq", expected))
     assert (faces.labels[1] == 0).all()
     assert [
-        CELEBAMASK_HQ.names[1 + PARTS.index(part)] for part in ("l_ear", "neck_l", "eye_g")
+        CELEBAMASK_HQ.names[1 + MASK_NAMES.index(part)] for part in ("l_ear", "neck_l", "eye_g")
     ] == [
         "left ear",
         "necklace",
@@ -276,6 +276,23 @@ def break_zero_landmarks(name, root):
     return str(path), "must have landmarks that lie apart"
 
 
+def break_shifted_landmarks(name, root):
+    path = trees.landmarks(root, 1)
+    places = np.add(np.loadtxt(path, skiprows=1), (8, 0))
+    np.savetxt(path, places, header="106", comments="")
+    return (
+        str(path),
+        "must have landmarks within 0.5 of",
+        str(trees.label(name, root, 1)),
+    )
+
+
+def break_background(name, root):
+    path = trees.label(name, root, 1)
+    Image.new("L", (80, 80)).save(path)
+    return str(path), "must label a face, all its pixels are background"
+
+
 def break_empty_masks(name, root):
     for part in trees.PARTS:
         Image.new("L", (80, 80)).save(trees.label(name, root, 1, part))
@@ -293,7 +310,8 @@ BREAKS[break_missing_image] = LISTED  # elsewhere the photographs themselves are
 BREAKS[break_unknown_label] = BREAKS[break_colour_label] = NAMES[2:]  # values are not classes
 BREAKS[break_faceless] = ("helen", "lapa")  # cut about the face
 BREAKS[break_landmarks] = BREAKS[break_missing_landmarks] = ("lapa",)
-BREAKS[break_zero_landmarks] = ("lapa",)
+BREAKS[break_zero_landmarks] = BREAKS[break_shifted_landmarks] = ("lapa",)
+BREAKS[break_background] = ("celebamask-mini",)
 BREAKS[break_empty_masks] = ("celebamask-hq",)
 
 
@@ -362,6 +380,45 @@ def test_lapa_takes_capital_letters_and_leaves_out_the_files_of_macos(tmp_path):
     path.rename(path.with_suffix(".JPG"))
     faces = open_dataset("lapa", tree, "train")
     assert len(faces.images) == 3
+
+
+def test_landmarks_near_their_parts_are_taken(tmp_path):
+    """The eyes are 18 pixels apart; people do not annotate to the pixel."""
+    tree = trees.write_tree("lapa", tmp_path)
+    path = trees.landmarks(tree, 1)
+    np.savetxt(path, np.loadtxt(path, skiprows=1) + 3, header="106", comments="")
+    path.write_text(path.read_text(), encoding="utf-8-sig", newline="\r\n")
+    assert len(open_dataset("lapa", tree, "train").images) == 3
+
+
+def test_landmarks_of_another_photograph_are_noticed(tmp_path):
+    tree = trees.write_tree("lapa", tmp_path)
+    for path in (trees.image("lapa", tree, 1), trees.label("lapa", tree, 1)):
+        Image.open(path).rotate(90).save(path)
+    first, second = (trees.landmarks(tree, k) for k in (0, 1))
+    turned = np.add(np.loadtxt(second, skiprows=1)[:, ::-1] * (1, -1), (0, 80))
+    np.savetxt(second, turned, header="106", comments="")
+    assert len(open_dataset("lapa", tree, "train").images) == 3
+    stored = first.read_text(), second.read_text()
+    first.write_text(stored[1])
+    second.write_text(stored[0])
+    faces = open_dataset("lapa", tree, "train", skip_bad=True)
+    assert len(faces.images) == 1
+    for path, line in zip((first, second), faces.skipped, strict=True):
+        assert str(path) in line
+
+
+@pytest.mark.parametrize("name", [*NAMES, "lfw-pl"])
+def test_suffixes_may_be_in_capitals(name, tmp_path):
+    tree = lfw_tree.write_tree(tmp_path) if name == "lfw-pl" else trees.write_tree(name, tmp_path)
+    before = open_dataset(name, tree, "train")
+    for path in list(tree.rglob("*")):
+        if path.is_file() and path.parent != tree:
+            path.rename(path.with_suffix(path.suffix.upper()))
+    after = open_dataset(name, tree, "train")
+    assert len(after.images) > 0
+    assert torch.equal(after.images, before.images)
+    assert torch.equal(after.labels, before.labels)
 
 
 @pytest.mark.parametrize("name", ["celebamask-hq", "lapa"])

@@ -234,7 +234,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     path.write_text("no picture")
     assert "cannot identify image file" in refusal(path)
     path.write_bytes(b"")
-    refusal(path)
+    assert "the file is empty" in refusal(path)
     assert "No such file" in refusal(tmp_path / "none.jpg")
     assert "directory" in refusal(tmp_path)
 
@@ -253,6 +253,14 @@ def test_pixels_beyond_the_limit_are_refused(tmp_path, limit):
     assert "must have at most 0.000599 megapixels, got 30 x 20: raise --max-megap" in refusal(path)
     limit(600e-6)
     assert read(path).shape == (3, 20, 30)
+
+
+def test_the_limit_of_a_data_set_names_no_option_that_train_lacks(tmp_path, limit):
+    tree = trees.write_tree("helen", tmp_path)
+    limit(0.006)
+    words = r"10000_1.jpg: a photograph must .* got 80 x 80: make it and its labels smaller"
+    with pytest.raises(DataError, match=words):
+        open_dataset("helen", tree, "train")
 
 
 @pytest.mark.filterwarnings("error")

@@ -101,6 +101,21 @@ def test_contact_sheet_shows_photograph_and_labels(tree, here, monkeypatch, tmp_
     assert (np.abs(second - trees.shade(5)) < 4).all()
 
 
+def test_no_other_picture_is_written_over(tree, here, monkeypatch, capsys):
+    """A sheet of an earlier run is."""
+    arguments = ["inspect", "--dataset", "helen", "--root", tree, "--split", "test"]
+    for _ in range(2):
+        assert call(monkeypatch, command, *arguments) == 0
+    path = here / "helen-test.png"
+    Image.new("RGB", (5, 4)).save(path)
+    before = path.read_bytes()
+    error = refused(monkeypatch, capsys, command, *arguments)
+    assert "helen-test.png exists and is no contact sheet: give --out" in error
+    assert path.read_bytes() == before
+    assert call(monkeypatch, command, *arguments, "--out", path) == 0  # named, so meant
+    assert path.read_bytes() != before
+
+
 def test_limit_and_labels_are_obeyed(tree, here, monkeypatch, capsys):
     arguments = ["inspect", "--dataset", "helen", "--root", tree, "--split", "train"]
     assert call(monkeypatch, command, *arguments, "--limit", 2, "--labels", "coarse") == 0
@@ -149,6 +164,13 @@ def test_the_folder_runs_as_a_program(here, script_environment):
     assert done.returncode == 0, done.stderr
     assert "faces: 3 (drawn by default 200)" in done.stdout
     assert (here / "synthetic-test.png").is_file()
+
+
+def test_pictures_go_into_a_folder_only(here, monkeypatch, capsys):
+    (here / "file").touch()
+    for place in ("file", "file/below"):
+        error = refused(monkeypatch, capsys, command, "draw", "--out", place, "--count", 1)
+        assert error == f"error: --out must be a folder, {place} is not"
 
 
 def test_faces_are_drawn_as_pictures(here, monkeypatch, capsys):

@@ -149,6 +149,14 @@ def test_second_training_into_one_folder_is_refused(tmp_path, monkeypatch, capsy
     assert not (tmp_path / "out").exists()  # empty: it goes with whoever made it
 
 
+def test_an_empty_folder_of_the_user_stays(tmp_path):
+    (tmp_path / "mine").mkdir()
+    for name in ("mine", "made"):
+        with checkpoint.claimed(tmp_path / name):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
 def test_a_folder_is_free_once_its_process_has_gone(tmp_path):
     """Not held by a worker that a killed process has left behind."""
     script = (
@@ -240,7 +248,7 @@ def test_evaluate_refuses_another_model_and_other_classes(finished, monkeypatch,
     ("text", "words"),
     [
         ("lr = 1" + 400 * "0", "lr must be in 1e-09 .. 1000.0, got inf"),
-        ("lr = 'fast'", "lr must be float, got 'fast'"),
+        ("\ufefflr = 'fast'", "lr must be float, got 'fast'"),  # Windows' editor begins so
         ("epochs = 0", "epochs must be in 1 .. inf, got 0"),
         ("epochs = true", "epochs must be int, got True"),
         ("model = 'vgg'", "model must be one of rnn-g"),

@@ -1,6 +1,7 @@
 """What the example's commands share: options, one-line errors, exit codes."""
 
 import argparse
+import faulthandler
 import importlib.util
 import math
 import sys
@@ -159,6 +160,9 @@ def one_line(error):
 def exit_code(main):
     """Run ``main`` and turn what a user can cause into one line and an exit code."""
     accept_every_name()
+    if sys.__stderr__ and not faulthandler.is_enabled():
+        # What ends Python itself, such as a mapped file that another program cuts off.
+        faulthandler.enable(sys.__stderr__)
     try:
         main()
     except (*EXPECTED, PackageError, NoFaceError) as error:

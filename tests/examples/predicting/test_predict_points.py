@@ -58,11 +58,13 @@ def test_points_are_used_where_the_detector_finds_nothing(run, tmp_path):
         ('{"a.png": [[1, 2], [3, 4], [5, 6], [7, 8], [9]]}', "must have five points"),
         ('{"a.png": [[1, 2], [3, 4], [5, 6], [7, 8], [9, Infinity]]}', "must have five points"),
         ('{"a.png": "here"}', "must have five points"),
+        ('{"loop/a.png": "here"}', "must have five points"),
         ('{"a.png": [[1, 2], [1, 2], [1, 2], [1, 2], [1, 2]]}', "points that lie apart"),
     ],
 )
 def test_points_that_cannot_be_are_one_line(text, words, run, tmp_path, monkeypatch, capsys):
     write_face(tmp_path / "a.png")
+    (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "p.json").write_text(text)
     given_arguments = ["--models", "m", "a.png", "--points", "p.json"]
     error = refused(monkeypatch, capsys, predict, *given_arguments)

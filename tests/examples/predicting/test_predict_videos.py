@@ -49,6 +49,72 @@ def test_a_video_is_written_with_its_labels(every, expected, run, tmp_path):
     assert stored["frames_with_faces"] == expected - (every == 1)
 
 
+def write_timed(path, images, times):
+    """A film whose frames are shown at their own times, in seconds."""
+    height, width = images[0].shape[:2]
+    code, raw = cv2.VideoWriter_fourcc(*"MJPG"), [cv2.VIDEOWRITER_PROP_RAW_VIDEO, 1]
+    writer = cv2.VideoWriter(path, cv2.CAP_FFMPEG, code, 1000, (width, height), raw)
+    for image, time in zip(images, times, strict=True):
+        writer.set(cv2.VIDEOWRITER_PROP_PTS, round(1000 * time))
+        encoded = cv2.imencode(".jpg", np.ascontiguousarray(image[..., ::-1]))[1]
+        writer.write(encoded.reshape(1, -1))
+    writer.release()
+
+
+def test_of_a_film_whose_rate_varies_each_frame_has_its_own_time(run, capfd):
+    times = [0, 0.5, 0.54, 0.58, 2, 2.2, 3]
+    greys = [np.full((256, 256, 3), 30 * i, np.uint8) for i in range(1, len(times))]
+    write_timed("clip.mkv", [drawn(FOUND[1])[0], *greys], times)
+    assert run("clip.mkv") == 0
+    assert "damaged" not in capfd.readouterr().err
+    shown, rate = read_video("parsed/clip_overlay.mp4")
+    assert rate == 25
+    # The film's end is unknown: the last frame lasts as long as the median one, 0.35 s.
+    assert len(shown) / rate == pytest.approx(3.35, abs=0.05)
+    for i, frame in enumerate(shown):
+        source = np.searchsorted(times, (i + 0.5) / rate) - 1
+        assert source == 0 or abs(frame.mean() - 30 * source) < 9
+    stored = json.loads(Path("parsed/clip.json").read_text())
+    assert (stored["frames"], stored["frames_with_faces"]) == (7, 1)
+
+
+@pytest.mark.parametrize(
+    ("times", "options", "rate", "counts"),
+    [
+        ([i / 15 for i in range(9)], {}, 15, [1] * 9),  # the header says 1000
+        ([i / 15 for i in range(9)], {"every": 2}, 7.5, [1] * 5),
+        ([0], {}, 25, [1]),
+        ([1, 1.02, 1.1, 1.1, 1.2], {}, 50, [1, 4, 0, 5, 5]),
+        ([0, 0.001, 1], {}, 60, [0, 60, 30]),
+        # No more than a hundred for each that is read, in 1500 s.
+        ([0, 0.01, 1000], {}, 0.2, [0, 200, 100]),
+    ],
+)
+def test_the_times_of_a_film(times, options, rate, counts, tmp_path):
+    path = tmp_path / "clip.mkv"
+    write_timed(str(path), [np.zeros((16, 16, 3), np.uint8)] * len(times), times)
+    found = video.timing(path, **options)
+    assert found.rate == pytest.approx(rate, rel=0.01)
+    assert found.counts == counts
+    assert found.promised is None
+
+
+@pytest.mark.parametrize("rate", [71.428571, 144.0144])
+def test_every_frame_rate_can_be_written(rate, tmp_path):
+    path = tmp_path / "clip.mp4"
+    with video.writing(path, rate) as write:
+        write(Image.new("RGB", (64, 48)))
+    assert read_video(path)[1] == pytest.approx(rate, abs=0.01)
+
+
+def test_the_name_of_a_film_is_no_order_to_ffmpeg(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, count in (("other.mp4", 2), ("concat:other.mp4", 3)):
+        with video.writing(Path(name), 10) as write:
+            write(Image.new("RGB", (64, 48)), count)
+    assert video.timing(Path("concat:other.mp4")).counts == [1] * 3
+
+
 def test_bad_videos_are_named(run, tmp_path, capfd):
     write_video("blank.mp4", [np.full((64, 64, 3), 90, np.uint8)] * 2)
     Path("broken.mp4").write_bytes(b"no video")

@@ -31,8 +31,9 @@ FORMAT = 1
 # A folder that holds the cache's files only. The user's folder may hold other files.
 FOLDER = "gatedrnn-faces"
 PRIVATE = 0o700  # the mode of the folder: photographs of people are nobody else's business
+READ_ONLY = 0o400  # the mode of a whole file
 NAME = re.compile(
-    r"[a-z-]+-(train|validation|test)-(coarse|fine)-\d+-(all|\d+)-[0-9a-f]{20}"
+    r"[a-z-]+-(train|validation|test)-[a-z]+-\d+-(all|\d+)-[0-9a-f]{20}"
     r"\.(npy|json|[0-9a-f]{12}\.tmp)"
 )
 FRESH = 60  # seconds for which an unlocked temporary is left alone: it may be about to be locked
@@ -157,10 +158,12 @@ def open_or_fill(folder, key, root, records, rule, rows, decoder, *, skip_bad):
             if decoder.trouble or fingerprint(root, records, rule) != mark:
                 note(f"{key.root} changed or failed while it was read; it is not cached")
                 return None, ()
-            facts = {"count": kept, "crc32": _crc32(file.name), "skipped": skipped}
+            facts = {"count": kept, "crc32": _crc32(file), "skipped": skipped}
             facts |= {"size": os.path.getsize(file.name), "key": key._asdict()}
             # On disk before the .json that vouches for it.
             os.fsync(file.fileno())
+            if fcntl:  # a program that cuts a mapped file off ends all that read it, by SIGBUS
+                os.fchmod(file.fileno(), READ_ONLY)
             os.replace(file.name, path)
         with _temporary(folder, path.stem) as file:
             file.write(json.dumps(facts, indent=1).encode())
@@ -186,10 +189,10 @@ def _open(path, side):
     except (OSError, ValueError):
         facts = None
     try:
-        whole = os.path.getsize(path) == facts["size"] and _crc32(path) == facts["crc32"]
-        array = np.load(path, mmap_mode="c") if whole else None
-        fits = array is not None and array.dtype == record_type(side)
-        if fits and 0 <= facts["count"] <= len(array):
+        with open(path, "rb") as file:  # what is checked is mapped, also if the name is taken over
+            whole = os.fstat(file.fileno()).st_size == facts["size"]
+            array = _map(file, side) if whole and _crc32(file) == facts["crc32"] else None
+        if array is not None and 0 <= facts["count"] <= len(array):
             return array[: facts["count"]], tuple(facts["skipped"])
     except (OSError, ValueError, KeyError, TypeError):
         pass
@@ -216,11 +219,21 @@ def _write(file, rows, count, side):
     return kept
 
 
-def _crc32(path):
+def _map(file, side):
+    """The records in an open .npy file, mapped copy-on-write; None if they are of another type."""
+    file.seek(0)
+    np.lib.format.read_magic(file)
+    shape, _, found = np.lib.format.read_array_header_1_0(file)
+    if found != record_type(side):
+        return None
+    return np.memmap(file, found, mode="c", offset=file.tell(), shape=shape)
+
+
+def _crc32(file):
     value = 0
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK):
-            value = zlib.crc32(chunk, value)
+    file.seek(0)
+    while chunk := file.read(CHUNK):
+        value = zlib.crc32(chunk, value)
     return value
 
 
@@ -232,7 +245,7 @@ def _temporary(folder, stem):
     """
     path = folder / f"{stem}.{secrets.token_hex(6)}.tmp"
     try:
-        with open(path, "xb") as file:
+        with open(path, "x+b") as file:
             if fcntl:
                 with contextlib.suppress(OSError):  # a file system without locks
                     fcntl.flock(file, fcntl.LOCK_EX)

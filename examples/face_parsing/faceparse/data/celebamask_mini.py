@@ -28,8 +28,13 @@ def find(root, split):
     if split != "test":
         held = held_out(len(names))
         names = names[:-held] if split == "train" else names[-held:]
+    path = files.Listing().path
     return [
-        files.Record(root / "images" / f"{name}.jpg", (root / "masks" / f"{name}.png",), list_name)
+        files.Record(
+            path(root / "images" / f"{name}.jpg"),
+            (path(root / "masks" / f"{name}.png"),),
+            list_name,
+        )
         for name in names
     ]
 
@@ -44,4 +49,5 @@ def read(record):
     (path,) = record.labels
     labels = files.read_pixels(NAME, path, record.origin)
     files.check_values(NAME, path, labels, len(TABLE.names))
+    files.check_face(NAME, path, labels)
     return labels, None

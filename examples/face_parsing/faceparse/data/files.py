@@ -96,7 +96,8 @@ def _hint(name, root):
     except OSError:
         return ""
     places = [Path(folder) for folder in folders[:NEIGHBOURS]]
-    places += [root.resolve().parent, root.resolve().parent.parent]
+    real = Path(os.path.realpath(root))
+    places += [real.parent, real.parent.parent]
     kinds = [(looks_like(place), place) for place in places]
     for kind, place in sorted(kinds, key=lambda pair: pair[0] != name):  # this set first
         if kind:
@@ -108,8 +109,10 @@ def read_list(name, path):
     """The (line number, text) pairs of a list file, without blank lines."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{name}: cannot read {path}: {error}") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{name}: {path} must be text in UTF-8") from None
+    except OSError as error:
+        raise DataError(f"{name}: cannot read {path}: {error.strerror}") from None
     for i, line in enumerate(lines, start=1):
         if "\0" in line:
             raise DataError(f"{name}: {path} line {i} holds a zero byte: {line!r}")
@@ -129,6 +132,28 @@ def entry_names(name, folder):
         raise DataError(f"{name}: cannot list {folder}: {error.strerror}") from None
 
 
+class Listing:
+    """Finds files by their names, with the suffix in any case. It lists each folder once."""
+
+    def __init__(self):
+        self._folders = {}
+
+    def names(self, folder):
+        """The names in a folder by the same with the suffix in lower case."""
+        if folder not in self._folders:
+            try:
+                found = sorted(os.listdir(folder))  # .JPG before .jpg, so that the latter wins
+            except OSError:
+                found = []  # opening the file gives the reason
+            pairs = ((*os.path.splitext(name), name) for name in found)
+            self._folders[folder] = {stem + suffix.lower(): name for stem, suffix, name in pairs}
+        return self._folders[folder]
+
+    def path(self, path):
+        """The path of a file that is there, or the path that was asked for."""
+        return path.with_name(self.names(path.parent).get(path.name, path.name))
+
+
 def open_image(name, path, origin):
     """An image file opened, its header read and its pixels not."""
     try:
@@ -144,6 +169,8 @@ def unreadable(name, path, origin, error):
     """The DataError for a file that cannot be opened or decoded."""
     if isinstance(error, FileNotFoundError):
         return DataError(f"{name}: {origin} names a missing file, {path}")
+    if isinstance(error, image_io.TooLargeError):
+        return DataError(f"{name}: {path}: {error}: make it and its labels smaller")
     # A damaged file can make Pillow raise nearly anything.
     words = " ".join(str(error).split()) or type(error).__name__
     return DataError(f"{name}: cannot decode {path}: {words}")
@@ -177,6 +204,12 @@ def check_values(name, path, labels, count):
             f"{name}: {path} holds the unknown label {labels[row, column]} at row {row}, "
             f"column {column} ({int(unknown.sum())} such pixels)"
         )
+
+
+def check_face(name, path, labels):
+    """Refuse labels (H, W) without a face."""
+    if not labels.any():
+        raise DataError(f"{name}: {path} must label a face, all its pixels are background")
 
 
 def same_size(name, record, size, label_size):

@@ -24,15 +24,17 @@ def find(root, split):
     """The records of a split, in list order."""
     list_name = LISTS[split]
     root = files.require(NAME, HOME, root, ("images", "labels", list_name))
-    records = []
+    records, listing = [], files.Listing()
     for i, line in files.read_list(NAME, root / list_name):
         number, comma, stem = (field.strip() for field in line.partition(","))
         if not (comma and stem and number.isdecimal()):
             raise DataError(
                 f"{NAME}: {root / list_name} line {i}: expected '<number> , <id>', got {line!r}"
             )
-        maps = [root / "labels" / stem / f"{stem}_lbl{k:02d}.png" for k in range(len(TABLE.names))]
-        records.append(files.Record(root / "images" / f"{stem}.jpg", tuple(maps), list_name))
+        names = [f"{stem}_lbl{k:02d}.png" for k in range(len(TABLE.names))]
+        maps = tuple(listing.path(root / "labels" / stem / name) for name in names)
+        image = listing.path(root / "images" / f"{stem}.jpg")
+        records.append(files.Record(image, maps, list_name))
     return records
 
 

@@ -37,12 +37,13 @@ def find(root, split):
             f"{NAME}: no '<id>.jpg' in {folder / 'images'} ({files.found(folder / 'images')}); "
             f"described at {HOME}"
         )
+    path = files.Listing().path
     return [
         files.Record(
             folder / "images" / name,
-            (folder / "labels" / f"{name[:-4]}.png",),
+            (path(folder / "labels" / f"{name[:-4]}.png"),),
             f"the photograph {name}",
-            folder / "landmarks" / f"{name[:-4]}.txt",
+            path(folder / "landmarks" / f"{name[:-4]}.txt"),
         )
         for name in names
     ]
@@ -67,7 +68,7 @@ def read(record):
 def _read_landmarks(path, origin):
     """The landmarks (106, 2) float32."""
     try:
-        numbers = [float(word) for word in path.read_text().split()]
+        numbers = [float(word) for word in path.read_text(encoding="utf-8-sig").split()]
     except (OSError, ValueError) as error:
         raise files.unreadable(NAME, path, origin, error) from error
     if (

@@ -25,7 +25,7 @@ def find(root, split):
     """The records of a split, in list order."""
     list_name = LISTS[split]
     root = files.require(NAME, HOME, root, (IMAGES, LABELS, list_name))
-    records = []
+    records, listing = [], files.Listing()
     for i, line in files.read_list(NAME, root / list_name):
         # A name may hold '_', '-' or spaces.
         fields = line.rsplit(maxsplit=1)
@@ -34,8 +34,9 @@ def find(root, split):
                 f"{NAME}: {root / list_name} line {i}: expected '<Name> <number>', got {line!r}"
             )
         name, stem = fields[0].strip(), f"{fields[0].strip()}_{int(fields[1]):04d}"
-        image = root / IMAGES / name / f"{stem}.jpg"
-        records.append(files.Record(image, (root / LABELS / f"{stem}.ppm",), list_name))
+        image = listing.path(root / IMAGES / name / f"{stem}.jpg")
+        labels = listing.path(root / LABELS / f"{stem}.ppm")
+        records.append(files.Record(image, (labels,), list_name))
     return records
 
 
@@ -56,4 +57,5 @@ def read(record):
             f"{NAME}: {path} holds the unknown colour {colour} at row {row}, column {column} "
             f"({int(unknown.sum())} such pixels)"
         )
+    files.check_face(NAME, path, labels)
     return labels, None

@@ -5,6 +5,8 @@ root/labels/<id>.png                 8-bit grey or palette: 0 background, 1 skin
 root/train.txt, val.txt, test.txt    one id a line
 """
 
+import re
+
 from . import files
 from .faces import DataError
 from .labels import MULTI_FACE as TABLE
@@ -24,11 +26,18 @@ def find(root, split):
     root = files.require(NAME, HOME, root, ("images", "labels", list_name))
     if files.looks_like(root) == "helen":
         raise DataError(f"{NAME}: {root} looks like helen: --dataset helen")
+    path = files.Listing().path
+    names = [
+        re.sub(r"\.jpg$", "", line, flags=re.I)
+        for _, line in files.read_list(NAME, root / list_name)
+    ]
     return [
-        files.Record(root / "images" / f"{name}.jpg", (root / "labels" / f"{name}.png",), list_name)
-        for name in (
-            line.removesuffix(".jpg") for _, line in files.read_list(NAME, root / list_name)
+        files.Record(
+            path(root / "images" / f"{name}.jpg"),
+            (path(root / "labels" / f"{name}.png"),),
+            list_name,
         )
+        for name in names
     ]
 
 

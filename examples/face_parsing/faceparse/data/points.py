@@ -65,3 +65,16 @@ def exchanged(points):
         return False
     across, down = points[0] - points[1], below.mean(0) - points[:2].mean(0)
     return bool(across[0] * down[1] < across[1] * down[0])
+
+
+def distance(points, others):
+    """How far a face's points (5, 2) are from others: the median, in radii of the face.
+
+    The radius is the mean distance of the points from their middle. 0 with fewer than two points
+    that both have.
+    """
+    seen = ~np.isnan(points + others).any(1)
+    if seen.sum() < 2:
+        return 0.0
+    radius = np.hypot(*(points - points.mean(0)).T).mean()
+    return float(np.median(np.hypot(*(points - others)[seen].T)) / radius)

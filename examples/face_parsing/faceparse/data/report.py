@@ -5,6 +5,7 @@ import io
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from faceparse.inference import image_io
@@ -12,10 +13,12 @@ from faceparse.inference import image_io
 from . import points
 from .faces import DataError
 from .files import open_image
+from .labels import mapped
 
 PICTURED = 24
 ACROSS = 4  # faces in a row of the sheet
 TILE = 160  # pixels
+MARK = ("Software", "gatedrnn contact sheet")  # in the PNG
 JUDGED = 200  # faces looked at to tell left from right
 
 
@@ -99,9 +102,11 @@ def _repeated(source, split, records):
 
 def _sides(faces):
     """How often the left eye is where it belongs, on the viewer's right."""
-    if len(faces.label_set.names) < 11:
+    fine = faces.label_set.fine
+    if fine is None:
         return []
-    found = np.array([points.from_labels(labels.numpy()) for labels in faces.labels[:JUDGED]])
+    judged = [mapped(labels.numpy(), fine) for labels in faces.labels[:JUDGED]]
+    found = np.array([points.from_labels(labels) for labels in judged])
     if faces.points is None or not len(found):
         return []
     right = found[:, 0, 0] > found[:, 1, 0]
@@ -126,6 +131,16 @@ def contact_sheet(faces):
         for shift, picture in ((0, photo), (TILE, Image.blend(photo, painted, 0.55))):
             tile = picture.resize((TILE, TILE), Image.Resampling.BILINEAR)
             sheet.paste(tile, (x + shift, y))
-    buffer = io.BytesIO()
-    sheet.save(buffer, "PNG")
+    buffer, mark = io.BytesIO(), PngInfo()
+    mark.add_text(*MARK)
+    sheet.save(buffer, "PNG", pnginfo=mark)
     return buffer.getvalue()
+
+
+def is_sheet(path):
+    """Whether a file is a contact sheet, so that another one may take its place."""
+    try:
+        with image_io.open_image(path) as image:
+            return MARK in image.info.items()
+    except Exception:  # no picture, or a damaged one
+        return False

@@ -40,6 +40,10 @@ class PhotographError(ValueError):
     """A photograph that cannot be used; the message is one line and names the file."""
 
 
+class TooLargeError(ValueError):
+    """An image of more pixels than :func:`set_limit` allows."""
+
+
 class NoFaceError(ValueError):
     """There is no face in a photograph, or none that the detector finds."""
 
@@ -70,9 +74,9 @@ def open_image(path):
         if image.format == "TIFF":
             _seek_photograph(image)
         if image.width * image.height > _limit:
-            raise ValueError(
+            raise TooLargeError(
                 f"a photograph must have at most {_limit / 10**6:g} megapixels, got {image.width} "
-                f"x {image.height}: raise --max-megapixels of predict.py, recolour.py, demo.py"
+                f"x {image.height}"
             )
     except BaseException:
         image.close()
@@ -107,6 +111,8 @@ def _why_unknown(path):
         return RAW
     with open(path, "rb") as file:
         header = file.read(12)
+    if not header:
+        return "the file is empty"
     if header[4:8] == b"ftyp" and header[8:] in HEIF_BRANDS and "HEIF" not in Image.OPEN:
         return "HEIC needs one more package: pip install pillow-heif; or convert it to JPEG"
     return f"cannot identify image file: it must be one of {', '.join(FORMATS)}"
@@ -154,6 +160,8 @@ def _named(path):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd EXIF data
             yield
+    except TooLargeError as error:
+        raise PhotographError(f"cannot read {path}: {error}: raise --max-megapixels") from None
     except Exception as error:  # a damaged file can make Pillow raise nearly anything
         words = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise PhotographError(f"cannot read {path}: {words or type(error).__name__}") from None

@@ -2,6 +2,7 @@
 
 import contextlib
 import glob
+import os
 import sys
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def expand(arguments):
     for text in arguments:
         files = _files(text)
         for path in files:
-            found.setdefault(path.resolve(), path)
+            found.setdefault(os.path.realpath(path), path)
         if not files:
             wrong.append(repr(text))
     if wrong:
@@ -51,8 +52,36 @@ def _files(text):
         ]
     if path.is_file():
         return [path]
-    matches = (Path(match) for match in sorted(glob.glob(text, recursive=True)))
+    matches = sorted(set(_matches(path)))
     return [match for match in matches if match.is_file() and not writers.is_result(match)]
+
+
+def _matches(pattern):
+    """The paths that match a glob. ``**`` visits each folder once, also where links form a loop."""
+    parts = pattern.parts
+    if "**" not in parts:
+        return map(Path, glob.glob(str(pattern)))
+    place = parts.index("**")
+    tops = glob.glob(os.path.join(*parts[:place])) if place else ["."]
+    return [
+        match
+        for top in tops
+        for folder in _folders(top)
+        for match in _matches(Path(glob.escape(folder), *(parts[place + 1 :] or ["*"])))
+    ]
+
+
+def _folders(top):
+    """A folder and all below it, those of links too, without hidden ones; each of them once."""
+    seen = set()
+    for folder, names, _ in os.walk(top, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            names.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        names[:] = [name for name in names if not name.startswith(".")]
+        yield folder
 
 
 def is_video(path):
@@ -103,17 +132,18 @@ def predict_photo(path, folder, name, *, parse, points=None):
     writers.write(folder, name, path, image, parsed_faces)
 
 
-def predict_video(path, folder, name, *, parse, every):
+def predict_video(path, folder, name, *, parse, label_set, every):
     """The same of a video; a frame without a face stays as it is."""
+    rate, counts, promised = video.timing(path, every=every)
     capture = video.open_capture(path)
-    promised = video.count_of(capture, every=every)
-    target, rate = folder / f"{name}_overlay.mp4", video.rate(capture, every=every)
     count = with_face = 0
-    with video.writing(target, rate) as write:
-        for frame, bar in video.frames(capture, every=every, title=path.name):
+    shown = video.frames(capture, every=every, title=path.name, total=len(counts))
+    with video.writing(folder / f"{name}_overlay.mp4", rate) as write, contextlib.closing(shown):
+        for (frame, bar), times in zip(shown, counts, strict=False):
             image = as_tensor(frame)
             parsed_faces = parse(image)
-            write(writers.overlay(image, writers.compose(parsed_faces, image.shape[1:])))
+            labels = writers.compose(parsed_faces, image.shape[1:])
+            write(writers.overlay(image, labels, label_set), times)
             count, with_face = count + 1, with_face + bool(parsed_faces)
             bar.set_postfix(faces=len(parsed_faces), refresh=False)
         if not count:
@@ -124,7 +154,7 @@ def predict_video(path, folder, name, *, parse, every):
         if not with_face:
             raise NoFaceError(f"no face found in {path}")
         facts = {"frames": count, "frames_with_faces": with_face, "frames_per_second": rate}
-        writers.write_json(folder, name, path, image.shape[1:], facts)
+        writers.write_json(folder, name, path, image.shape[1:], label_set, facts)
 
 
 def predict_camera(capture, folder, name, source, *, parse):
@@ -147,13 +177,14 @@ def predict_camera(capture, folder, name, source, *, parse):
     writers.write(folder, name, source, *last)
 
 
-def predict_files(paths, names, args, *, parse, points):
+def predict_files(paths, names, args, *, parse, label_set, points):
     """Parse one file after the other; returns how many are unreadable, and how many faceless."""
     counts = {PhotographError: 0, NoFaceError: 0}
     for path in tqdm(paths, unit="photo", disable=None if len(paths) > 1 else True):
         try:
             if is_video(path):
-                predict_video(path, args.out, names[path], parse=parse, every=args.every)
+                options = dict(parse=parse, label_set=label_set, every=args.every)
+                predict_video(path, args.out, names[path], **options)
             else:
                 given = points.get(path)
                 predict_photo(path, args.out, names[path], parse=parse, points=given)
@@ -168,7 +199,7 @@ def is_done(path, folder, name):
     return writers.is_done(folder, name, last=ending)
 
 
-def run_files(args, parse, paths, points):
+def run_files(args, parse, label_set, paths, points):
     names = writers.names_of(paths, args.out)
     for path, name in names.items():
         if name != path.stem:
@@ -178,7 +209,9 @@ def run_files(args, parse, paths, points):
         for path in paths
         if not args.resume or path in points or not is_done(path, args.out, names[path])
     ]
-    unreadable, faceless = predict_files(todo, names, args, parse=parse, points=points)
+    unreadable, faceless = predict_files(
+        todo, names, args, parse=parse, label_set=label_set, points=points
+    )
     words = [f"{len(todo) - unreadable - faceless} of {len(paths)} parsed into {args.out}"]
     words += [f"{len(paths) - len(todo)} done before"] * (len(todo) < len(paths))
     words += [f"{unreadable} unreadable"] * (unreadable > 0)

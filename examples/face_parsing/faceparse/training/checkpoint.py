@@ -64,12 +64,14 @@ if hasattr(os, "register_at_fork"):
 
 @contextlib.contextmanager
 def claimed(folder):
-    """Hold a folder for this process, and make it if need be; an empty one is removed at the end.
+    """Hold a folder for this process, and make it if need be.
+
+    If it was made here and is empty at the end, it is removed.
 
     Raises:
         CheckpointError: it is no folder, or another process holds it.
     """
-    handle = _hold(folder)
+    handle, made = _hold(folder)
     _held.add(handle)
     try:
         for path in folder.glob(f".*{TEMPORARY}*"):  # of a process that was killed
@@ -77,17 +79,20 @@ def claimed(folder):
                 path.unlink()
         yield
     finally:
-        with contextlib.suppress(OSError):
-            folder.rmdir()  # while it is still held, so that nobody works in it
+        if made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # while it is still held, so that nobody works in it
         _held.discard(handle)
         os.close(handle)
 
 
 def _hold(folder):
-    """The descriptor of a folder, made if need be, with a lock that is gone with the process."""
+    """The descriptor of a folder, locked until the process ends; and whether it was made here."""
     until = time.monotonic() + PATIENCE
+    made = False
     while True:
         try:
+            made = not folder.exists() or made
             folder.mkdir(parents=True, exist_ok=True)
             handle = os.open(folder, os.O_RDONLY)
         except (FileExistsError, NotADirectoryError):
@@ -96,7 +101,7 @@ def _hold(folder):
             if fcntl:
                 _lock(handle, folder)
             if os.path.samestat(os.fstat(handle), os.stat(folder)):
-                return handle
+                return handle, made
         except FileNotFoundError:
             pass  # whoever held it before has removed it
         except BlockingIOError:
