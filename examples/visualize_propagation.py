@@ -22,7 +22,7 @@ import propagation  # noqa: E402
 from propagation import Scene  # noqa: E402
 
 from faceparse import cli  # noqa: E402
-from faceparse.data import LABEL_SETS, DataError, transforms  # noqa: E402
+from faceparse.data import DataError, labels, transforms  # noqa: E402
 from faceparse.inference import image_io  # noqa: E402
 from faceparse.training import checkpoint  # noqa: E402
 from faceparse.training.checkpoint import CheckpointError  # noqa: E402
@@ -100,8 +100,7 @@ def read_scene(path, photograph):
     except CheckpointError as error:
         raise CheckpointError(f"--checkpoint: {error}") from None
     layers = [layer for layer in model.modules() if isinstance(layer, SpatialGatedRNN)]
-    label_set = LABEL_SETS[state["settings"]["labels"]]
-    if layers and state["classes"] != list(label_set.names):
+    if layers and state["settings"]["view"] not in ("whole", "face"):
         raise CheckpointError(
             f"--checkpoint must hold a network for the whole face, "
             f"{path} knows {', '.join(state['classes'])}"
@@ -125,8 +124,9 @@ def read_scene(path, photograph):
         )
     if not all(t.isfinite().all() for t in (scenes[0].x, scenes[0].g)):
         raise CheckpointError(f"--checkpoint must give finite maps, {path} does not")
-    labels = np.array(label_set.colours, np.uint8)[parse.logits[0].argmax(0).numpy()]
-    shown = {"photograph": images[0].permute(1, 2, 0).numpy(), "labels": labels}
+    label_set = labels.label_set(*state["classes"])
+    painted = np.array(label_set.colours, np.uint8)[parse.logits[0].argmax(0).numpy()]
+    shown = {"photograph": images[0].permute(1, 2, 0).numpy(), "labels": painted}
     return scenes[0], shown
 
 

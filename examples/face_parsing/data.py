@@ -11,6 +11,8 @@ from faceparse.console import say
 from faceparse.data import (
     DATASETS,
     LABEL_SETS,
+    LABELS,
+    OWN,
     SPLITS,
     DataError,
     default_folder,
@@ -26,7 +28,7 @@ def inspect(args):
     """Print what is in a data set, write contact sheets, and end with an error on any problem."""
     source = DATASETS[args.dataset]
     splits = [args.split] if args.split else SPLITS
-    labels = args.labels or ("coarse" if source_is_coarse(source) else "fine")
+    labels = args.labels or most_classes(source.TABLE)
     sheets = {split: sheet_path(args, split, several=len(splits) > 1) for split in splits}
     found, problems = {}, []
     for split in splits:
@@ -77,9 +79,9 @@ def draw(args):
     say(f"{args.count} pictures in {args.out}")
 
 
-def source_is_coarse(source):
-    """Whether a set has labels for skin, hair and background alone."""
-    return hasattr(source, "TABLE") and source.TABLE.fine is None
+def most_classes(table):
+    """The labels to show of a set: fine where there are any, else coarse, else its own."""
+    return next((name for name in ("fine", "coarse") if table.into(LABEL_SETS[name])), OWN)
 
 
 def sheet_path(args, split, *, several):
@@ -117,7 +119,7 @@ def main():
     command.add_argument(
         "--limit", type=cli.number(int, 1), help="open N faces of each split at most"
     )
-    command.add_argument("--labels", choices=LABEL_SETS, help="default: fine where there are any")
+    command.add_argument("--labels", choices=LABELS, help="default: fine where there are any")
     command.add_argument(
         "--out",
         type=cli.path,

@@ -5,7 +5,7 @@ import sys
 
 from faceparse import cli
 from faceparse.console import say
-from faceparse.data import LABEL_SETS, SPLITS, DataError
+from faceparse.data import LABELS, SPLITS, DataError
 from faceparse.inference import postprocess
 from faceparse.inference.face_crops import Layout, how_to_open, make_view
 from faceparse.inference.face_parser import FaceParser
@@ -35,7 +35,7 @@ def main():
         help="what makes labels of the maps; default: for MO a graph cut, else their maximum",
     )
     cli.add_dataset_argument(parser, help="default: the one it was trained on")
-    parser.add_argument("--labels", choices=LABEL_SETS, help="default: those it was trained on")
+    parser.add_argument("--labels", choices=LABELS, help="default: those it was trained on")
     parser.add_argument("--limit", type=cli.number(int, 1), help="use N faces at most")
     cli.add_data_arguments(parser)
     parser.add_argument("--split", choices=SPLITS, default="test")
@@ -55,7 +55,7 @@ def evaluate_chain(args):
     """Table 3's row of a whole face parser."""
     face_parser = FaceParser.load(args.models, device=args.device)
     dataset = args.dataset or "helen"
-    options = how_to_open("face", "fine")
+    options = how_to_open("face", face_parser.labels)
     faces = cli.open_faces(args, dataset, args.split, limit=args.limit, **options)
     if not len(faces.images):
         raise DataError(f"{dataset}: no usable face in the {args.split} split")

@@ -66,7 +66,7 @@ def main():
         if args.camera is not None:
             run_camera(args, parse)
         else:
-            run_files(args, parse, paths, points)
+            run_files(args, parse, parser.label_set, paths, points)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from faceparse.inference.image_io import (
     read_with_profile,
     set_limit,
 )
-from faceparse.inference.recolouring import PARTS, colour_of, converted, recolour_part
+from faceparse.inference.recolouring import RECOLOURED, colour_of, converted, recolour_part
 from faceparse.training.checkpoint import write_atomically
 
 LONGEST_SIDE = {".webp": 16383, ".jpg": 65535, ".jpeg": 65535}  # pixels that a format has room for
@@ -42,7 +42,7 @@ def main():
     parser.add_argument("photo", metavar="PHOTO", type=cli.path)
     cli.add_models_argument(parser)
     cli.add_limit_argument(parser)
-    parser.add_argument("--part", required=True, choices=PARTS)
+    parser.add_argument("--part", required=True, choices=RECOLOURED)
     parser.add_argument("--colour", required=True, type=colour_of, metavar="'#RRGGBB'")
     parser.add_argument("--strength", type=cli.number(float, 0, 1), default=1.0)
     parser.add_argument("--all", action="store_true", help="every face, not the largest alone")

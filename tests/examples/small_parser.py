@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from faceparse.data import geometry, open_dataset, synthetic
+from faceparse.data import FINE, geometry, open_dataset, synthetic
 from faceparse.inference import detect, face_crops, face_parser
 from faceparse.models import build_model
 
@@ -33,7 +33,7 @@ def save_parser(folder):
     faces = open_dataset("synthetic", None, "train", limit=8, labels="fine", progress=False)
     layout = face_crops.learn_layout(faces, progress=False).as_dict()
     states = {}
-    for name in face_parser.NETWORKS:
+    for name in face_parser.networks_of(FINE):
         model = {"points": "points", "face": "rnn-g"}.get(name, "part")
         count = {"points": 5, "face": 3}.get(name) or len(face_crops.PARTS[name].names) + 1
         side = 128 if name == "face" else 64

@@ -164,7 +164,7 @@ def test_lfw_pl_without_root_or_with_fine_labels_is_an_error(tree):
         open_dataset("lfw-pl", None, "train")
     with pytest.raises(DataError, match="there is no such folder"):
         open_dataset("lfw-pl", tree / "nowhere", "train")
-    with pytest.raises(DataError, match="coarse labels"):
+    with pytest.raises(DataError, match="do not give the labels 'fine'"):
         open_dataset("lfw-pl", tree, "train", labels="fine")
 
 

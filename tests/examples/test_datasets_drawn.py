@@ -134,7 +134,7 @@ def test_mixed_sets_with_fine_labels(specs, tmp_path):
     mixed = open_mixed(fine, "test", limit=1, labels="fine")
     assert mixed.label_set is FINE
     assert len(mixed.images) == 3
-    with pytest.raises(DataError, match="lfw-pl has coarse labels"):
+    with pytest.raises(DataError, match=r"lfw-pl has 3 classes .* do not give the labels 'fine'"):
         open_mixed(specs, "train", labels="fine")
 
 

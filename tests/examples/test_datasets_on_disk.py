@@ -12,7 +12,7 @@ from example_scripts import ROOT
 from PIL import Image
 
 from faceparse.data import DATASETS, SPLITS, DataError, open_dataset
-from faceparse.data.celebamask_hq import PARTS, split_tenths
+from faceparse.data.celebamask_hq import MASK_NAMES, split_tenths
 from faceparse.data.celebamask_mini import held_out
 from faceparse.data.labels import CELEBAMASK_HQ
 
@@ -121,7 +121,7 @@ def test_masks_are_turned_upright(tmp_path):
 
 def test_fine_labels_where_there_are_none_are_an_error(tmp_path):
     tree = trees.write_tree("multi-face", tmp_path)
-    with pytest.raises(DataError, match="coarse labels"):
+    with pytest.raises(DataError, match="do not give the labels 'fine'"):
         open_dataset("multi-face", tree, "train", labels="fine")
     assert open_dataset("multi-face", tree, "train").points is None
 
@@ -165,7 +165,7 @@ def test_celebamask_hq_paints_later_parts_over_earlier_ones(tmp_path):
     np.testing.assert_array_equal(faces.labels[0], expected_labels("celebamask-hq", expected))
     assert (faces.labels[1] == 0).all()
     assert [
-        CELEBAMASK_HQ.names[1 + PARTS.index(part)] for part in ("l_ear", "neck_l", "eye_g")
+        CELEBAMASK_HQ.names[1 + MASK_NAMES.index(part)] for part in ("l_ear", "neck_l", "eye_g")
     ] == [
         "left ear",
         "necklace",

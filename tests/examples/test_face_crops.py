@@ -24,7 +24,7 @@ def layout(faces):
     return face_crops.learn_layout(faces, progress=False)
 
 
-@pytest.mark.parametrize("name", face_crops.PARTS)
+@pytest.mark.parametrize("name", face_crops.parts_of(FINE))
 def test_a_part_is_in_its_picture_and_keeps_its_classes(name, faces, layout):
     view = face_crops.make_view(name, faces, layout=layout)
     still = view.still(faces)
@@ -32,7 +32,8 @@ def test_a_part_is_in_its_picture_and_keeps_its_classes(name, faces, layout):
     assert still.images.shape[2:] == face_crops.PARTS[name].size
     # Of each class, the share of the part's pixels is about that in the whole face.
     part = face_crops.PARTS[name]
-    for label, k in enumerate(part.fine, start=1):
+    for label, one in enumerate(part.classes, start=1):
+        k = FINE.names.index(one)
         sides = {k, FINE.mirror[k]} if name == "eye" else {k}
         whole = sum((faces.labels == side).sum().item() for side in sides)
         scale = part.size[1] / layout.boxes[name][2] * face_crops.FRAME / 128

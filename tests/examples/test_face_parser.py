@@ -12,7 +12,7 @@ from faceparse.data import FINE, DataError, open_dataset
 from faceparse.inference import face_crops, face_parser
 from faceparse.inference.face_parser import FaceParser, NoFaceError
 from faceparse.models import build_model
-from faceparse.reporting import table3_metrics
+from faceparse.reporting import table3_metrics, writers
 from faceparse.reporting.metrics import confusion_matrix
 from faceparse.training import checkpoint
 
@@ -26,8 +26,8 @@ def faces():
 def parser(faces):
     torch.manual_seed(0)
     networks = {"points": build_model("points", 5, side=64), "face": build_model("rnn-g", 3)}
-    for name, part in face_crops.PARTS.items():
-        networks[name] = build_model("part", len(part.names) + 1, side=64)
+    for name in face_crops.parts_of(FINE):
+        networks[name] = build_model("part", len(face_crops.PARTS[name].names) + 1, side=64)
     return FaceParser.of(networks, face_crops.learn_layout(faces, progress=False))
 
 
@@ -76,6 +76,19 @@ def test_a_small_face_of_a_large_photograph_takes_little_memory(parser, faces):
     parsed_face = parser(image, points=faces.points[0])
     assert parsed_face.labels.shape == (1500, 1500)
     assert sum(found.numel() for _, found in parsed_face._found) < 0.1 * parsed_face.labels.numel()
+
+
+def test_results_of_many_faces_need_no_map_of_the_photograph_for_each(parser, faces, monkeypatch):
+    image = torch.zeros(3, 300, 400, dtype=torch.uint8)
+    image[:, :128, :128] = faces.images[0]
+    parsed_face = parser(image, points=faces.points[0])
+    labels = parsed_face.labels
+    monkeypatch.setattr(face_parser.ParsedFace, "labels", None)
+    assert torch.equal(writers.compose([parsed_face], (300, 400)), labels)
+    counts = torch.bincount(labels.flatten(), minlength=11)
+    found = writers.describe(parsed_face)
+    assert list(found["pixels"].values()) == counts.tolist()
+    assert list(found["share"].values()) == [round(n / 120_000, 6) for n in counts.tolist()]
 
 
 def test_kinds_of_images_give_the_same(parser, faces):
@@ -158,7 +171,8 @@ def test_a_damaged_parser_is_named(networks, tmp_path):
 )
 def test_a_parser_whose_parts_do_not_fit_is_named(damage, parser, tmp_path):
     names = {"points": ("points", 5, 64), "face": ("rnn-g", 3, 128)}
-    names |= {name: ("part", *face_parser.CLASSES[name], 64) for name in face_crops.PARTS}
+    counts = {"eye": 3, "nose": 2, "mouth": 4}
+    names |= {name: ("part", count, 64) for name, count in counts.items()}
     networks = {
         name: [model, classes, side, build_model(model, classes, side=side).state_dict()]
         for name, (model, classes, side) in names.items()

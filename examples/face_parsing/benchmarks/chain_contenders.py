@@ -8,14 +8,16 @@ from parser_contenders import DTYPES, LAYOUTS, PLAIN
 from torch import nn
 
 from faceparse.data import (
+    FINE,
     geometry,
     open_dataset,
     synthetic,
 )
 from faceparse.inference import face_crops
-from faceparse.inference.face_parser import CLASSES, NETWORKS, SHOWN, FaceParser
+from faceparse.inference.face_parser import FaceParser, class_counts, networks_of, pictures_of
 from faceparse.models import build_model, fuse_bn
 
+NETWORKS, PARTS = networks_of(FINE), face_crops.parts_of(FINE)
 ALIGNED, FROM_FRAME = "both stages, aligned 128 x 128", "640 x 480, detection to labels"
 FACES = 8  # parsed at a time, where a batch is timed
 FRAME = (480, 640)  # height and width of a camera's frame
@@ -28,12 +30,11 @@ class Parser(FaceParser):
     Nobody has trained its networks, and a face about points out of nowhere would be of any size.
     """
 
-    def find_points(self, images, boxes):
-        super().find_points(images, boxes)
+    def _look(self, images, maps):
+        super()._look(images, maps)
         shape = self.layout.shape
         usual = face_crops.box_of(face_crops.box_about(shape))
-        maps = [geometry.compose(geometry.inverse(face_crops.box_of(box)), usual) for box in boxes]
-        return np.array([geometry.apply(m, shape) for m in maps])
+        return geometry.apply(geometry.inverse(np.stack(maps)), geometry.apply(usual, shape))
 
 
 class Converted(nn.Module):
@@ -59,7 +60,7 @@ def face_parser(setting=PLAIN, threads=None):
     networks = {}
     for name in NETWORKS:
         model = {"points": "points", "face": "rnn-g"}.get(name, "part")
-        classes = CLASSES[name][0]
+        classes = class_counts(name, FINE)[0]
         torch.manual_seed(0)
         network = build_model(model, classes, side=face_crops.SIDE if name == "face" else 64)
         networks[name] = fuse_bn(network.eval().requires_grad_(False))
@@ -106,7 +107,7 @@ def steps():
     (points_in_frame,) = parser.find_points([frame], boxes)
     pictures = {name: network_input(name) for name in NETWORKS}
     # Of the largest size each; what lies beyond the mouth's own is not looked at.
-    beside = torch.cat([network_input("nose")] * len(SHOWN), 1)
+    beside = torch.cat([network_input("nose")] * sum(len(pictures_of(part)) for part in PARTS), 1)
 
     @torch.inference_mode()
     def networks(*names):
@@ -123,7 +124,7 @@ def steps():
         f"the same, {FACES} faces": (lambda: parser(many, points=many_points), FACES),
         "first stage's network alone": (lambda: networks("face"), 1),
         "second stage in one pass": (one_pass, 1),
-        "its networks one by one": (lambda: networks(*face_crops.PARTS), 1),
+        "its networks one by one": (lambda: networks(*PARTS), 1),
         FROM_FRAME: (lambda: parser(frame), 1),
         "detection in it": (lambda: parser.detect(frame), 1),
         "key points in it": (lambda: parser.find_points([frame], boxes), 1),

@@ -12,10 +12,9 @@ import gradio as gr
 import torch
 from PIL import Image
 
-from faceparse.data import FINE
 from faceparse.inference.detect import as_array
 from faceparse.inference.image_io import PhotographError, as_tensor, read
-from faceparse.inference.recolouring import PARTS, colour_of, recolour_part
+from faceparse.inference.recolouring import RECOLOURED, colour_of, recolour_part
 from faceparse.reporting import layer_inspection, writers
 
 SIDE = 1600  # pixels of a photograph's longer side: the detector looks at no more
@@ -43,7 +42,7 @@ def make_page(parser):
                     parts = before_and_after("Photograph and parts", "parts")
                 with gr.Tab("Recolour"):
                     with gr.Row():
-                        part = gr.Radio(list(PARTS), value="hair", label="Part", scale=2)
+                        part = gr.Radio(list(RECOLOURED), value="hair", label="Part", scale=2)
                         colour = gr.ColorPicker("#8b2252", label="Colour")
                         strength = gr.Slider(0, 1, 0.8, step=0.05, label="Strength")
                     recoloured = before_and_after("Photograph and recoloured", "recoloured")
@@ -77,8 +76,11 @@ def make_page(parser):
             return {
                 seen: (image, faces),
                 message: f"{words} {width} x {height} pixels.",
-                parts: (stored(as_array(image)), stored(writers.overlay(image, labels))),
-                areas: table(labels) if faces else "",
+                parts: (
+                    stored(as_array(image)),
+                    stored(writers.overlay(image, labels, parser.label_set)),
+                ),
+                areas: table(labels, parser.label_set) if faces else "",
                 layer: stored(layer_inspection.draw(propagation)) if propagation else None,
             }
 
@@ -149,11 +151,12 @@ def reduced(image):
     return as_tensor(cv2.resize(as_array(image), size, interpolation=cv2.INTER_AREA))
 
 
-def table(labels):
+def table(labels, label_set):
     """The area of each class in labels (H, W) uint8, as HTML."""
     rows = ["<tr><th>class</th><th>%</th><th>pixels</th></tr>"]
-    counts = torch.bincount(labels.flatten(), minlength=len(FINE.names))
-    for name, colour, count in zip(FINE.names, FINE.colours, counts.tolist(), strict=True):
+    counts = torch.bincount(labels.flatten(), minlength=len(label_set.names))
+    columns = label_set.names, label_set.colours, counts.tolist()
+    for name, colour, count in zip(*columns, strict=True):
         swatch = f'<i style="background: rgb{colour}"></i>'
         share = 100 * count / labels.numel()
         rows.append(f"<tr><td>{swatch}{name}</td><td>{share:.2f}</td><td>{count:,}</td></tr>")

@@ -6,7 +6,6 @@ import re
 import sys
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import children
 import numpy as np
@@ -23,7 +22,7 @@ from faceparse import cli
 from faceparse.data import FINE
 from faceparse.data.labels import POINTS
 from faceparse.inference import face_crops, face_parser, image_io, prediction
-from faceparse.inference.face_parser import FaceParser
+from faceparse.inference.face_parser import FaceParser, ParsedFace
 from faceparse.models import build_model
 from faceparse.reporting import writers
 
@@ -239,7 +238,7 @@ def test_names_are_distinct_stable_and_never_another_photographs(first, second):
             for source, name in names.items():
                 assert re.fullmatch(re.escape(source.stem) + r"(-\d+)?", name)
                 assert stored.setdefault(name, source) == source
-                writers.write_json(folder, name, source, (1, 1), {})
+                writers.write_json(folder, name, source, (1, 1), FINE, {})
         assert names == writers.names_of(first, folder)
         if len({path.stem.casefold() for path in first + second}) == len({*first, *second}):
             assert all(name == source.stem for name, source in stored.items())
@@ -281,11 +280,13 @@ def test_all_faces_are_parsed(run, tmp_path):
 
 def test_the_nearer_face_covers_the_other_but_its_background_does_not():
     def face(size, labels):
-        return SimpleNamespace(points=torch.rand(5, 2) * size, labels=torch.tensor([labels]))
+        face = object.__new__(ParsedFace)
+        face.size, face.points = (1, 4), torch.rand(5, 2) * size
+        face._found = [((0, 0, 4, 1), torch.tensor([labels], dtype=torch.uint8))]
+        return face
 
     near = face(100, [0, 1, 2, 0])
     far = face(10, [3, 3, 0, 0])
-    near.labels, far.labels = near.labels.to(torch.uint8), far.labels.to(torch.uint8)
     for order in ([near, far], [far, near]):
         assert writers.compose(order, (1, 4)).tolist() == [[3, 1, 2, 0]]
     assert writers.compose([], (1, 4)).tolist() == [[0, 0, 0, 0]]
@@ -343,9 +344,9 @@ finally:
 def test_twelve_megapixels_take_less_than_a_gigabyte(tmp_path, script_environment):
     """With all networks, untrained, as a bundle on disk."""
     states = {}
-    for name in face_parser.NETWORKS:
+    for name in face_parser.networks_of(FINE):
         if name in face_crops.PARTS:
-            model, classes, side = "part", len(face_crops.PARTS[name].fine) + 1, 64
+            model, classes, side = "part", len(face_crops.PARTS[name].names) + 1, 64
         else:
             model, classes, side = ("rnn-g", 3, 128) if name == "face" else ("points", 5, 64)
         weights = build_model(model, classes, side=side).state_dict()

@@ -15,22 +15,25 @@ from . import (
 )
 from .cache import default_folder
 from .faces import SIDE, DataError, Faces
-from .labels import COARSE, FINE, LABEL_SETS, LabelSet
+from .labels import COARSE, EARS, FINE, LABEL_SETS, OWN, LabelSet
 
 __all__ = [
     "COARSE",
     "DATASETS",
     "DRAWN",
+    "EARS",
     "FINE",
+    "LABELS",
     "LABEL_SETS",
     "SIDE",
     "DataError",
     "Faces",
     "LabelSet",
 ]
-__all__ += ["SPLITS", "default_folder", "open_dataset", "open_mixed"]
+__all__ += ["OWN", "SPLITS", "default_folder", "open_dataset", "open_mixed"]
 
 SPLITS = ("train", "validation", "test")
+LABELS = (*LABEL_SETS, OWN)
 DRAWN = {"synthetic": synthetic, "synthetic-multi": synthetic_multi}
 ON_DISK = (lfw_pl, helen, celebamask_hq, celebamask_mini, lapa, multi_face)
 # Each module has SIDE, and COUNTS by split (None where nothing is published).
@@ -57,7 +60,8 @@ def open_dataset(
         root: the folder that holds the data set; not used by those that are drawn.
         split: ``"train"``, ``"validation"`` or ``"test"``.
         limit: take the first ``limit`` faces of the split only.
-        labels: ``"coarse"`` (background, skin, hair) or ``"fine"`` (eleven classes).
+        labels: one of ``LABELS``: ``"coarse"`` (background, skin, hair), ``"fine"`` (eleven
+            classes), ``"ears"`` (these and both ears) or ``"own"``, the set's own classes.
         side: pixels of the square that a photograph becomes, if not the set's own. Those that are
             drawn have their own size only.
         skip_bad: leave out files that cannot be used, and list them in ``Faces.skipped``.
@@ -78,7 +82,7 @@ def open_dataset(
     for what, value, known in (
         ("data set", name, DATASETS),
         ("split", split, SPLITS),
-        ("label set", labels, LABEL_SETS),
+        ("label set", labels, LABELS),
     ):
         if value not in known:
             raise ValueError(f"{what} must be one of {', '.join(known)}, got {value!r}")
@@ -102,7 +106,7 @@ def open_mixed(specs, split, **options):
 
     Raises:
         DataError: as :func:`open_dataset`.
-        ValueError: no set, or sets whose faces differ in size.
+        ValueError: no set, or sets whose faces differ in size or in classes.
     """
     specs = list(specs)
     sides = {name: DATASETS[name].SIDE for name, _ in specs if name in DATASETS}
@@ -112,6 +116,12 @@ def open_mixed(specs, split, **options):
         sizes = ", ".join(f"{name} ({side} x {side})" for name, side in sides.items())
         raise ValueError(f"sets of different sizes cannot be mixed: {sizes}")
     parts = [open_dataset(name, root, split, **options) for name, root in specs]
+    if len({part.label_set.names for part in parts}) > 1:
+        counts = ", ".join(
+            f"{name} ({len(part.label_set.names)})"
+            for (name, _), part in zip(specs, parts, strict=True)
+        )
+        raise ValueError(f"sets of different classes cannot be mixed: {counts}")
     points = None
     if any(part.points is not None for part in parts):
         missing = torch.full((1, 5, 2), torch.nan)

@@ -33,7 +33,7 @@ FOLDER = "gatedrnn-faces"
 PRIVATE = 0o700  # the mode of the folder: photographs of people are nobody else's business
 READ_ONLY = 0o400  # the mode of a whole file
 NAME = re.compile(
-    r"[a-z-]+-(train|validation|test)-(coarse|fine)-\d+-(all|\d+)-[0-9a-f]{20}"
+    r"[a-z-]+-(train|validation|test)-[a-z]+-\d+-(all|\d+)-[0-9a-f]{20}"
     r"\.(npy|json|[0-9a-f]{12}\.tmp)"
 )
 FRESH = 60  # seconds for which an unlocked temporary is left alone: it may be about to be locked

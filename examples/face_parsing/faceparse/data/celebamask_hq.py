@@ -23,7 +23,7 @@ TABLE = tables.CELEBAMASK_HQ
 CUT = "whole"
 IMAGES, MASKS = "CelebA-HQ-img", "CelebAMask-HQ-mask-anno"
 # In the order in which they are painted, later over earlier; the label is the place, from 1.
-PARTS = (
+MASK_NAMES = (
     "skin", "nose", "eye_g", "l_eye", "r_eye", "l_brow", "r_brow", "l_ear", "r_ear", "mouth",
     "u_lip", "l_lip", "hair", "hat", "ear_r", "neck_l", "neck", "cloth",
 )  # fmt: skip
@@ -49,7 +49,7 @@ def find(root, split):
     for k in chosen:
         folder = f"{root / MASKS}/{k // 2000}"
         there = listing.names(folder)
-        wanted = [f"{k:05d}_{part}.png" for part in PARTS]
+        wanted = [f"{k:05d}_{part}.png" for part in MASK_NAMES]
         # Strings: some hundred thousand Paths would take seconds to make.
         masks = tuple(f"{folder}/{there[name]}" for name in wanted if name in there)
         records.append(files.Record(listing.path(root / IMAGES / f"{k}.jpg"), masks, IMAGES))
@@ -84,7 +84,7 @@ def read(record):
                 f"{NAME}: {path} is {mask.shape[1]} x {mask.shape[0]}, "
                 f"{record.labels[0]} is {labels.shape[1]} x {labels.shape[0]}"
             )
-        labels[mask > 0] = 1 + PARTS.index(Path(path).stem.partition("_")[2])
+        labels[mask > 0] = 1 + MASK_NAMES.index(Path(path).stem.partition("_")[2])
     if not labels.any():
         raise DataError(f"{NAME}: the masks of {record.image} are all empty: {record.labels[0]}")
     return labels, None

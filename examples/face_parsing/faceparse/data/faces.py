@@ -4,13 +4,36 @@ from typing import NamedTuple
 
 import torch
 
-from .labels import LabelSet
+from .labels import LABEL_SETS, OWN, LabelSet
 
 SIDE = 128  # pixels; the first-stage network's input
 
 
 class DataError(ValueError):
     """A data set that is missing, incomplete or damaged; the message is one line and names it."""
+
+
+def label_set_for(name, table, labels):
+    """The classes that a data set is opened with, and the place there of each of its own labels.
+
+    Args:
+        name: of the data set.
+        table: ``LabelSet`` of its files.
+        labels: a key of ``LABEL_SETS``, or ``OWN``.
+
+    Raises:
+        DataError: the set does not tell these classes.
+    """
+    if labels == OWN:
+        return table, tuple(range(len(table.names)))
+    label_set = LABEL_SETS[labels]
+    places = table.into(label_set)
+    if places is None:
+        raise DataError(
+            f"{name} has {len(table.names)} classes ({', '.join(table.names)}), which do not give "
+            f"the labels {labels!r}; --labels {OWN} takes them as they are"
+        )
+    return label_set, places
 
 
 class Faces(NamedTuple):

@@ -14,8 +14,8 @@ from faceparse.inference import image_io
 
 from . import cache as caches
 from . import files, photo_crops, points
-from .faces import DataError, Faces
-from .labels import LABEL_SETS, POINTS_MIRROR, mapped
+from .faces import DataError, Faces, label_set_for
+from .labels import POINTS_MIRROR, mapped
 
 FARTHEST = 0.5  # of landmarks from the labelled parts, in radii of the face
 
@@ -38,10 +38,7 @@ def load(
     Args:
         source: a loader module, such as ``lfw_pl``.
     """
-    if getattr(source.TABLE, labels) is None:
-        raise DataError(
-            f"{source.NAME} has coarse labels (background, skin, hair) only, not {labels!r}"
-        )
+    label_set_for(source.NAME, source.TABLE, labels)  # refused before any file is looked for
     if cache is not None and root is not None:
         cache = caches.checked_folder(cache, root)
     records = source.find(root, split)
@@ -64,7 +61,8 @@ def load(
         arrays = _in_memory(rows(), len(records), side)
         return _faces(*arrays, decoder)
     key = caches.Key(source.NAME, split, labels, side, limit, str(Path(root).resolve()))
-    rule = repr((source.CUT, photo_crops.RULE, source.TABLE, Image.__version__))
+    rule = (source.CUT, photo_crops.RULE, source.TABLE, decoder.table, Image.__version__)
+    rule = repr(rule)
     stored, skipped = caches.open_or_fill(
         cache, key, Path(root), records, rule, rows, decoder, skip_bad=skip_bad
     )
@@ -96,7 +94,7 @@ def _faces(images, labels, key_points, decoder):
     return Faces(
         images=torch.from_numpy(images),
         labels=torch.from_numpy(labels),
-        label_set=LABEL_SETS[decoder.labels],
+        label_set=decoder.label_set,
         points=torch.from_numpy(key_points) if has_points else None,
         skipped=tuple(decoder.skipped),
     )
@@ -106,8 +104,8 @@ class Decoder:
     """Decodes records of one set with one kind of labels, and remembers the bad ones."""
 
     def __init__(self, source, labels, skip_bad, side):
-        self.source, self.labels, self.skip_bad, self.side = source, labels, skip_bad, side
-        self.table = getattr(source.TABLE, labels)
+        self.source, self.skip_bad, self.side = source, skip_bad, side
+        self.label_set, self.table = label_set_for(source.NAME, source.TABLE, labels)
         self.skipped = []
         self.trouble = False  # a file could not be read for a reason that may pass
 

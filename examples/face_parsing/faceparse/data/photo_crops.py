@@ -8,7 +8,7 @@ from PIL import Image, ImageOps
 
 from faceparse.inference import image_io
 
-from .labels import mapped
+from .labels import CLASSES, mapped
 
 RULE = 4  # raise it when what comes out changes: cached faces are then decoded again
 MARGIN = 2  # side of the square about a face, in longer sides of its box
@@ -37,7 +37,9 @@ def face(labels, table, side):
     Raises:
         ValueError: there is no face label.
     """
-    on = mapped(labels, table.coarse) == 1
+    # By name: a set of the user's own may have classes that CLASSES lacks.
+    of_face = [name in CLASSES and CLASSES[name].coarse == "skin" for name in table.names]
+    on = mapped(labels, of_face).view(bool)
     rows, columns = np.flatnonzero(on.any(1)), np.flatnonzero(on.any(0))
     if not rows.size:
         raise ValueError("holds no face label")

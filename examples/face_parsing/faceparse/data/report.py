@@ -13,6 +13,7 @@ from faceparse.inference import image_io
 from . import points
 from .faces import DataError
 from .files import open_image
+from .labels import mapped
 
 PICTURED = 24
 ACROSS = 4  # faces in a row of the sheet
@@ -101,9 +102,11 @@ def _repeated(source, split, records):
 
 def _sides(faces):
     """How often the left eye is where it belongs, on the viewer's right."""
-    if len(faces.label_set.names) < 11:
+    fine = faces.label_set.fine
+    if fine is None:
         return []
-    found = np.array([points.from_labels(labels.numpy()) for labels in faces.labels[:JUDGED]])
+    judged = [mapped(labels.numpy(), fine) for labels in faces.labels[:JUDGED]]
+    found = np.array([points.from_labels(labels) for labels in judged])
     if faces.points is None or not len(found):
         return []
     right = found[:, 0, 0] > found[:, 1, 0]

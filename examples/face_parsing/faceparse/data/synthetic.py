@@ -13,8 +13,9 @@ import torch
 from tqdm import tqdm
 
 from .drawing import COLUMNS, ROWS, Canvas, blob, lit, mix, planar
-from .faces import SIDE, Faces
-from .labels import FINE, LABEL_SETS, POINTS
+from .faces import SIDE, Faces, label_set_for
+from .labels import FINE, POINTS
+from .labels import FINE as TABLE
 
 COUNTS = {
     "train": 960,
@@ -34,18 +35,18 @@ HAIR_TONES = np.array(
 
 def load(root, split, *, limit=None, labels="coarse", skip_bad=False, progress=True):
     """Draw one split; see :func:`data.open_dataset`. ``root`` and ``skip_bad`` are not used."""
+    label_set, places = label_set_for("synthetic", TABLE, labels)
     count = COUNTS[split] if limit is None else limit
     images = np.empty((count, SIDE, SIDE, 3), np.uint8)
     label_maps = np.empty((count, SIDE, SIDE), np.uint8)
     points = np.empty((count, len(POINTS), 2), np.float32)
     for i in tqdm(range(count), f"synthetic {split}", disable=None if progress else True):
         images[i], label_maps[i], points[i] = draw_face((SEED, list(COUNTS).index(split)), i)
-    if labels == "coarse":
-        label_maps = np.array(FINE.coarse, np.uint8)[label_maps]
+    label_maps = np.array(places, np.uint8)[label_maps]
     return Faces(
         images=torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),
         labels=torch.from_numpy(label_maps),
-        label_set=LABEL_SETS[labels],
+        label_set=label_set,
         points=torch.from_numpy(points),
     )
 

@@ -9,8 +9,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFilter
 from tqdm import tqdm
 
-from .faces import Faces
-from .labels import FINE, LABEL_SETS
+from .faces import Faces, label_set_for
+from .labels import FINE
+from .labels import FINE as TABLE
 from .synthetic import draw_face
 
 SIDE = 512
@@ -23,18 +24,18 @@ HAIR = FINE.names.index("hair")
 
 def load(root, split, *, limit=None, labels="coarse", skip_bad=False, progress=True):
     """Draw one split; see :func:`data.open_dataset`. ``root`` and ``skip_bad`` are not used."""
+    label_set, places = label_set_for("synthetic-multi", TABLE, labels)
     count = COUNTS[split] if limit is None else limit
     images = np.empty((count, 3, SIDE, SIDE), np.uint8)
     label_maps = np.empty((count, SIDE, SIDE), np.uint8)
     for i in tqdm(range(count), f"synthetic-multi {split}", disable=None if progress else True):
         image, label_maps[i] = draw_scene((SEED, list(COUNTS).index(split)), i)
         images[i] = image.transpose(2, 0, 1)
-    if labels == "coarse":
-        label_maps = np.array(FINE.coarse, np.uint8)[label_maps]
+    label_maps = np.array(places, np.uint8)[label_maps]
     return Faces(
         images=torch.from_numpy(images),
         labels=torch.from_numpy(label_maps),
-        label_set=LABEL_SETS[labels],
+        label_set=label_set,
     )
 
 

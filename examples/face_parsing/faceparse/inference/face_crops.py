@@ -17,7 +17,8 @@ import torch
 from tqdm import tqdm
 
 from faceparse.data import COARSE, FINE, LABEL_SETS, DataError, Faces, LabelSet, geometry
-from faceparse.data.labels import POINTS, POINTS_MIRROR
+from faceparse.data.faces import label_set_for
+from faceparse.data.labels import CLASSES, CROPS, POINTS, POINTS_MIRROR
 from faceparse.data.transforms import augment, change_colours, draw
 
 SOURCE = 384  # pixels of the squares that the pictures are taken from, where a set can give them
@@ -33,24 +34,23 @@ class Part(NamedTuple):
 
     size: tuple[int, int]  # h, w of the network's input
     points: tuple[int, ...]  # the box lies about the middle of these
-    names: tuple[str, ...]  # of its classes, after "background"
-    fine: tuple[int, ...]  # their places in FINE
+    classes: tuple[str, ...]  # those in it; of what has two sides, the left ones
+    names: tuple[str, ...]  # the same without the side
+
+    @property
+    def two_sided(self):
+        """Whether its network sees the right one too, mirrored."""
+        return self.classes != self.names
 
 
-def _places(*names):
-    return tuple(FINE.names.index(name) for name in names)
+def _part(name, crop):
+    classes = [one for one, row in CLASSES.items() if row.crop == name]
+    left = tuple(one for one in classes if not one.startswith("right "))
+    points = tuple(POINTS.index(point) for point in crop.points)
+    return Part(crop.size, points, left, tuple(one.removeprefix("left ") for one in left))
 
 
-PARTS = {
-    "eye": Part((64, 64), (0,), ("brow", "eye"), _places("left brow", "left eye")),
-    "nose": Part((64, 64), (2,), ("nose",), _places("nose")),
-    "mouth": Part(
-        (32, 64),
-        (3, 4),
-        ("upper lip", "inner mouth", "lower lip"),
-        _places("upper lip", "inner mouth", "lower lip"),
-    ),
-}
+PARTS = {name: _part(name, crop) for name, crop in CROPS.items()}
 VIEWS = ("whole", "face", *PARTS, "box")
 
 # The cascade's box about a face, in root mean square distances of the key points from their mean:
@@ -78,7 +78,8 @@ class Layout(NamedTuple):
             KeyError, OverflowError, TypeError, ValueError: it is something else.
         """
         shape = np.array(stored["shape"], float).reshape(len(POINTS), 2)
-        boxes = {part: tuple(float(v) for v in stored[part]) for part in PARTS}
+        parts = [part for part in PARTS if part in stored or part in parts_of(FINE)]
+        boxes = {part: tuple(float(v) for v in stored[part]) for part in parts}
         for name, box in boxes.items():
             left, top, width, height = box
             if not ((np.abs(box) <= LARGEST).all() and min(width, height) >= 1):
@@ -88,11 +89,16 @@ class Layout(NamedTuple):
         return cls(shape, boxes)
 
 
+def parts_of(label_set):
+    """The names of the second stage's parts whose classes a label set has."""
+    return tuple(name for name, part in PARTS.items() if set(part.classes) <= set(label_set.names))
+
+
 def learn_layout(faces, *, progress=True):
     """The mean shape, and how large the parts are about their points.
 
     Args:
-        faces: ``Faces`` with fine labels and points.
+        faces: ``Faces`` with points; the parts are those of their label set.
 
     Raises:
         DataError: no face has all five points, or none shows a part.
@@ -104,8 +110,9 @@ def learn_layout(faces, *, progress=True):
         raise DataError("no face of the training split shows all five key points")
     shape = mean_shape(whole * (FRAME / side))
     maps = geometry.similarity(complete(points, shape, side), shape)
-    extents = {part: [] for part in PARTS}
-    wanted = {part: np.isin(np.arange(len(FINE.names)), PARTS[part].fine) for part in PARTS}
+    parts = {name: PARTS[name] for name in parts_of(faces.label_set)}
+    extents = {name: [] for name in parts}
+    wanted = {name: np.isin(faces.label_set.names, part.classes) for name, part in parts.items()}
     bar = tqdm(maps, "parts of the face", disable=None if progress else True)
     for i, m in enumerate(bar):
         seen = geometry.apply(m, complete(points[i], shape, side))
@@ -113,15 +120,15 @@ def learn_layout(faces, *, progress=True):
         for mirrored in (False, True):
             if mirrored:
                 seen = mirrored_points(seen, FRAME)
-                labels = np.array(FINE.mirror, np.uint8)[labels[:, ::-1]]
-            for name, part in PARTS.items():
+                labels = np.array(faces.label_set.mirror, np.uint8)[labels[:, ::-1]]
+            for name, part in parts.items():
                 on = wanted[name][labels]
                 rows, columns = np.flatnonzero(on.any(1)), np.flatnonzero(on.any(0))
                 if len(rows):
                     ends = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
                     extents[name].append(ends - np.tile(seen[list(part.points)].mean(0), 2))
     boxes = {}
-    for name, part in PARTS.items():
+    for name, part in parts.items():
         if not extents[name]:
             raise DataError(f"no face of the training split shows the class {part.names[0]!r}")
         low, high = np.quantile(extents[name], COVERED, axis=0)
@@ -175,6 +182,16 @@ FRAME_TO_FACE = geometry.box_to_picture((0, 0, FRAME, FRAME), (SIDE, SIDE))
 def frame_of(points, layout):
     """The map from a plane with these points (5, 2) to the aligned frame."""
     return geometry.similarity(points, layout.shape)
+
+
+def misfit(points, layout):
+    """How far points (..., 5, 2) are from the mean shape, wherever it is: in sizes of that shape.
+
+    Root mean squares. NaN where all points are in one place.
+    """
+    off = geometry.apply(frame_of(points, layout), points) - layout.shape
+    middle = layout.shape - layout.shape.mean(0)
+    return np.sqrt((off**2).sum((-1, -2)) / (middle**2).sum())
 
 
 def part_in_frame(points, layout, name):
@@ -245,22 +262,23 @@ class Placed(View):
     Args:
         name: ``face``, a key of ``PARTS``, or ``box``.
         layout: :class:`Layout`.
-        labels: for ``face``, the classes: a key of ``LABEL_SETS``.
+        opened: ``LabelSet`` of the faces that it is given.
+        labels: for ``face``, the classes: one of ``LABELS``.
     """
 
-    def __init__(self, name, layout, *, labels="coarse"):
-        self.name, self.layout = name, layout
-        table = FINE.coarse
+    def __init__(self, name, layout, *, opened=FINE, labels="coarse"):
+        self.name, self.layout, self.opened = name, layout, opened
         if name in PARTS:
             part = PARTS[name]
             self.size = part.size
             self.label_set = label_set_of(part)
-            table = [part.fine.index(k) + 1 if k in part.fine else 0 for k in FINE.fine]
+            places = {one: label for label, one in enumerate(part.classes, start=1)}
+            table = [places.get(one, 0) for one in opened.names]
+        elif name == "face":
+            self.size = (SIDE, SIDE)
+            self.label_set, table = label_set_for("the data set", opened, labels)
         else:
-            self.size = BOX_SIZE if name == "box" else (SIDE, SIDE)
-            self.label_set = COARSE
-            if labels == "fine" and name == "face":
-                self.label_set, table = LABEL_SETS[labels], FINE.fine
+            self.size, self.label_set, table = BOX_SIZE, COARSE, opened.coarse
         self.classes = POINTS if name == "box" else self.label_set.names  # what is learned
         self.table = torch.tensor(table, dtype=torch.uint8)
         # Alignment has taken away most of what else is drawn; a detector's box is rough.
@@ -290,7 +308,7 @@ class Placed(View):
         m = geometry.compose(place, m)
         labels = geometry.view_labels(faces.labels[i], m, self.size).long()
         if mirrored:
-            labels = torch.tensor(FINE.mirror)[labels]
+            labels = torch.tensor(self.opened.mirror)[labels]
         points = torch.from_numpy(geometry.apply(place, seen)).float()
         return geometry.view(faces.images[i], m, self.size), self.table[labels], points
 
@@ -306,8 +324,9 @@ class Placed(View):
         return change_colours(images / 255 - 0.5, draws), labels, points
 
     def still(self, faces):
-        """``Faces`` of the pictures, for evaluation: of eyes both; boxes as rough as detected."""
+        """``Faces`` of the pictures, for evaluation: both sides of a part, rough boxes."""
         count = len(faces.images)
+        two_sided = self.name in PARTS and PARTS[self.name].two_sided
         moves = [None] * count
         if self.name == "box":
             generator = torch.Generator().manual_seed(0)
@@ -315,7 +334,7 @@ class Placed(View):
             moves = moves.double().numpy()
         rows = [
             self.picture(faces, i, mirrored=mirrored, moved=moves[i])
-            for mirrored in ([False, True] if self.name == "eye" else [False])
+            for mirrored in ([False, True] if two_sided else [False])
             for i in range(count)
         ]
         if not rows:
@@ -334,16 +353,20 @@ def label_set_of(part):
     """The classes of a part as a ``LabelSet``."""
     return LabelSet(
         names=("background", *part.names),
-        colours=(FINE.colours[0], *(FINE.colours[k] for k in part.fine)),
-        coarse=(0,) + (1,) * len(part.names),
-        fine=(0, *part.fine),
+        colours=tuple(CLASSES[name].colour for name in ("background", *part.classes)),
         mirror=tuple(range(len(part.names) + 1)),
     )
 
 
 def how_to_open(name, labels):
     """The options of ``data.open_dataset`` for a view: whole faces as asked, others larger."""
-    return {"labels": labels} if name == "whole" else {"labels": "fine", "side": SOURCE}
+    if name == "whole":
+        return {"labels": labels}
+    if name in PARTS:  # the smallest set that has its classes
+        labels = next(key for key, label_set in LABEL_SETS.items() if name in parts_of(label_set))
+    elif name == "box" or labels == "coarse":
+        labels = "fine"
+    return {"labels": labels, "side": SOURCE}
 
 
 def make_view(name, faces, *, labels="coarse", layout=None):
@@ -351,7 +374,7 @@ def make_view(name, faces, *, labels="coarse", layout=None):
 
     Args:
         faces: the training split, opened as :func:`how_to_open` says.
-        labels: a key of ``LABEL_SETS``, for ``face``.
+        labels: one of ``LABELS``, for ``face``.
         layout: as before, to go on; None to learn it.
 
     Raises:
@@ -361,4 +384,5 @@ def make_view(name, faces, *, labels="coarse", layout=None):
         return Whole(faces)
     if faces.points is None:
         raise DataError(f"the view {name!r} needs key points, and this data set has none")
-    return Placed(name, layout or learn_layout(faces), labels=labels)
+    layout = layout or learn_layout(faces)
+    return Placed(name, layout, opened=faces.label_set, labels=labels)

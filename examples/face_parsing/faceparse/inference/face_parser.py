@@ -1,4 +1,4 @@
-"""From a photograph to eleven classes in its own frame.
+"""From a photograph to the classes of a face in its own frame.
 
     parser = FaceParser.load("runs/face-parser")
     parsed_face = parser(image_io.read("photo.jpg"))
@@ -9,49 +9,69 @@ Detect, find five key points, align, first stage, second stage, compose: each st
 """
 
 import functools
+import math
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from faceparse.data import COARSE, FINE, geometry
+from faceparse.data import COARSE, LABEL_SETS, geometry
 from faceparse.data.labels import POINTS
 from faceparse.models import MODELS, PartsParser, build_model, fuse_bn
 from faceparse.training import checkpoint
 from faceparse.training.checkpoint import CheckpointError
 
 from . import detect, face_crops
-from .face_crops import PARTS, Layout
+from .face_crops import PARTS, Layout, parts_of
 from .image_io import NoFaceError, as_tensor
 
 FILE = "face_parser.pt"
 KIND = "gatedrnn face parser with two stages, version 2"
-NETWORKS = ("points", "face", *PARTS)
-# What the second stage is shown: a part, and whether it is that of the mirrored face.
-SHOWN = (("eye", False), ("eye", True), ("nose", False), ("mouth", False))
-# How many a network may have.
-CLASSES = {"points": (len(POINTS),), "face": (len(COARSE.names), len(FINE.names))}
-CLASSES |= {name: (len(part.fine) + 1,) for name, part in PARTS.items()}
-COARSE_IN_FINE = tuple(FINE.names.index(name) for name in COARSE.names)
 STRIP = 1 << 20  # pixels composed at a time, so that memory does not grow with the photograph
 # Pixels, of what is given in a photograph: from its corner, and of points from one another.
 FARTHEST, NEAREST = 1e6, 1e-6
 BATCH = 16  # faces at a time, so that memory does not grow with their number
+# Misfits of key points. Above the first they are also looked for in the face turned upside down;
+# above the second there is no face. Of 40 upright portraits the largest was 0.17.
+UNSURE, WRONG = 0.1, 0.2
+# Of key points, in sides of the detector's box; less is no face. Usual is 0.24 (see BOX_SIDE).
+SMALLEST = 0.19
+HALF_TURN = np.array([[-1.0, 0, face_crops.BOX_SIZE[1]], [0, -1, face_crops.BOX_SIZE[0]]])
 PASSES = 2  # of the key points: the second looks at the face turned upright, at its place
+
+
+def networks_of(label_set):
+    """The names of the networks that give these classes in two stages."""
+    return ("points", "face", *parts_of(label_set))
+
+
+def pictures_of(name):
+    """What the second stage is shown of a part: its name, and whether the face is mirrored."""
+    return [(name, mirrored) for mirrored in (False, True)[: 1 + PARTS[name].two_sided]]
+
+
+def class_counts(name, label_set):
+    """How many classes a network may have, one or two numbers."""
+    if name == "points":
+        return (len(POINTS),)
+    if name == "face":
+        return (len(COARSE.names), len(label_set.names))
+    return (len(PARTS[name].names) + 1,)
 
 
 class ParsedFace:
     """One parsed face.
 
     Attributes:
+        label_set: ``data.LabelSet`` of its labels.
         points: (5, 2) float32, the key points, in the order of ``data.labels.POINTS``.
         box: (4,) float32, x, y, width and height of the detected or given box; NaN where the points
             were given.
     """
 
-    def __init__(self, size, points, box, maps):
-        self.size, self.points, self.box = size, points, box
+    def __init__(self, size, points, box, maps, label_set):
+        self.size, self.points, self.box, self.label_set = size, points, box, label_set
         self._maps = maps  # [(map from the photograph, log scores (C, h, w), classes)]: base first
         self._found = list(self._labels())
 
@@ -62,14 +82,27 @@ class ParsedFace:
         Made when asked for: a photograph can have many faces, and this is as large as it.
         """
         labels = torch.zeros(self.size, dtype=torch.uint8)
-        for (left, top, right, bottom), found in self._found:
-            labels[top:bottom, left:right] = found
+        self.paint(labels)
         return labels
+
+    def paint(self, labels):
+        """Put the face into the labels (H, W) of a photograph; its background covers nothing."""
+        for (left, top, right, bottom), found in self._found:
+            under = labels[top:bottom, left:right]
+            under.copy_(torch.where(found != 0, found, under))
+
+    def pixels(self):
+        """(classes,) int64, how many pixels of the photograph each class has."""
+        counts = torch.zeros(len(self.label_set.names), dtype=torch.int64)
+        for _, found in self._found:
+            counts += torch.bincount(found.flatten(), minlength=len(counts))
+        counts[0] += math.prod(self.size) - counts.sum()
+        return counts
 
     @functools.cached_property
     def scores(self):
-        """(11, H, W) float32: the share of each class in each pixel; made when first asked for."""
-        return self.score(*FINE.names, apart=True)
+        """(C, H, W) float32: the share of each class in each pixel; made when first asked for."""
+        return self.score(*self.label_set.names, apart=True)
 
     def score(self, *names, apart=False):
         """The share of some classes together in each pixel, (H, W) float32; a soft mask.
@@ -78,17 +111,18 @@ class ParsedFace:
             names: of classes.
             apart: (len(names), H, W) instead.
         """
+        known = self.label_set.names
         for name in names:
-            if name not in FINE.names:
-                raise ValueError(f"class must be one of {', '.join(FINE.names)}, got {name!r}")
+            if name not in known:
+                raise ValueError(f"class must be one of {', '.join(known)}, got {name!r}")
         if not apart:
             names = dict.fromkeys(names)  # one that is named twice is still one
-        wanted = [FINE.names.index(name) for name in names]
+        wanted = [known.index(name) for name in names]
         result = torch.zeros(len(wanted) if apart else 1, *self.size)
         if 0 in wanted:
             result[wanted.index(0) if apart else 0] = 1
         for box in self._strips():
-            odds = torch.full((len(FINE.names), box[3] - box[1], box[2] - box[0]), -torch.inf)
+            odds = torch.full((len(known), box[3] - box[1], box[2] - box[0]), -torch.inf)
             for inside, classes, logs in self._seen(box):
                 left, top, right, bottom = (v - box[i % 2] for i, v in enumerate(inside))
                 odds[list(classes), top:bottom, left:right] = logs
@@ -144,21 +178,26 @@ class FaceParser:
     """The two stages, and what goes before them.
 
     Args:
-        networks: ``NETWORKS`` by name, ready to evaluate; without the parts' networks and with
-            eleven classes of "face", the first stage does it all. The parts' are copied.
+        networks: :func:`networks_of` the label set by name, ready to evaluate. Without those of the
+            parts, and with all classes in "face", the first stage does it all. The parts' are
+            copied.
         layout: ``face_crops.Layout``.
+        labels: the classes, a key of ``LABEL_SETS``.
         detector: a function of an array (H, W, 3) uint8 to boxes, the largest first; None for
             OpenCV's cascade, opened when first needed.
     """
 
-    names = FINE.names
-
-    def __init__(self, networks, layout, *, detector=None):
+    def __init__(self, networks, layout, *, labels="fine", detector=None):
         self.networks, self.layout = networks, layout
-        self._shown = [(name, mirrored) for name, mirrored in SHOWN if name in networks]
+        self.labels, self.label_set = labels, LABEL_SETS[labels]
+        self.names = self.label_set.names
+        parts = [name for name in parts_of(self.label_set) if name in networks]
+        self._shown = [shown for name in parts for shown in pictures_of(name)]
         self._sizes = [PARTS[name].size for name, _ in self._shown]
-        for name, _ in self._shown:
-            (wanted,), given = CLASSES[name], networks[name].classes
+        for name in parts:
+            (wanted,), given = class_counts(name, self.label_set), networks[name].classes
+            if name not in layout.boxes:
+                raise ValueError(f"layout must have a box of the part '{name}'")
             if given != wanted:
                 raise ValueError(f"network '{name}' must have {wanted} classes, got {given}")
         if self._shown:
@@ -181,24 +220,28 @@ class FaceParser:
             )
         stored = checkpoint.read(path, KIND)
         try:
-            networks = {}
+            networks, labels = {}, stored.get("labels", "fine")
             for name, (model, classes, side, weights) in stored["networks"].items():
                 known = {"points": ("points",), "face": MODELS}.get(name, ("part",))
                 fits = model in known and side == (face_crops.SIDE if name == "face" else 64)
-                if not fits or classes not in CLASSES[name]:
+                if not fits or classes not in class_counts(name, LABEL_SETS[labels]):
                     raise ValueError((model, classes, side))
                 networks[name] = build_model(model, classes, side=side)
                 networks[name].load_state_dict(weights)
-            if missing := {"points", "face"} - networks.keys():
-                raise KeyError(missing)
-            return cls.of(networks, Layout.of(stored["layout"]), device=device)
+            if wrong := {"points", "face"} - networks.keys():
+                raise KeyError(wrong)
+            if wrong := networks.keys() - networks_of(LABEL_SETS[labels]):
+                raise KeyError(wrong)
+            layout = Layout.of(stored["layout"])
+            return cls.of(networks, layout, labels=labels, device=device)
         except (AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError):
             raise CheckpointError(f"{path} holds no face parser that this program knows") from None
 
     @classmethod
-    def of(cls, networks, layout, *, device="cpu"):
+    def of(cls, networks, layout, *, labels="fine", device="cpu"):
         """A parser of trained networks, batch normalisation folded into the convolutions."""
-        return cls({k: fuse_bn(net.eval()).to(device) for k, net in networks.items()}, layout)
+        networks = {name: fuse_bn(net.eval()).to(device) for name, net in networks.items()}
+        return cls(networks, layout, labels=labels)
 
     @property
     def device(self):
@@ -237,18 +280,22 @@ class FaceParser:
         image = as_tensor(image)
         boxes = self.detect(image, everyone=True)
         points = self.find_points([image] * len(boxes), boxes)
-        return self.parse([image] * len(boxes), points, boxes)
+        good = [self._is_face(p, box) for p, box in zip(points, boxes, strict=True)]
+        return self.parse([image] * sum(good), points[good], boxes[good])
 
     def _parse_each(self, images, points, boxes):
         points = [None if p is None else _checked(p, (5, 2), "points") for p in points]
         boxes = [None if b is None else _checked(b, (4,), "box") for b in boxes]
+        others = {}  # of what is detected, the smaller boxes
         for i, image in enumerate(images):
             if points[i] is None and boxes[i] is None:
-                found = self.detect(image)
-                boxes[i] = found[0] if len(found) else None
+                boxes[i], *others[i] = [*self.detect(image)] or [None]
         missing = [i for i, p in enumerate(points) if p is None and boxes[i] is not None]
         found = self.find_points([images[i] for i in missing], [boxes[i] for i in missing])
         for i, p in zip(missing, found, strict=True):
+            while p is not None and not self._is_face(p, boxes[i] if i in others else None):
+                boxes[i], *others[i] = others.get(i) or [None]
+                p = None if boxes[i] is None else self.find_points([images[i]], [boxes[i]])[0]
             points[i] = p
         known = [i for i, p in enumerate(points) if p is not None]
         nowhere = np.full(4, np.nan)
@@ -273,14 +320,37 @@ class FaceParser:
             detect.as_array(image), detector=self._detector, everyone=everyone
         )
 
+    def _is_face(self, points, box):
+        """Whether the key points that were found can be those of a face.
+
+        Args:
+            box: the detector's, which a face must fill; None for one that a person gives.
+        """
+        size = np.sqrt(((points - points.mean(0)) ** 2).sum(1).mean())
+        fills = box is None or size >= SMALLEST * max(box[2:])
+        return bool(fills and face_crops.misfit(points, self.layout) <= WRONG)
+
     def find_points(self, images, boxes):
-        """The key points (N, 5, 2) in images (3, H, W) uint8, from a rough box (4,) in each."""
+        """The key points (N, 5, 2) in images (3, H, W) uint8, from a rough box (4,) in each.
+
+        The face may be upside down.
+        """
         found = [self._find_points(*rows) for rows in _batches(images, boxes)]
         return np.concatenate(found or [np.zeros((0, len(POINTS), 2))])
 
-    @torch.inference_mode()
     def _find_points(self, images, boxes):
         maps = [face_crops.box_of(box) for box in boxes]
+        points = self._look(images, maps)
+        off = face_crops.misfit(points, self.layout)
+        for i in np.flatnonzero(~(off < UNSURE)):  # NaN too
+            (turned,) = self._look([images[i]], [geometry.compose(HALF_TURN, maps[i])])
+            if not face_crops.misfit(turned, self.layout) > off[i]:
+                points[i] = turned
+        return points
+
+    @torch.inference_mode()
+    def _look(self, images, maps):
+        """The key points (N, 5, 2) from images and maps to where the face is about upright."""
         for _ in range(PASSES):
             pictures = [
                 geometry.view(image, m, face_crops.BOX_SIZE)[None]
@@ -306,7 +376,8 @@ class FaceParser:
             for face in faces
         ]
         logits = self.networks["face"](self._input(pictures)).logits
-        classes = COARSE_IN_FINE if logits.shape[1] == 3 else FINE.fine
+        given = COARSE.names if logits.shape[1] == len(COARSE.names) else self.names
+        classes = [self.names.index(name) for name in given]
         layers = [
             [(geometry.compose(face_crops.FRAME_TO_FACE, face.frame), logs, classes)]
             for face, logs in zip(faces, logits.float().log_softmax(1).cpu(), strict=True)
@@ -314,7 +385,7 @@ class FaceParser:
         if self._shown:
             self._add_parts(faces, layers)
         return [
-            ParsedFace(tuple(image.shape[1:]), _float(p), _float(box), layer)
+            ParsedFace(tuple(image.shape[1:]), _float(p), _float(box), layer, self.label_set)
             for image, p, box, layer in zip(images, points, boxes, layers, strict=True)
         ]
 
@@ -329,14 +400,14 @@ class FaceParser:
         for k, (name, mirrored) in enumerate(self._shown):
             scores = logits[k].float().cpu()
             scores = scores[:, 1:] - scores[:, :1]
-            classes = PARTS[name].fine
+            classes = [self.names.index(one) for one in PARTS[name].classes]
             if mirrored:
-                classes = tuple(FINE.mirror[one] for one in classes)
+                classes = [self.label_set.mirror[one] for one in classes]
             for i, face in enumerate(faces):
                 layers[i].append((geometry.compose(maps[i][k], face.frame), scores[i], classes))
 
     def _place(self, face, name, mirrored):
-        """The map from a face's frame to a picture of ``SHOWN``."""
+        """The map from a face's frame to a picture of :func:`pictures_of`."""
         if not mirrored:
             return face_crops.part_in_frame(face.points, self.layout, name)
         points = face_crops.mirrored_points(face.points, face_crops.FRAME)
@@ -361,7 +432,7 @@ class Aligned:
     def __init__(self, image, points, layout):
         self.frame = face_crops.frame_of(points, layout)
         self.points = geometry.apply(self.frame, points)
-        finest = max(view.size[0] / layout.boxes[name][3] for name, view in PARTS.items())
+        finest = max(PARTS[name].size[0] / box[3] for name, box in layout.boxes.items())
         by = geometry.reduction_of(image, self.frame, finest=finest)
         size = (face_crops.FRAME, face_crops.FRAME)
         self._patch, to_image = geometry.window(image, self.frame, size, reduction=by)
@@ -385,25 +456,27 @@ class Aligned:
         )
 
 
-def save(folder, states):
+def save(folder, states, *, labels="fine"):
     """Write a parser made of trainings, atomically; returns the file's path.
 
     Args:
-        states: ``checkpoint.load`` of each of ``NETWORKS``, by name.
+        states: ``checkpoint.load`` of each of :func:`networks_of` the label set, by name.
+        labels: the classes, a key of ``LABEL_SETS``.
 
     Raises:
         CheckpointError: they are of different data, so that their geometry differs.
     """
-    layout = states["face"]["layout"]
+    layout = dict(states["face"]["layout"])
     for name, state in states.items():
-        if state["layout"] != layout:
-            raise CheckpointError(f"the trainings 'face' and '{name}' are of different data")
+        for key, value in state["layout"].items():  # a part's own box may be there only
+            if layout.setdefault(key, value) != value:
+                raise CheckpointError(f"the trainings 'face' and '{name}' are of different data")
     networks = {
         name: (state["settings"]["model"], len(state["classes"]), state["side"], state["average"])
         for name, state in states.items()
     }
     path = Path(folder) / FILE
-    checkpoint.write(path, KIND, {"layout": layout, "networks": networks})
+    checkpoint.write(path, KIND, {"layout": layout, "labels": labels, "networks": networks})
     return path
 
 

@@ -132,7 +132,7 @@ def predict_photo(path, folder, name, *, parse, points=None):
     writers.write(folder, name, path, image, parsed_faces)
 
 
-def predict_video(path, folder, name, *, parse, every):
+def predict_video(path, folder, name, *, parse, label_set, every):
     """The same of a video; a frame without a face stays as it is."""
     rate, counts, promised = video.timing(path, every=every)
     capture = video.open_capture(path)
@@ -142,7 +142,8 @@ def predict_video(path, folder, name, *, parse, every):
         for (frame, bar), times in zip(shown, counts, strict=False):
             image = as_tensor(frame)
             parsed_faces = parse(image)
-            write(writers.overlay(image, writers.compose(parsed_faces, image.shape[1:])), times)
+            labels = writers.compose(parsed_faces, image.shape[1:])
+            write(writers.overlay(image, labels, label_set), times)
             count, with_face = count + 1, with_face + bool(parsed_faces)
             bar.set_postfix(faces=len(parsed_faces), refresh=False)
         if not count:
@@ -153,7 +154,7 @@ def predict_video(path, folder, name, *, parse, every):
         if not with_face:
             raise NoFaceError(f"no face found in {path}")
         facts = {"frames": count, "frames_with_faces": with_face, "frames_per_second": rate}
-        writers.write_json(folder, name, path, image.shape[1:], facts)
+        writers.write_json(folder, name, path, image.shape[1:], label_set, facts)
 
 
 def predict_camera(capture, folder, name, source, *, parse):
@@ -176,13 +177,14 @@ def predict_camera(capture, folder, name, source, *, parse):
     writers.write(folder, name, source, *last)
 
 
-def predict_files(paths, names, args, *, parse, points):
+def predict_files(paths, names, args, *, parse, label_set, points):
     """Parse one file after the other; returns how many are unreadable, and how many faceless."""
     counts = {PhotographError: 0, NoFaceError: 0}
     for path in tqdm(paths, unit="photo", disable=None if len(paths) > 1 else True):
         try:
             if is_video(path):
-                predict_video(path, args.out, names[path], parse=parse, every=args.every)
+                options = dict(parse=parse, label_set=label_set, every=args.every)
+                predict_video(path, args.out, names[path], **options)
             else:
                 given = points.get(path)
                 predict_photo(path, args.out, names[path], parse=parse, points=given)
@@ -197,7 +199,7 @@ def is_done(path, folder, name):
     return writers.is_done(folder, name, last=ending)
 
 
-def run_files(args, parse, paths, points):
+def run_files(args, parse, label_set, paths, points):
     names = writers.names_of(paths, args.out)
     for path, name in names.items():
         if name != path.stem:
@@ -207,7 +209,9 @@ def run_files(args, parse, paths, points):
         for path in paths
         if not args.resume or path in points or not is_done(path, args.out, names[path])
     ]
-    unreadable, faceless = predict_files(todo, names, args, parse=parse, points=points)
+    unreadable, faceless = predict_files(
+        todo, names, args, parse=parse, label_set=label_set, points=points
+    )
     words = [f"{len(todo) - unreadable - faceless} of {len(paths)} parsed into {args.out}"]
     words += [f"{len(paths) - len(todo)} done before"] * (len(todo) < len(paths))
     words += [f"{unreadable} unreadable"] * (unreadable > 0)

@@ -7,14 +7,15 @@ import numpy as np
 import torch
 from PIL import Image
 
+from faceparse.data.labels import CLASSES
+
 from .detect import as_array
 from .image_io import as_tensor, in_srgb
 
-PARTS = {  # the classes whose shares together are the mask
-    "hair": ("hair",),
-    "lips": ("upper lip", "lower lip"),
-    "brows": ("left brow", "right brow"),
-    "skin": ("skin", "nose"),
+# The classes whose shares together are the mask of a part.
+RECOLOURED = {
+    part: tuple(name for name, row in CLASSES.items() if row.recoloured == part)
+    for part in dict.fromkeys(row.recoloured for row in CLASSES.values() if row.recoloured)
 }
 EDGE = (0.2, 0.8)  # shares of a part that count as none and as all: a network is never quite sure
 LIGHTNESS = 0.75  # of the way to the colour's lightness: all of it would flatten light and shade
@@ -122,9 +123,10 @@ def _to_bytes(lab):
 
 
 def recolour_part(image, parsed_faces, part, colour, strength):
-    """:func:`recolour` of a part, a key of ``PARTS``, of each parsed face by its own light."""
+    """:func:`recolour` of a part, a key of ``RECOLOURED``, of each parsed face by its own light."""
     for parsed_face in parsed_faces:
-        image = recolour(image, parsed_face.score(*PARTS[part]), colour, strength)
+        names = [name for name in RECOLOURED[part] if name in parsed_face.label_set.names]
+        image = recolour(image, parsed_face.score(*names), colour, strength)
     return image
 
 

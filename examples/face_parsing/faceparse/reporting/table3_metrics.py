@@ -7,44 +7,46 @@ import torch
 from tqdm import tqdm
 
 from faceparse.data import FINE, DataError
+from faceparse.data.labels import CLASSES
 from faceparse.inference import face_crops
 
 from .metrics import accuracy, confusion_matrix, f_of, point_errors
 
-# What Table 3 has a column for; classes of a group count as one.
-GROUPS = {
-    "eyes": ("left eye", "right eye"),
-    "brows": ("left brow", "right brow"),
-    "nose": ("nose",),
-    "in_mouth": ("inner mouth",),
-    "upper_lip": ("upper lip",),
-    "lower_lip": ("lower lip",),
-    "mouth": ("upper lip", "inner mouth", "lower lip"),
-    "skin": ("skin",),
-    "hair": ("hair",),
-}
 OVERALL = ("eyes", "brows", "nose", "upper_lip", "in_mouth", "lower_lip")
 
 
-def table_scores(matrix):
-    """Accuracy over the eleven classes, and the F-measures of Table 3, as fractions.
+def groups_of(names):
+    """What has an F of its own, and its classes among ``names``: they count as one."""
+    groups = {}
+    for name in names:
+        for group in CLASSES[name].measured:
+            groups.setdefault(group, []).append(name)
+    return groups
+
+
+def table_scores(matrix, names=FINE.names):
+    """Accuracy over all classes, and the F-measures of Table 3, as fractions.
 
     Every F is ``2 TP / (2 TP + FP + FN)``. A group of classes counts as one: a left eye that is
     called a right one is right. Overall adds up TP, FP and FN of the six groups in ``OVERALL``:
     skin and hair stay out, and the mouth counts by its three parts.
 
     Args:
-        matrix: (11, 11) of ``confusion_matrix``.
+        matrix: (C, C) of ``confusion_matrix``.
+        names: of the classes.
     """
-    counts = {name: _counts(matrix, names) for name, names in GROUPS.items()}
+    places = {
+        group: [names.index(name) for name in members]
+        for group, members in groups_of(names).items()
+    }
+    counts = {group: _counts(matrix, classes) for group, classes in places.items()}
     f = {name: f_of(*count) for name, count in counts.items()}
     f["overall"] = f_of(*(sum(counts[name][i] for name in OVERALL) for i in range(3)))
     return {"accuracy": accuracy(matrix), "f": f}
 
 
-def _counts(matrix, names):
+def _counts(matrix, classes):
     """TP, FP and FN of some classes as one."""
-    classes = [FINE.names.index(name) for name in names]
     hits = matrix[classes][:, classes].sum().item()
     return hits, matrix[:, classes].sum().item() - hits, matrix[classes].sum().item() - hits
 
@@ -94,16 +96,17 @@ def measure(parser, faces, points, *, progress=True):
 
     Args:
         parser: ``FaceParser``.
-        faces: ``Faces`` with fine labels; pixels are compared at their size.
+        faces: ``Faces`` with the parser's labels; pixels are compared at their size.
         points: (N, 5, 2).
     """
-    matrix = torch.zeros(len(FINE.names), len(FINE.names), dtype=torch.int64)
+    count = len(parser.names)
+    matrix = torch.zeros(count, count, dtype=torch.int64)
     rows = zip(faces.images, faces.labels, points, strict=True)
     bar = tqdm(rows, "faces", len(points), disable=None if progress else True, leave=False)
     for image, labels, p in bar:
         parsed = parser(image, points=p).labels
-        matrix += confusion_matrix(parsed, labels, len(FINE.names))
-    return table_scores(matrix)
+        matrix += confusion_matrix(parsed, labels, count)
+    return table_scores(matrix, parser.names)
 
 
 def summary(parser, faces, *, points="predicted", progress=True):

@@ -3,6 +3,9 @@
 import types
 from typing import NamedTuple
 
+from faceparse.data import FINE
+from faceparse.inference.face_parser import networks_of
+
 FIRST_STAGE = ("skin", "hair", "background", "accuracy")
 TABLE_3 = (
     "eyes",
@@ -101,7 +104,7 @@ TABLES = {
             "two-stage": Row(
                 "2-stage",
                 None,
-                {name: f"table-3/{name}" for name in ("points", "face", "eye", "nose", "mouth")},
+                {name: f"table-3/{name}" for name in networks_of(FINE)},
                 None,
                 (86.8, 77.0, 93.0, 79.2, 74.3, 81.7, 89.1, 92.1, 88.6),
             ),

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from faceparse.data import FINE, DataError
+from faceparse.data import DataError
 from faceparse.data.labels import POINTS
 from faceparse.inference.detect import as_array
 from faceparse.training.checkpoint import write_atomically
@@ -121,29 +121,30 @@ def compose(parsed_faces, size):
     for parsed_face in sorted(
         parsed_faces, key=lambda parsed_face: parsed_face.points.std(0).norm().item()
     ):
-        labels = torch.where(parsed_face.labels != 0, parsed_face.labels, labels)
+        parsed_face.paint(labels)
     return labels
 
 
-def label_picture(labels):
+def label_picture(labels, label_set):
     """Labels (H, W) uint8 as a Pillow image with a palette: its values are the labels."""
     picture = Image.fromarray(labels.numpy())
-    palette = bytes(value for colour in FINE.colours for value in colour)
+    palette = bytes(value for colour in label_set.colours for value in colour)
     picture.putpalette(palette.ljust(3 * 256, b"\0"))  # a shorter one makes a PNG of 4 bits
     return picture
 
 
-def overlay(image, labels):
+def overlay(image, labels, label_set):
     """A photograph (3, H, W) uint8 as a Pillow image, with the colours of its labels over it."""
     picture = Image.fromarray(as_array(image))
     strength = Image.fromarray(labels.numpy()).point([0] + [STRENGTH] * 255)
-    picture.paste(label_picture(labels).convert("RGB"), mask=strength)
+    picture.paste(label_picture(labels, label_set).convert("RGB"), mask=strength)
     return picture
 
 
 def describe(parsed_face):
     """What the JSON says of a face; pixels are counted before another face covers any."""
-    pixels = torch.bincount(parsed_face.labels.flatten(), minlength=len(FINE.names)).tolist()
+    names = parsed_face.label_set.names
+    pixels = parsed_face.pixels().tolist()
     known = bool(parsed_face.box.isfinite().all())
     return {
         "box": [round(v, 2) for v in parsed_face.box.tolist()] if known else None,
@@ -151,10 +152,9 @@ def describe(parsed_face):
             name: [round(v, 2) for v in point]
             for name, point in zip(POINTS, parsed_face.points.tolist(), strict=True)
         },
-        "pixels": dict(zip(FINE.names, pixels, strict=True)),
+        "pixels": dict(zip(names, pixels, strict=True)),
         "share": {
-            name: round(count / parsed_face.labels.numel(), 6)
-            for name, count in zip(FINE.names, pixels, strict=True)
+            name: round(count / sum(pixels), 6) for name, count in zip(names, pixels, strict=True)
         },
     }
 
@@ -166,17 +166,18 @@ def write(folder, name, source, image, parsed_faces):
         image: (3, H, W) uint8.
         parsed_faces: of its faces, one at least.
     """
-    labels = compose(parsed_faces, image.shape[1:])
+    labels, label_set = compose(parsed_faces, image.shape[1:]), parsed_faces[0].label_set
     facts = {"faces": [describe(parsed_face) for parsed_face in parsed_faces]}
-    write_json(folder, name, source, image.shape[1:], facts)
-    _write_png(folder / f"{name}_overlay.png", overlay(image, labels))
-    _write_png(folder / f"{name}_labels.png", label_picture(labels))
+    write_json(folder, name, source, image.shape[1:], label_set, facts)
+    _write_png(folder / f"{name}_overlay.png", overlay(image, labels, label_set))
+    _write_png(folder / f"{name}_labels.png", label_picture(labels, label_set))
 
 
-def write_json(folder, name, source, size, facts):
+def write_json(folder, name, source, size, label_set, facts):
     """Write the JSON of a source of ``size`` = (h, w): what all have, then its facts."""
     height, width = size
-    shared = {"source": origin(source, folder), "size": [width, height], "classes": FINE.names}
+    shared = {"source": origin(source, folder), "size": [width, height]}
+    shared["classes"] = label_set.names
     text = json.dumps(shared | facts, indent=2)
     # Points on a line each: people correct them.
     text = re.sub(r"\[\n([^][{}]*)\n *\]", lambda m: f"[{' '.join(m[1].split())}]", text)

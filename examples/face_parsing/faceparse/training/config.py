@@ -12,7 +12,7 @@ try:
 except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib
 
-from faceparse.data import DATASETS, LABEL_SETS
+from faceparse.data import DATASETS, LABELS
 from faceparse.inference.face_crops import VIEWS
 from faceparse.models import MODELS, SECOND_STAGE
 
@@ -35,9 +35,7 @@ class Settings:
 
     dataset: str = _setting("synthetic", "the data set", choices=tuple(DATASETS))
     mix: str = _setting("", "further sets to train on, by comma")
-    labels: str = _setting(
-        "coarse", "which classes, of the whole and of the face", choices=tuple(LABEL_SETS)
-    )
+    labels: str = _setting("coarse", "which classes, of the whole and of the face", choices=LABELS)
     view: str = _setting("whole", "what the network is shown of a face", choices=VIEWS)
     model: str = _setting("rnn-g", "the network", choices=(*MODELS, *SECOND_STAGE))
     limit: int | None = _setting(None, "use N faces of each split at most", low=1)

@@ -113,7 +113,7 @@ def train_all(args, needed, given):
                     last = lines[-1] if lines else "no output"
                     if process.returncode < 0:
                         last = f"ended by signal {-process.returncode}"
-                    raise CheckpointError(f"job {job.name} failed ({log}): {last}")
+                    raise CheckpointError(f"training {job.name} failed ({log}): {last}")
     finally:
         for process in running.values():
             process.terminate()

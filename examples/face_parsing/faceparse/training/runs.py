@@ -5,9 +5,10 @@ from pathlib import Path
 
 from faceparse import cli
 from faceparse.console import say
-from faceparse.data import DATASETS, DRAWN, FINE, SPLITS, DataError
+from faceparse.data import DATASETS, DRAWN, LABEL_SETS, SPLITS, DataError
+from faceparse.data.faces import label_set_for
 from faceparse.inference import face_parser
-from faceparse.inference.face_crops import Layout, how_to_open, make_view
+from faceparse.inference.face_crops import Layout, how_to_open, make_view, parts_of
 from faceparse.models import PointsNet
 from faceparse.reporting import evaluation, plots, table3_metrics
 
@@ -145,7 +146,7 @@ def train_chain(args, given):
     Raises:
         SettingsError: a setting that each network has of its own, or an option of one training.
     """
-    for name in ("model", "view", "labels"):
+    for name in ("model", "view"):
         if name in given:
             raise SettingsError(f"--all has a {config.option(name)} for each network")
     for name in ("config", "resume", "tensorboard", "mix", "workers"):
@@ -154,19 +155,22 @@ def train_chain(args, given):
     dataset = given.get("dataset", "helen")
     if args.root is None and dataset not in DRAWN:
         raise SettingsError(f"--root DIR is needed: the folder that holds {dataset}")
-    if getattr(DATASETS[dataset], "TABLE", FINE).fine is None:
-        raise SettingsError(f"--all needs eleven classes, and {dataset} has three")
+    labels = given.pop("labels", "fine")
+    if labels not in LABEL_SETS or not parts_of(LABEL_SETS[labels]):
+        raise SettingsError(f"--all needs labels with parts of the face, got --labels {labels}")
+    label_set_for(dataset, DATASETS[dataset].TABLE, labels)
     args.out, args.jobs = args.out or Path("runs") / f"{dataset}-face-parser", args.jobs or 1
     needed = {
-        name: Job(name, config_file(f"table-3/{name}"), args.root) for name in face_parser.NETWORKS
+        name: Job(name, config_file(f"table-3/{name}"), args.root)
+        for name in face_parser.networks_of(LABEL_SETS[labels])
     }
     with checkpoint.claimed(args.out):
         train_all(args, needed.values(), given)
         states = {name: checkpoint.load(args.out / name / "best.pt") for name in needed}
-        path = face_parser.save(args.out, states)
+        path = face_parser.save(args.out, states, labels=labels)
         parser = face_parser.FaceParser.load(args.out, device=args.device)
         faces = cli.open_faces(
-            args, dataset, "test", limit=given.get("limit"), **how_to_open("face", "fine")
+            args, dataset, "test", limit=given.get("limit"), **how_to_open("face", labels)
         )
         result = {
             "dataset": dataset,
@@ -194,6 +198,8 @@ def run(args, given, out, processes):
         layout = Layout.of(state["layout"]) if state and state["layout"] else None
         view = make_view(settings.view, faces["train"], labels=settings.labels, layout=layout)
         stills = {split: view.still(faces[split]) for split in ("validation", "test")}
+        if processes.first:
+            say(f"{len(view.classes)} classes: {', '.join(view.classes)}")
         count = len(faces["train"].images)
         facts = view.facts()
         if count < processes.world:
