@@ -230,6 +230,7 @@ void fill_inputs(ScanArgs& a, const Tensor& x, const std::optional<Tensor>& g, c
   a.dtype = dtype_of(x);
   const ScalarType state = a.dtype == Dtype::kFloat64 ? ScalarType::Double : ScalarType::Float;
   a.n = x.size(0), a.c = x.size(1), a.h = x.size(2), a.w = x.size(3);
+  STD_TORCH_CHECK(a.c >= 1, "x must have at least one channel");
   a.directions = static_cast<int64_t>(options.directions.size());
   STD_TORCH_CHECK(a.directions >= 1 && a.directions <= kDirections,
                   "there must be one to four directions, got ", a.directions);

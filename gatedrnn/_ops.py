@@ -12,7 +12,7 @@ call that may take part in forward-mode AD runs the reference loop (`may_have_ta
 import contextlib
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -176,21 +176,33 @@ def _adjoint_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 def _adjoint_backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
     *tensors, mask = ctx.saved_tensors
-    asked = [i for i in range(5) if ctx.needs_input_grad[i]]
     given = [i for i, t in enumerate(cotangents) if t is not None and ctx.needs[i]]
 
-    def function(*inputs: Tensor) -> list[Any]:
-        all_inputs: list[Any] = list(tensors)
-        for i, t in zip(asked, inputs, strict=True):
-            all_inputs[i] = t
-        grad, x, g, weight, bias = all_inputs
+    def function(*inputs: Any) -> list[Any]:
+        grad, x, g, weight, bias = inputs
         results = adjoint(grad, x, g, weight, bias, mask, ctx.options)
         return [results[i] for i in given]
 
     with no_autocast(mask):
-        found = _vjp(function, [tensors[i] for i in asked], [cotangents[i] for i in given])
-    grads = dict(zip(asked, found, strict=True))
-    return *(grads.get(i) for i in range(5)), *[None] * 8
+        grads = vjp(function, tensors, ctx.needs_input_grad[:5], [cotangents[i] for i in given])
+    return *grads, *[None] * 8
+
+
+def vjp(
+    function: Callable[..., list[Any]],
+    tensors: Sequence[Any],
+    needs: Sequence[bool],
+    cotangents: list[Any],
+) -> list[Tensor | None]:
+    """The gradients of those `tensors` that need one; `function` returns a list of results."""
+    asked = [i for i, need in enumerate(needs) if need]
+
+    def of_asked(*inputs: Tensor) -> list[Any]:
+        given = dict(zip(asked, inputs, strict=True))
+        return function(*(given.get(i, t) for i, t in enumerate(tensors)))
+
+    grads = dict(zip(asked, _vjp(of_asked, [tensors[i] for i in asked], cotangents), strict=True))
+    return [grads.get(i) for i in range(len(tensors))]
 
 
 def _vjp(function: Callable[..., list[Any]], inputs: list[Tensor], cotangents: list[Any]) -> Any:
@@ -320,9 +332,14 @@ def _call(name: str, function: type[torch.autograd.Function], arguments: tuple[A
     try:
         return (function.apply if in_transform() else op)(*arguments)
     except RuntimeError as error:
-        if arguments[0].is_cuda and "gatedrnn: out of memory" in str(error):
-            raise torch.OutOfMemoryError(str(error)) from None
-        raise
+        raise named(error, arguments[0]) from None
+
+
+def named(error: RuntimeError, x: Tensor) -> RuntimeError:
+    """The error, as PyTorch's own where a GPU has no memory left."""
+    if x.is_cuda and "gatedrnn: out of memory" in str(error):
+        return torch.OutOfMemoryError(str(error))
+    return error
 
 
 # ---- the differentiable scan ---------------------------------------------------------------------
@@ -374,6 +391,17 @@ def by_reference(
 
 
 # ---- what is under way ---------------------------------------------------------------------------
+
+
+def runs_natively(x: object) -> bool:
+    """Whether a scan of `x` needs the native ops and their gradients, and nothing else."""
+    return (
+        type(x) is Tensor
+        and (x.is_cpu or (x.is_cuda and "cuda" in DEVICES))
+        and not torch.compiler.is_compiling()
+        and not in_transform()
+        and forward_ad._current_level < 0  # of any thread
+    )
 
 
 def no_autograd(*tensors: Tensor | None) -> bool:

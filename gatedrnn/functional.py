@@ -3,14 +3,15 @@
 import functools
 import warnings
 from collections.abc import Sequence
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from . import reference
-from ._ops import DEVICES, no_autocast, scan
+from ._ops import DEVICES, by_reference, runs_natively, scan
 from ._options import GATE_ACTIVATIONS, MERGES, NONLINEARITIES, Options, direction_code
+from ._plain import plain_scan
+from .norms import clamp_norm
 from .reference import DIRECTIONS, Direction, GateActivation, Integration, Merge, Nonlinearity
 
 INTEGRATIONS: tuple[Integration, ...] = get_args(Integration)
@@ -74,42 +75,109 @@ def spatial_gated_rnn(
         >>> spatial_gated_rnn(x, g, weight).shape
         torch.Size([2, 8, 64, 48])
     """
-    directions = check_options(directions, integration, merge, nonlinearity, gate_activation)
-    _check_tensors(x, g, weight, bias, directions)
-    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    if tracing and torch.is_grad_enabled():
+    options = prepared(directions, integration, merge, nonlinearity, gate_activation)
+    return scan_checked(x, g, weight, bias, None, options, integration)
+
+
+def scan_checked(
+    x: Tensor,
+    g: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm: str | None,
+    options: Options,
+    integration: Integration,
+) -> Tensor:
+    """`spatial_gated_rnn` of a weight that is clamped to `norm`."""
+    plain = runs_natively(x)
+    arguments = (plain, x, g, weight, bias, norm, options)
+    if not plain or integration == "cascade":
+        _check_tensors(x, g, weight, bias, options)
+        return (_parallel if integration == "parallel" else _cascade)(*arguments)
+    try:
+        return _parallel(*arguments)
+    except Exception:
+        # The op checks its arguments itself, and quickly. This improves its words.
+        try:
+            _check_tensors(x, g, weight, bias, options)
+        except Exception as error:
+            raise error from None
+        raise
+
+
+def _parallel(
+    plain: bool,
+    x: Tensor,
+    g: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm: str | None,
+    options: Options,
+) -> Tensor:
+    if torch.is_grad_enabled() and torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         raise RuntimeError(
             "spatial_gated_rnn: torch.jit.trace can't record gradients of a scan: trace under "
             "torch.no_grad(), or use torch.export"
         )
     x, g, weight, bias = _autocast(x, g, weight, bias)
     _check_dtypes(x, g, weight, bias)
-
-    if x.device.type not in DEVICES:
-        _warn_once(x.device.type)
-        with no_autocast(x):
-            return reference.spatial_gated_rnn(
-                x, g, weight, bias, directions=directions, integration=integration, merge=merge,
-                nonlinearity=nonlinearity, gate_activation=gate_activation,
-            )  # fmt: skip
-
     state = torch.float64 if x.dtype == torch.float64 else torch.float32
-    weight = weight.to(state)
-    bias = None if bias is None else bias.to(state)
-    codes = tuple(direction_code(name) for name in directions)
-    if integration == "parallel":
-        options = Options(codes, merge, nonlinearity, gate_activation)
-        if len(codes) == 1 and merge is not None:
-            # One map: nothing to merge, and no mask to keep.
-            return scan(x, g, weight, bias, options._replace(merge="sum"))
+    weight = weight if weight.dtype == state else weight.to(state)
+    bias = bias if bias is None or bias.dtype == state else bias.to(state)
+    if plain:
+        return plain_scan(x, g, weight, bias, options, norm)
+    weight = clamp_norm(weight, norm)
+    if x.device.type in DEVICES:
         return scan(x, g, weight, bias, options)
-    for d, code in enumerate(codes):
+    _warn_once(x.device.type)
+    return by_reference(x, g, weight, bias, options)
+
+
+def _cascade(
+    plain: bool,
+    x: Tensor,
+    g: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm: str | None,
+    options: Options,
+) -> Tensor:
+    weight = clamp_norm(weight, norm)
+    for d, code in enumerate(options.directions):
         g_d = g[:, d] if g is not None and g.dim() == 5 else g
         b_d = None if bias is None else bias[d : d + 1]
-        x = scan(
-            x, g_d, weight[d : d + 1], b_d, Options((code,), "sum", nonlinearity, gate_activation)
-        )
+        stage = Options((code,), "sum", options.nonlinearity, options.gate_activation)
+        x = _parallel(plain, x, g_d, weight[d : d + 1], b_d, None, stage)
     return x
+
+
+def _prepare(
+    directions: Sequence[Direction],
+    integration: Integration,
+    merge: Merge | None,
+    nonlinearity: Nonlinearity,
+    gate_activation: GateActivation | None,
+) -> Options:
+    names = check_options(directions, integration, merge, nonlinearity, gate_activation)
+    if len(names) == 1 and merge is not None:
+        merge = "sum"  # one map: nothing to merge, and no mask to keep
+    codes = tuple(direction_code(name) for name in names)
+    return Options(codes, merge, nonlinearity, gate_activation)
+
+
+_prepare_once = functools.lru_cache(_prepare)
+
+
+def prepared(directions: Sequence[Direction], *others: Any) -> Options:
+    """The options of a call, checked."""
+    if isinstance(directions, list):
+        directions = tuple(directions)
+    try:
+        if not torch.compiler.is_compiling():  # Dynamo warns of every cache
+            return _prepare_once(directions, *others)
+    except TypeError:  # something that has no hash, which no option is
+        pass
+    return _prepare(directions, *others)
 
 
 def check_options(
@@ -165,7 +233,7 @@ def _check_tensors(
     g: Tensor | None,
     weight: Tensor,
     bias: Tensor | None,
-    directions: Sequence[Direction],
+    options: Options,
 ) -> None:
     for argument, tensor in (("x", x), ("g", g), ("weight", weight), ("bias", bias)):
         if tensor is None and argument in ("g", "bias"):
@@ -192,7 +260,7 @@ def _check_tensors(
     if x.dim() != 4:
         raise RuntimeError(f"spatial_gated_rnn: x must be (N, C, H, W), got {tuple(x.shape)}")
     n, c, h, w = x.shape
-    d = len(directions)
+    d = len(options.directions)
     if c == 0:
         raise RuntimeError(
             f"spatial_gated_rnn: x must have at least one channel, got {tuple(x.shape)}"
@@ -245,18 +313,26 @@ def _check_dtypes(x: Tensor, g: Tensor | None, weight: Tensor, bias: Tensor | No
 def _autocast(
     x: Tensor, g: Tensor | None, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-    """Under autocast: 16-bit maps all take autocast's type; otherwise everything is float32."""
+    """Under autocast: 16-bit maps all take autocast's type; otherwise everything is float32.
+
+    As in PyTorch's own operations, float64 is left alone.
+    """
     device = x.device.type
     if device == "meta" or not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
         return x, g, weight, bias
     maps = torch.float32
     if x.dtype in HALF or (g is not None and g.dtype in HALF):
         maps = torch.get_autocast_dtype(device)
-    x = x.to(maps)
-    g = None if g is None else g.to(maps)
-    weight = weight.to(torch.float32)
-    bias = None if bias is None else bias.to(torch.float32)
-    return x, g, weight, bias
+
+    def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
+
+    return (
+        cast(x, maps),
+        None if g is None else cast(g, maps),
+        cast(weight, torch.float32),
+        None if bias is None else cast(bias, torch.float32),
+    )
 
 
 @functools.cache

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
-from .functional import DTYPES, HALF, check_options, refuse_proxy, spatial_gated_rnn
+from .functional import DTYPES, HALF, check_options, prepared, refuse_proxy, scan_checked
 from .norms import NORMS, WeightConstraint, clamp_norm, is_sharded
 from .reference import DIRECTIONS, Direction, GateActivation, Integration, Merge, Nonlinearity
 
@@ -32,7 +32,8 @@ class SpatialGatedRNN(nn.Module):
         bias: whether to learn b (D, C).
         weight_constraint: "spectral" or "frobenius", the norm of each block, held at <= 1; or None.
         gate_activation: holds |g| <= 1 inside the scan: "clamp", "tanh" or "sigmoid"; or None.
-        device, dtype: of the parameters.
+        device: of the parameters.
+        dtype: of the parameters.
 
     Raises:
         ValueError: an option is not known, or `groups` does not divide `channels`.
@@ -46,6 +47,7 @@ class SpatialGatedRNN(nn.Module):
 
     raw_weight: nn.Parameter
     bias: nn.Parameter | None
+    _is_fsdp_managed_module = False  # set by fully_shard and FullyShardedDataParallel
 
     def __init__(
         self,
@@ -125,14 +127,15 @@ class SpatialGatedRNN(nn.Module):
         A weight rounded to 16 bits after the clamp could have a norm of 1.002, which over a line of
         4096 pixels is a factor of thousands.
         """
-        raw: Tensor = self.raw_weight
-        if self._in_fsdp:
+        return clamp_norm(self._unclamped(), self.weight_constraint)
+
+    def _unclamped(self) -> Tensor:
+        if self._is_fsdp_managed_module:
             from ._sharding import check_whole
 
             check_whole(self)
-        if raw.dtype in (torch.bfloat16, torch.float16):
-            raw = raw.float()
-        return clamp_norm(raw, self.weight_constraint)
+        raw: Tensor = self.raw_weight
+        return raw.float() if raw.dtype in HALF else raw
 
     @torch.no_grad()
     def project_(self) -> "SpatialGatedRNN":
@@ -145,7 +148,7 @@ class SpatialGatedRNN(nn.Module):
             RuntimeError: the change would be lost: FSDP has gathered a copy of the parameter, or
                 `raw_weight` is computed by pruning or a parametrization.
         """
-        if self._in_fsdp:
+        if self._is_fsdp_managed_module:
             from ._sharding import check_stored
 
             check_stored(self)
@@ -158,29 +161,20 @@ class SpatialGatedRNN(nn.Module):
         self.raw_weight.copy_(self.weight)
         return self
 
-    @property
-    def _in_fsdp(self) -> bool:
-        """Whether fully_shard or FullyShardedDataParallel manages this layer."""
-        return getattr(self, "_is_fsdp_managed_module", False)
-
     def forward(self, x: Tensor, g: Tensor | None = None) -> Tensor:
         """x (N, C, H, W), g as in `spatial_gated_rnn` or None for Eq. (1); the merged maps."""
-        refuse_proxy(x)
         if isinstance(x, Tensor):
             self._check(x)
+        else:
+            refuse_proxy(x)
         bias: Tensor | None = self.bias
-        if bias is not None and bias.dtype in (torch.bfloat16, torch.float16):
+        if bias is not None and bias.dtype in HALF:
             bias = bias.float()
-        return spatial_gated_rnn(
-            x,
-            g,
-            self.weight,
-            bias,
-            directions=self.directions,
-            integration=self.integration,
-            merge=self.merge,
-            nonlinearity=self.nonlinearity,
-            gate_activation=self.gate_activation,
+        options = prepared(
+            self.directions, self.integration, self.merge, self.nonlinearity, self.gate_activation
+        )
+        return scan_checked(
+            x, g, self._unclamped(), bias, self.weight_constraint, options, self.integration
         )
 
     def _check(self, x: Tensor) -> None:
@@ -191,10 +185,13 @@ class SpatialGatedRNN(nn.Module):
                 f"channels, got {tuple(x.shape)}{last if x.shape[3] == self.channels else ''}"
             )
         own = self.raw_weight.dtype
-        fits = x.dtype == own or (own == torch.float32 and x.dtype in HALF)
+        if x.dtype == own or (own == torch.float32 and x.dtype in HALF):
+            return
         device = x.device.type
         autocast = device != "meta" and torch.is_autocast_enabled(device)
-        if fits or autocast or x.dtype not in DTYPES or own not in DTYPES:
+        if own not in DTYPES:
+            clamp_norm(self.raw_weight, self.weight_constraint)  # refuses it
+        if (autocast and torch.float64 not in (x.dtype, own)) or x.dtype not in DTYPES:
             return
         raise TypeError(
             f"SpatialGatedRNN: x must have the layer's dtype {own}"

@@ -50,7 +50,6 @@ def clamp_norm(weight: Tensor, norm: str | None) -> Tensor:
         )
     if weight.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"weight must be float32 or float64, got {weight.dtype}")
-    k = weight.shape[-1]
     if norm is None:
         return weight
     if torch.compiler.is_exporting():
@@ -65,10 +64,9 @@ def clamp_norm(weight: Tensor, norm: str | None) -> Tensor:
         from ._sharding import clamp_shards
 
         return clamp_shards(weight, norm)
-    if k == 1:
+    if weight.shape[-1] == 1:
         return unit_clamp(weight)
-    native = weight.device.type == "cpu" or _has_kernel(weight)
-    if norm == "spectral" and native and k <= SMALL:
+    if norm == "spectral" and has_native_clamp(weight):
         compiling = torch.compiler.is_compiling()
         if no_autograd(weight) or (compiling and not is_differentiated()):
             keep = torch.is_grad_enabled() and weight.requires_grad
@@ -77,6 +75,12 @@ def clamp_norm(weight: Tensor, norm: str | None) -> Tensor:
         if not is_transformed(weight):
             return _SpectralClamp.apply(weight.contiguous())  # type: ignore[no-any-return, no-untyped-call]
     return _by_operations(weight, norm)
+
+
+def has_native_clamp(weight: Tensor) -> bool:
+    """Whether the op clamps the spectral norm of `weight`."""
+    native = weight.is_cpu or _has_kernel(weight)
+    return native and 1 < weight.shape[-1] <= SMALL and not is_sharded(weight)
 
 
 def _blocks(weight: Tensor) -> Tensor:
@@ -179,7 +183,7 @@ def is_sharded(t: Tensor) -> TypeGuard["DTensor"]:
 
 
 def _on_gpu(t: Tensor) -> bool:
-    return t.device.type == "cuda"
+    return t.is_cuda
 
 
 def _has_kernel(t: Tensor) -> bool:

@@ -367,8 +367,8 @@ def test_wheel_holds_machine_code_for_the_architectures_asked_for(wheel):
 
 @wheel_test
 def test_kernels_of_known_block_sizes_spill_no_registers(wheel):
-    # ptxas -v prints the mangled name of each function, then its spills. KernelTraits<float, K, ...>
-    # in the name of a kernel has its block size. K = 0, any size, may spill.
+    # ptxas -v prints the mangled name of each function, then its spills. The name of a kernel has
+    # KernelTraits<float, K, ...>, where K is the block size. K = 0, any size, may spill.
     entries = re.findall(
         r"Function properties for (\S+)\n.*?(\d+) bytes spill stores, (\d+) bytes spill loads",
         wheel[0],

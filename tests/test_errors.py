@@ -152,6 +152,11 @@ TENSORS = [
         "x must have at least one channel, got (2, 0, 4, 5)",
     ),
     (
+        dict(x=X[:, :0], weight=W[:, :0]),
+        RuntimeError,
+        "x must have at least one channel, got (2, 0, 4, 5)",
+    ),
+    (
         dict(weight=W[:3]),
         RuntimeError,
         "weight must be (D, C, C // groups) = (4, 6, 6 // groups) for 4 directions and x "

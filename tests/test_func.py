@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 from torch.utils.checkpoint import checkpoint
 
-from gatedrnn import SpatialGatedRNN, _ops
+from gatedrnn import DIRECTIONS, SpatialGatedRNN, _ops
 from gatedrnn.reference import spatial_gated_rnn as reference
 
 
@@ -242,6 +242,32 @@ def test_tangent_under_autocast_has_the_state_s_precision(half):
     assert torch.equal(forward_over_reverse, expected)
 
 
+@pytest.mark.parametrize("way", ["func", "dual"])
+def test_backward_pass_with_tangents_under_autocast_has_the_state_s_precision(way):
+    # A gradient is linear in its cotangent, so the tangent of one is a gradient again.
+    x = torch.full((1, 2, 1, 60), 400.0)
+    g, weight = torch.ones_like(x).requires_grad_(), torch.eye(2)[None]
+    if way == "func":
+        y, pull = vjp(lambda g: spatial_gated_rnn(x, g, weight, directions=DIRECTIONS[:1]), g)
+    else:
+        y = spatial_gated_rnn(x, g, weight, directions=DIRECTIONS[:1])
+
+        def pull(cotangent):
+            return torch.autograd.grad(y, g, cotangent)
+
+    ones = torch.ones_like(y)
+    with torch.autocast("cpu", BF16):
+        if way == "func":
+            _, (tangent,) = jvp(pull, (ones,), (ones,))
+        else:
+            with forward_ad.dual_level():
+                (dg,) = pull(forward_ad.make_dual(ones, ones))
+                tangent = forward_ad.unpack_dual(dg).tangent
+    # delta_i h_{i-1}, with delta_i = 61 - i and h_{i-1} = 400 (i - 1): mostly no 16-bit numbers.
+    i = torch.arange(1, 61)
+    assert torch.equal(tangent, (400 * (i - 1) * (61 - i)).float().expand_as(x))
+
+
 def test_second_gradient_under_autocast_is_that_without():
     layer, x, g = SpatialGatedRNN(8), torch.randn(1, 8, 6, 30), torch.rand(1, 8, 6, 30)
 
@@ -257,6 +283,35 @@ def test_second_gradient_under_autocast_is_that_without():
 def hessian_vector(layer, x):
     (first,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
     return torch.autograd.grad((first * first.detach()).sum(), x, create_graph=True)[0]
+
+
+SOME = [(needed,) for needed in itertools.product([False, True], repeat=4) if any(needed)]
+
+
+@pytest.mark.parametrize("needed", sampled(SOME, 6))
+@pytest.mark.parametrize("merge", ["max", "sum"])
+def test_second_derivative_of_a_layer_for_some_of_its_inputs(merge, needed):
+    layer = SpatialGatedRNN(4, merge=merge, dtype=F64)
+    x, g, _, bias = plain(inputs_for(directions=4))
+    raw = 1.5 * torch.randn(4, 4, 4, dtype=F64, generator=torch.Generator().manual_seed(3))
+
+    def ours(x, g, raw, bias):
+        return torch.func.functional_call(layer, {"raw_weight": raw, "bias": bias}, (x, g))
+
+    def theirs(x, g, raw, bias):
+        norm = torch.linalg.matrix_norm(raw, 2).clamp(min=1)[:, None, None]
+        return reference(x, g, raw / norm, bias, merge=merge, gate_activation="clamp")
+
+    def derivatives(function):
+        leaves = [
+            t.clone().requires_grad_(need)
+            for t, need in zip((x, g, raw, bias), needed, strict=True)
+        ]
+        wanted = [t for t in leaves if t.requires_grad]
+        first = torch.autograd.grad(function(*leaves).pow(3).sum(), wanted, create_graph=True)
+        return *first, *torch.autograd.grad(sum(t.square().sum() for t in first), wanted)
+
+    close(derivatives(ours), derivatives(theirs))
 
 
 def all_gradients(loss, layer, x):

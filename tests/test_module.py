@@ -2,13 +2,17 @@
 
 import copy
 import pickle
+import threading
 
 import pytest
 import torch
 from comparison import BF16, DTYPES, F16, F32, F64, assert_close, through, within_norm
+from hypothesis import given
+from hypothesis import strategies as st
+from tiers import pairwise
 from torch.nn.utils import parametrize, prune
 
-from gatedrnn import DIRECTIONS, SpatialGatedRNN, fold_weight_constraint
+from gatedrnn import DIRECTIONS, SpatialGatedRNN, fold_weight_constraint, functional
 from gatedrnn._options import GATE_ACTIVATIONS
 from gatedrnn.reference import spatial_gated_rnn as reference
 
@@ -219,6 +223,113 @@ def test_folded_copy_has_nothing_to_clamp_and_the_same_maps(dtype, weight_constr
         folded[0].raw_weight.zero_()
     assert layer.weight_constraint == weight_constraint
     assert torch.equal(layer.raw_weight, before)
+
+
+PLAIN = pairwise(
+    ("max", "mean", None, "cascade"),
+    ("spectral", "frobenius", None),
+    (1, 2, 4),
+    (F64, F32, BF16),
+    (None, "channel", "pixel", "each"),
+)
+
+
+@pytest.mark.parametrize(("merge", "weight_constraint", "groups", "dtype", "gate"), PLAIN)
+def test_short_way_of_a_plain_call_gives_the_bits_of_the_long_one(
+    merge, weight_constraint, groups, dtype, gate, monkeypatch
+):
+    options = dict(integration="cascade") if merge == "cascade" else dict(merge=merge)
+    layer = SpatialGatedRNN(
+        4, groups=groups, weight_constraint=weight_constraint, dtype=dtype, **options
+    )
+    layer.raw_weight.data.mul_(1.5)
+    layer.bias.data.normal_()
+    x = torch.randn(2, 4, 5, 6, dtype=dtype)
+    g = torch.randn(2, *{"pixel": (1,), "each": (4, 4)}.get(gate, (4,)), 5, 6, dtype=dtype)
+    g = None if gate is None else g
+
+    def run():
+        leaves = [t.clone().requires_grad_() for t in (x, g) if t is not None]
+        y = layer(*leaves)
+        with torch.no_grad():
+            assert torch.equal(layer(*leaves), y)
+        return y, *torch.autograd.grad(y.float().square().sum(), [*leaves, *layer.parameters()])
+
+    plain = run()
+    monkeypatch.setattr(functional, "runs_natively", lambda x: False)
+    assert all(map(torch.equal, plain, run()))
+
+
+def test_training_step_of_a_layer_is_one_node_of_the_graph():
+    layer, x = SpatialGatedRNN(4), torch.zeros(1, 4, 2, 3, requires_grad=True)
+    leaves = [node for node, _ in layer(x, x).grad_fn.next_functions if node is not None]
+    assert {type(node).__name__ for node in leaves} == {"AccumulateGrad"}
+
+
+def written(layer, way, values):
+    """The layer, or a copy of it, whose stored weight is `values` now."""
+    match way:
+        case "data":
+            layer.raw_weight.data.copy_(values)
+        case "alias":
+            layer.raw_weight.detach().numpy()[:] = values.numpy()
+        case "no_grad":
+            with torch.no_grad():
+                layer.raw_weight.copy_(values)
+        case "parameter":
+            layer.raw_weight = torch.nn.Parameter(values.clone())
+        case "state_dict" | "assign":
+            state = layer.state_dict() | {"raw_weight": values.clone()}
+            layer.load_state_dict(state, assign=way == "assign")
+        case "optimizer":
+            layer.raw_weight.grad = (layer.raw_weight - values).detach()
+            torch.optim.SGD([layer.raw_weight], lr=1.0).step()
+        case "thread":
+            thread = threading.Thread(target=written, args=(layer, "data", values))
+            thread.start()
+            thread.join()
+        case "deepcopy" | "pickle":
+            copied = (
+                copy.deepcopy(layer) if way == "deepcopy" else pickle.loads(pickle.dumps(layer))
+            )
+            written(layer, "data", torch.zeros_like(values))
+            return written(copied, "data", values)
+        case "project":
+            written(layer, "data", values).project_()
+        case "options":
+            layer.directions = list(layer.directions)[::-1]
+            layer.merge = "sum" if layer.merge == "max" else "max"
+            layer.gate_activation = None if layer.gate_activation else "tanh"
+            written(layer, "data", values)
+        case "constraint":
+            layer.weight_constraint = None if layer.weight_constraint else "spectral"
+            written(layer, "data", values)
+    return layer
+
+
+WAYS = (
+    "data", "alias", "no_grad", "parameter", "state_dict", "assign", "optimizer", "thread",
+    "deepcopy", "pickle", "project", "options", "constraint",
+)  # fmt: skip
+
+
+@given(ways=st.lists(st.sampled_from(WAYS), min_size=1, max_size=6), seed=st.integers(0, 99))
+def test_no_call_sees_an_old_weight_or_option(ways, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x, g = (torch.randn(1, 2, 3, 4, generator=generator) for _ in range(2))
+    layer = SpatialGatedRNN(2, directions=DIRECTIONS[:3])
+    for way in ways:
+        values = torch.randn(3, 2, 2, generator=generator)
+        layer = written(layer, way, values)
+        expected = reference(
+            x, g, clamped(layer.raw_weight.detach(), layer.weight_constraint).float(),
+            directions=layer.directions, merge=layer.merge, gate_activation=layer.gate_activation,
+        )  # fmt: skip
+        if way != "project":
+            torch.testing.assert_close(layer.raw_weight.detach(), values)
+        torch.testing.assert_close(layer(x, g).detach(), expected, rtol=1e-4, atol=1e-4)
+        with torch.no_grad():
+            torch.testing.assert_close(layer(x, g), expected, rtol=1e-4, atol=1e-4)
 
 
 class Symmetric(torch.nn.Module):

@@ -18,6 +18,7 @@ FORWARD = dict(
     ("change", "message"),
     [
         (dict(x=X[0]), "x must have 4 dimensions, got 3"),
+        (dict(x=X[:, :0], weight=W[:, :0]), "x must have at least one channel"),
         (dict(x=X.long()), "x must be float64, float32, bfloat16 or float16"),
         (dict(directions=[]), "there must be one to four directions, got 0"),
         (dict(directions=[0] * 5), "there must be one to four directions, got 5"),

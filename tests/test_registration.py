@@ -367,6 +367,27 @@ def test_autocast_leaves_float64_alone():
         assert spatial_gated_rnn(*tensors, directions=NAMES).dtype == F64
 
 
+@pytest.mark.parametrize("which", [1, 2, 3])
+def test_autocast_casts_no_float64_to_fit_a_map(which):
+    # As torch.nn.functional.conv2d, which leaves a float64 weight alone and then refuses it.
+    tensors = tensors_for(grad=False)
+    tensors[which] = tensors[which].double()
+    name = ("g", "weight", "bias")[which - 1]
+    with (
+        torch.autocast("cpu", dtype=BF16),
+        pytest.raises(TypeError, match=f"{name} must have x's dtype .*, got torch.float64"),
+    ):
+        spatial_gated_rnn(*tensors, directions=NAMES)
+
+
+def test_layer_of_float64_refuses_other_maps_under_autocast_too():
+    layer, x = SpatialGatedRNN(4, dtype=F64), torch.zeros(SHAPE)
+    with torch.autocast("cpu", dtype=BF16):
+        assert layer(x.double()).dtype == F64
+        with pytest.raises(TypeError, match="x must have the layer's dtype"):
+            layer(x)
+
+
 def test_layer_trains_under_autocast():
     conv, layer = torch.nn.Conv2d(3, 4, 3, padding=1), SpatialGatedRNN(4)
     image = torch.randn(2, 3, 5, 6)

@@ -1,5 +1,5 @@
-// The kernels' accesses of memory: their sources are compiled for the compiler's thread sanitizer,
-// and these functions stand in place of its run time, which knows no threads of a GPU.
+// The kernels' accesses of memory. Their sources are compiled for the compiler's thread sanitizer.
+// These functions replace its run time, which knows no threads of a GPU.
 #include <sstream>
 
 #include "scheduler.h"
@@ -8,8 +8,8 @@ namespace gatedrnn::emulation {
 namespace {
 
 constexpr uint64_t kMostAccesses = 1'000'000;  // in a turn
-// Bytes of a number. What is longer is a pack, in which channels that are not there may be moved
-// along with others, and computed with; nobody uses what becomes of them.
+// Bytes of a number. Longer accesses move packs. A pack may hold channels that do not exist:
+// kernels compute with them, but do not use the results.
 constexpr size_t kMostNumber = 8;
 
 std::string kind(const Access& access) {
@@ -39,7 +39,7 @@ void Scheduler::misaligned(const void* address, size_t alignment, const void* co
 void Scheduler::access(const void* begin, size_t bytes, bool writes, bool is_atomic,
                        const void* code) {
   if (!in_kernel_) return;
-  // A loop that reads plainly what another is to write is left by no switch of its own.
+  // A loop of plain reads that waits for another thread never switches by itself.
   if (++accesses_ > kMostAccesses) {
     accesses_ = 0;
     poll({.code = code}, 100 * kWarp);

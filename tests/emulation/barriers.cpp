@@ -1,4 +1,4 @@
-// What a thread does that is not its own affair: it meets others, ends or breaks a rule.
+// Barriers of a block and of a warp, and the end and the errors of a thread.
 #include <bit>
 #include <map>
 #include <sstream>

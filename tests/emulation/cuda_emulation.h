@@ -1,5 +1,5 @@
 // The part of CUDA that the kernels use, for an ordinary C++ compiler: csrc/cuda/runtime.cuh
-// includes it in place of CUDA's own headers when GATEDRNN_EMULATION is defined.
+// includes it instead of CUDA's headers if GATEDRNN_EMULATION is defined.
 //
 // Not emulated: writes that other blocks see late (here every write is seen at once, and a race
 // with it is an error), speed.

@@ -89,7 +89,7 @@ namespace {
 void* scheduler_stack_pointer;
 void (*entry_of_resumed)();
 
-// The address sanitizer is told of every switch, for it checks the stack in use.
+// The address sanitizer checks the stack in use, so every switch is announced to it.
 #if defined(__SANITIZE_ADDRESS__)
 const void* scheduler_stack;
 size_t scheduler_stack_bytes;

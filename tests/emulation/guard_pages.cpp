@@ -38,7 +38,7 @@ const char* code_of(const void* context) {
 #endif
 }
 
-// A stack of its own, for the fault may be that a fiber's is full.
+// A separate stack: the fault may be a full stack of a fiber.
 void on_fault(int signal, siginfo_t* info, void* context) {
   handle_fault(signal, info->si_addr, code_of(context));
   ::signal(signal, SIG_DFL);

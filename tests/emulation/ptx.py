@@ -210,7 +210,7 @@ def unknown(file: str, line: int, what: str) -> ValueError:
 
 @dataclass
 class Body:
-    """Translates a function's body. `addresses` are the names that stand for host addresses."""
+    """Translates a function's body. `addresses` are the names of host addresses."""
 
     file: str
     line: int

@@ -1,4 +1,4 @@
-// One launch: its resident blocks, who runs, and who waits for whom.
+// One launch: its resident blocks, which thread runs, and which threads wait for others.
 #pragma once
 
 #include <memory>

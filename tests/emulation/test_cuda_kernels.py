@@ -300,7 +300,7 @@ def test_chunks_say_nan_or_infinity_only_where_the_loop_does(
 ):
     w, first, g, closed = values
     # What a chunk of 16 pixels multiplies its first state with overflows before a gate closes, or
-    # underflows beside infinity.
+    # underflows next to infinity.
     monkeypatch.setenv("GATEDRNN_EMULATION_MULTIPROCESSORS", "132")  # few lines for so many
     begin = 32 if upright or width == 110 else 160
     shape = (1, channels, 72 if upright else 40, width)

@@ -158,7 +158,7 @@ __global__ void shift_kernel(int* data) {
   data[threadIdx.x] = value;
 }
 
-// Bytes of a word, or 16-bit numbers, each by a thread of its own.
+// Bytes of a word, or 16-bit numbers. A separate thread writes each.
 template <class S>
 __global__ void neighbours_kernel(int* data) {
   reinterpret_cast<S*>(data)[threadIdx.x] = static_cast<S>(threadIdx.x);
@@ -238,7 +238,7 @@ __attribute__((optimize("unswitch-loops"))) __global__ void written_twice_kernel
   }
 }
 
-// A vector that lies right only at multiples of its size, `at` ints from the start.
+// A vector `at` ints from the start, which is aligned only at multiples of its size.
 struct alignas(16) Four {
   int values[4];
 };

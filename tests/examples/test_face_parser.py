@@ -12,7 +12,7 @@ from faceparse.data import FINE, DataError, open_dataset
 from faceparse.inference import face_crops, face_parser
 from faceparse.inference.face_parser import FaceParser, NoFaceError
 from faceparse.models import build_model
-from faceparse.reporting import table3_metrics
+from faceparse.reporting import table3_metrics, writers
 from faceparse.reporting.metrics import confusion_matrix
 from faceparse.training import checkpoint
 
@@ -76,6 +76,19 @@ def test_a_small_face_of_a_large_photograph_takes_little_memory(parser, faces):
     parsed_face = parser(image, points=faces.points[0])
     assert parsed_face.labels.shape == (1500, 1500)
     assert sum(found.numel() for _, found in parsed_face._found) < 0.1 * parsed_face.labels.numel()
+
+
+def test_results_of_many_faces_need_no_map_of_the_photograph_for_each(parser, faces, monkeypatch):
+    image = torch.zeros(3, 300, 400, dtype=torch.uint8)
+    image[:, :128, :128] = faces.images[0]
+    parsed_face = parser(image, points=faces.points[0])
+    labels = parsed_face.labels
+    monkeypatch.setattr(face_parser.ParsedFace, "labels", None)
+    assert torch.equal(writers.compose([parsed_face], (300, 400)), labels)
+    counts = torch.bincount(labels.flatten(), minlength=11)
+    found = writers.describe(parsed_face)
+    assert list(found["pixels"].values()) == counts.tolist()
+    assert list(found["share"].values()) == [round(n / 120_000, 6) for n in counts.tolist()]
 
 
 def test_kinds_of_images_give_the_same(parser, faces):

@@ -30,12 +30,11 @@ class Parser(FaceParser):
     Nobody has trained its networks, and a face about points out of nowhere would be of any size.
     """
 
-    def find_points(self, images, boxes):
-        super().find_points(images, boxes)
+    def _look(self, images, maps):
+        super()._look(images, maps)
         shape = self.layout.shape
         usual = face_crops.box_of(face_crops.box_about(shape))
-        maps = [geometry.compose(geometry.inverse(face_crops.box_of(box)), usual) for box in boxes]
-        return np.array([geometry.apply(m, shape) for m in maps])
+        return geometry.apply(geometry.inverse(np.stack(maps)), geometry.apply(usual, shape))
 
 
 class Converted(nn.Module):

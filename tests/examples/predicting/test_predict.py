@@ -6,7 +6,6 @@ import re
 import sys
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import children
 import numpy as np
@@ -23,7 +22,7 @@ from faceparse import cli
 from faceparse.data import FINE
 from faceparse.data.labels import POINTS
 from faceparse.inference import face_crops, face_parser, image_io, prediction
-from faceparse.inference.face_parser import FaceParser
+from faceparse.inference.face_parser import FaceParser, ParsedFace
 from faceparse.models import build_model
 from faceparse.reporting import writers
 
@@ -281,11 +280,13 @@ def test_all_faces_are_parsed(run, tmp_path):
 
 def test_the_nearer_face_covers_the_other_but_its_background_does_not():
     def face(size, labels):
-        return SimpleNamespace(points=torch.rand(5, 2) * size, labels=torch.tensor([labels]))
+        face = object.__new__(ParsedFace)
+        face.size, face.points = (1, 4), torch.rand(5, 2) * size
+        face._found = [((0, 0, 4, 1), torch.tensor([labels], dtype=torch.uint8))]
+        return face
 
     near = face(100, [0, 1, 2, 0])
     far = face(10, [3, 3, 0, 0])
-    near.labels, far.labels = near.labels.to(torch.uint8), far.labels.to(torch.uint8)
     for order in ([near, far], [far, near]):
         assert writers.compose(order, (1, 4)).tolist() == [[3, 1, 2, 0]]
     assert writers.compose([], (1, 4)).tolist() == [[0, 0, 0, 0]]

@@ -184,6 +184,16 @@ def frame_of(points, layout):
     return geometry.similarity(points, layout.shape)
 
 
+def misfit(points, layout):
+    """How far points (..., 5, 2) are from the mean shape, wherever it is: in sizes of that shape.
+
+    Root mean squares. NaN where all points are in one place.
+    """
+    off = geometry.apply(frame_of(points, layout), points) - layout.shape
+    middle = layout.shape - layout.shape.mean(0)
+    return np.sqrt((off**2).sum((-1, -2)) / (middle**2).sum())
+
+
 def part_in_frame(points, layout, name):
     """The map from the aligned frame, with the points there, to the second stage's input."""
     part = PARTS[name]

@@ -121,7 +121,7 @@ def compose(parsed_faces, size):
     for parsed_face in sorted(
         parsed_faces, key=lambda parsed_face: parsed_face.points.std(0).norm().item()
     ):
-        labels = torch.where(parsed_face.labels != 0, parsed_face.labels, labels)
+        parsed_face.paint(labels)
     return labels
 
 
@@ -144,7 +144,7 @@ def overlay(image, labels, label_set):
 def describe(parsed_face):
     """What the JSON says of a face; pixels are counted before another face covers any."""
     names = parsed_face.label_set.names
-    pixels = torch.bincount(parsed_face.labels.flatten(), minlength=len(names)).tolist()
+    pixels = parsed_face.pixels().tolist()
     known = bool(parsed_face.box.isfinite().all())
     return {
         "box": [round(v, 2) for v in parsed_face.box.tolist()] if known else None,
@@ -154,8 +154,7 @@ def describe(parsed_face):
         },
         "pixels": dict(zip(names, pixels, strict=True)),
         "share": {
-            name: round(count / parsed_face.labels.numel(), 6)
-            for name, count in zip(names, pixels, strict=True)
+            name: round(count / sum(pixels), 6) for name, count in zip(names, pixels, strict=True)
         },
     }
 
