@@ -32,7 +32,8 @@ class SpatialGatedRNN(nn.Module):
         bias: whether to learn b (D, C).
         weight_constraint: "spectral" or "frobenius", the norm of each block, held at <= 1; or None.
         gate_activation: holds |g| <= 1 inside the scan: "clamp", "tanh" or "sigmoid"; or None.
-        device, dtype: of the parameters.
+        device: of the parameters.
+        dtype: of the parameters.
 
     Raises:
         ValueError: an option is not known, or `groups` does not divide `channels`.

@@ -59,6 +59,6 @@ def test_trainings_watch_who_starts_them(tmp_path, monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", lambda command, **options: commands.append(command))
     args = argparse.Namespace(out=tmp_path, device="cpu", cache=tmp_path, jobs=1)
     args.skip_bad = args.no_cache = False
-    jobs.start(args, jobs.Training("one", jobs.config("table-3/nose"), None), {})
+    jobs.start(args, jobs.Job("one", jobs.config_file("table-3/nose"), None), {})
     script = str(EXAMPLE / "train.py")
     assert commands[0][:4] == [sys.executable, str(WATCHED), str(os.getpid()), script]

@@ -11,7 +11,7 @@ from example_scripts import call, refused
 from tiers import sampled
 
 from faceparse.inference.postprocess import PARSERS
-from faceparse.reporting import reproduction
+from faceparse.reporting import evaluation, reproduction
 from faceparse.reporting.metrics import f_measures
 from faceparse.reporting.tables import TABLES
 from faceparse.training import checkpoint, jobs
@@ -157,6 +157,6 @@ def test_every_row_has_a_config_for_its_network(number, tmp_path):
 
 def test_f_of_the_table_is_that_of_the_confusion_matrix():
     matrix = torch.tensor([[8, 1, 1], [0, 5, 0], [2, 0, 3]])
-    result = reproduce.evaluate.scores(matrix, ("background", "skin", "hair"))
+    result = evaluation.scores(matrix, ("background", "skin", "hair"))
     assert list(result["f"].values()) == f_measures(matrix)
     assert result["accuracy"] == pytest.approx(16 / 20)

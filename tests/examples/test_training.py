@@ -239,7 +239,7 @@ def test_the_first_request_ends_a_wait_for_a_batch_and_saves(tmp_path, monkeypat
 
 def test_best_checkpoint_is_the_best_on_validation(tmp_path, monkeypatch, one_thread):
     scores = iter([0.25, 0.75, 0.5])
-    monkeypatch.setattr(loop.evaluate, "score", lambda model, faces: next(scores))
+    monkeypatch.setattr(loop.evaluation, "score", lambda model, faces: next(scores))
     assert call(monkeypatch, train, *QUICK, "--epochs", 3, "--out", tmp_path) == 0
     assert checkpoint.load(tmp_path / "best.pt")["epoch"] == 2
     assert checkpoint.load(tmp_path / "last.pt")["epoch"] == 3

@@ -34,7 +34,7 @@ def config_file(name):
 
 
 def start(args, job, given):
-    """train.py for one job, or to go on with it.
+    """train.py for one training, or to go on with it.
 
     Args:
         args: the options of ``cli.add_data_arguments``, ``out`` and ``jobs``.
@@ -113,7 +113,7 @@ def train_all(args, needed, given):
                     last = lines[-1] if lines else "no output"
                     if process.returncode < 0:
                         last = f"ended by signal {-process.returncode}"
-                    raise CheckpointError(f"job {job.name} failed ({log}): {last}")
+                    raise CheckpointError(f"training {job.name} failed ({log}): {last}")
     finally:
         for process in running.values():
             process.terminate()
