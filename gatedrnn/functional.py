@@ -8,7 +8,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from ._ops import _C, DEVICES, by_reference, runs_natively, scan
+from ._ops import ARCHITECTURES, DEVICES, by_reference, runs_natively, scan
 from ._options import GATE_ACTIVATIONS, MERGES, NONLINEARITIES, Options, direction_code
 from ._plain import plain_scan
 from .norms import clamp_norm
@@ -351,8 +351,7 @@ def _warn_once(device: str) -> None:
 def _warn_of_ptx(index: int) -> None:
     """Says once for a GPU why its first calls are slow."""
     major, minor = torch.cuda.get_device_capability(index)
-    built: tuple[str, ...] = _C.build_info()["cuda_architectures"]
-    codes = [name.removeprefix("sm_") for name in built if name.startswith("sm_")]
+    codes = [name.removeprefix("sm_") for name in ARCHITECTURES if name.startswith("sm_")]
     # Machine code runs on later GPUs of its major version, unless it ends in a letter.
     plain = [int(code) for code in codes if code.isdecimal()]
     if any(code // 10 == major and code % 10 <= minor for code in plain):
@@ -361,7 +360,7 @@ def _warn_of_ptx(index: int) -> None:
         return
     warnings.warn(
         f"gatedrnn has no machine code for this GPU, of compute capability {major}.{minor}, only "
-        f"{', '.join(built)}: the driver compiles each kernel at its first use, which may take "
-        f"half a minute. Build it with TORCH_CUDA_ARCH_LIST={major}.{minor}",
+        f"{', '.join(ARCHITECTURES)}: the driver compiles each kernel at its first use, which may "
+        f"take half a minute. Build it with TORCH_CUDA_ARCH_LIST={major}.{minor}",
         stacklevel=3,
     )

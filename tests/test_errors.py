@@ -2,7 +2,6 @@
 
 import re
 import warnings
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -293,8 +292,7 @@ def test_device_without_kernels_is_told_once():
     ],
 )
 def test_gpu_that_must_compile_ptx_is_told_once(built, capability, told, monkeypatch):
-    facts = SimpleNamespace(build_info=lambda: {"cuda_architectures": built})
-    monkeypatch.setattr(functional, "_C", facts)
+    monkeypatch.setattr(functional, "ARCHITECTURES", built)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
     functional._warn_of_ptx.cache_clear()
     with warnings.catch_warnings(record=True) as seen:
