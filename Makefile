@@ -17,7 +17,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all test-aarch64 mutants test-gpu sanitize wheel
+.PHONY: help demo test test-all test-aarch64 mutants gpu-check test-gpu sanitize wheel
 .PHONY: bench bench-gpu bench-parser docs lint format clean
 
 help:
@@ -26,6 +26,7 @@ help:
 	@echo "make test-all  run every test, in random order"
 	@echo "make test-aarch64  compile the portable kernels for aarch64 and test them in QEMU"
 	@echo "make mutants   check that the default tests notice each of some small faults"
+	@echo "make gpu-check build, test and measure on a GPU within eight minutes, with a report"
 	@echo "make test-gpu  run the kernel tests on a GPU; fails without one"
 	@echo "make sanitize  run the kernel tests under the address and undefined-behaviour sanitizers"
 	@echo "make wheel     build dist/*.whl for Linux, and test it next to PyTorch $(WHEEL_TORCHES)"
@@ -38,7 +39,7 @@ help:
 	@echo "make clean     remove what these targets made"
 	@echo
 	@echo "PYTHON=$(PYTHON) makes the environment VENV=$(VENV) once; TORCH=$(TORCH) goes into it."
-	@echo "GPU_PYTHON=python3 lets the two GPU targets use, offline, an environment that has PyTorch"
+	@echo "GPU_PYTHON=python3 lets the GPU targets use, offline, an environment that has PyTorch"
 	@echo "with CUDA, numpy, pytest, hypothesis, setuptools and ninja."
 
 $(VENV)/.torch:
@@ -129,8 +130,10 @@ wheel: $(VENV)/.installed-wheel $(WHEEL_TORCHES:%=$(BESIDE)%/.torch)
 GPU_PYTHON ?= $(abspath $(PY))
 GPU_NEEDS := $(if $(filter $(abspath $(PY)),$(GPU_PYTHON)),$(VENV)/.installed-test)
 GPU_LIB := $(abspath build/gpu)
-GPU_TESTS := gpu $(addprefix test_,$(addsuffix .py, \
-  scan scan_exact scan_isolation autograd func module norms growth))
+# The most telling first: gpu-check runs them for as long as its time lasts.
+GPU_TESTS := gpu/test_paths.py gpu/test_queue.py $(addprefix test_,$(addsuffix .py, \
+  scan autograd)) gpu/test_gpu_package.py $(addprefix test_,$(addsuffix .py, \
+  scan_exact scan_isolation norms module func growth))
 .PHONY: has-gpu
 has-gpu: | $(GPU_NEEDS)
 	@$(GPU_PYTHON) -c "import torch; raise SystemExit(not torch.cuda.is_available())" || { \
@@ -145,6 +148,11 @@ test-gpu: $(GPU_LIB)/.installed
 	cd tests && GATEDRNN_TEST_DEVICE=cuda HYPOTHESIS_PROFILE=all PYTHONPATH=$(GPU_LIB) \
 	  $(GPU_PYTHON) -m pytest -m "" $(PYTEST_ARGS) $(GPU_TESTS)
 	cd tests && GATEDRNN_TEST_DEVICE=cuda PYTHONPATH=$(GPU_LIB) $(GPU_PYTHON) gpu/sanitize.py
+
+# Builds by this Makefile's own rule, within its time. GPU_CHECK=profile adds a profile.
+gpu-check: | has-gpu
+	$(GPU_PYTHON) tests/gpu/gpu_check.py $(if $(filter profile,$(GPU_CHECK)),--profile) \
+	  $(CHECK_ARGS) --tests $(GPU_TESTS)
 
 bench-gpu: $(GPU_LIB)/.installed
 	cd benchmarks && PYTHONPATH=$(GPU_LIB) $(GPU_PYTHON) bench_cuda.py $(BENCH_ARGS)

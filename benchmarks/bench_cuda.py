@@ -3,24 +3,26 @@
 import argparse
 import dataclasses
 import json
+import os
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import peers
 import shapes
 import timing
 import torch
-from bench_scan import DTYPES, OURS, PHASES, RESULTS
+from bench_scan import DTYPES, PHASES, RESULTS
 from peers import gpu, torch_loop
+from targets import CLAMP, GRAPH, LOOP, LOOP_GRAPH, ONE, OURS, target_rows, target_table, time_table
 
-from gatedrnn import _C
+from gatedrnn import _C, norms
 from gatedrnn.functional import spatial_gated_rnn
 
-GRAPH = f"{OURS}, graph"
-ONE = "one direction at a time"
-LOOP, LOOP_GRAPH = "torch loop", "torch batched, graph"
+WAYS = ("wavefront", "strips", "chunks")  # csrc/cuda/forward.cu
+COMPILED = "torch compiled"
+# Queued, a backward call of a compiled loop may take longer than the device is kept busy.
+DEFAULT_PEERS = (LOOP, "torch batched", LOOP_GRAPH)
 # Above these many elements no gradients of peers (memory), and no float64 truth (time).
 MOST_FOR_PEERS = 2**26
 MOST_FOR_TRUTH = 2**24
@@ -49,7 +51,7 @@ def loaders(shape, dtype, on_gpu):
         found[LOOP_GRAPH] = lambda inputs, grads: gpu.graph_runner(
             torch_loop.batched, inputs, grads
         )
-    found["torch compiled"] = lambda inputs, grads: torch_loop.load_compiled(shape, inputs)
+    found[COMPILED] = lambda inputs, grads: torch_loop.load_compiled(shape, inputs)
     return found
 
 
@@ -85,7 +87,7 @@ def load_contenders(shape, dtype, names, on_gpu):
     runners, missing = {}, {}
     for name, load in loaders(shape, dtype, on_gpu).items():
         ours = name in (OURS, GRAPH, ONE)
-        if names is not None and not ours and name not in names:
+        if not ours and name not in names:
             continue
         gradients = ours or shape.elements <= MOST_FOR_PEERS
         try:
@@ -111,9 +113,13 @@ def load_contenders(shape, dtype, names, on_gpu):
 # ---- measurements ------------------------------------------------------------------------------
 
 
+def sleeping_clock():
+    return timing.device_clock(lambda: torch.cuda._sleep(400_000))  # some 0.2 ms
+
+
 def device_clock(shape, dtype, scratch):
     if shape.fewest_bytes("forward", dtype.itemsize) < CACHED:
-        return timing.device_clock(lambda: torch.cuda._sleep(400_000))  # some 0.2 ms
+        return sleeping_clock()
     return timing.device_clock(scratch.zero_)  # the L2 cache is evicted
 
 
@@ -136,7 +142,16 @@ def copy_bandwidth(device, size, pace):
     return 2 * size / times["copy"].median
 
 
-def bench(shape, dtype, names, on_gpu, copy, pace, scratch):
+def prepare(on_gpu, pace):
+    """(memory that is zeroed between calls, bandwidth of a copy)."""
+    # Larger than any L2 cache, and its zeroing longer than a call is queued on the host.
+    device, megabytes = ("cuda", 512) if on_gpu else ("cpu", 1)
+    scratch = torch.empty(megabytes << 20, dtype=torch.uint8, device=device)
+    clock = {"clock": timing.device_clock(scratch.zero_)} if on_gpu else {}
+    return scratch, copy_bandwidth(device, 2 * megabytes << 20, {**pace, **clock})
+
+
+def bench(shape, dtype, names, on_gpu, copy, pace, scratch, phases=PHASES):
     """(rows, list of what was left out and why) of one shape and dtype."""
     print(f"\n{shape}, {str(dtype)[6:]}", flush=True)
     runners, missing = load_contenders(shape, dtype, names, on_gpu)
@@ -144,30 +159,91 @@ def bench(shape, dtype, names, on_gpu, copy, pace, scratch):
     if on_gpu and shape.fewest_bytes("forward", dtype.itemsize) < CACHED:
         clocks[", with the host"] = wall_clock
     rows = []
-    for phase in PHASES:
+    for phase in phases:
         calls = {n: getattr(r, phase) for n, r in runners.items() if getattr(r, phase)}
         for suffix, clock in clocks.items():
             times = timing.measure(calls, **pace, clock=clock)
-            for name, taken in times.items():
-                rows.append(
-                    {
-                        "shape": shape.name,
-                        "sizes": [shape.n, shape.c, shape.h, shape.w],
-                        "groups": shape.groups,
-                        "dtype": str(dtype)[6:],
-                        "phase": phase + suffix,
-                        "contender": name,
-                        **taken.as_dict(),
-                        "ratio": taken.median / times[OURS].median,
-                        "copy_share": shape.fewest_bytes(phase, dtype.itemsize)
-                        / taken.median
-                        / copy,
-                    }
-                )
-                print_row(rows[-1])
+            moved = shape.fewest_bytes(phase, dtype.itemsize)
+            for row in measured_rows(shape, dtype, phase + suffix, times, moved / copy):
+                rows.append(row)
+                print_row(row)
     for name, why in missing.items():
         print(f"  {name}: left out, {why}", flush=True)
     return rows, [f"{n} at {shape.name}, {str(dtype)[6:]}: {why}" for n, why in missing.items()]
+
+
+def measured_rows(shape, dtype, phase, times, copy_seconds):
+    """A row for each contender; ratios are to the first one."""
+    first = next(iter(times.values())).median
+    return [
+        {
+            "shape": shape.name,
+            "sizes": [shape.n, shape.c, shape.h, shape.w],
+            "groups": shape.groups,
+            "dtype": str(dtype)[6:],
+            "phase": phase,
+            "contender": name,
+            **taken.as_dict(),
+            "ratio": taken.median / first,
+            "copy_share": copy_seconds / taken.median,
+        }
+        for name, taken in times.items()
+    ]
+
+
+def forced(way, call):
+    """`call`, with the forward pass made to go this way; the empty way is the scan's own choice."""
+
+    def run():
+        os.environ["GATEDRNN_FORWARD"] = way
+        try:
+            return call()
+        finally:
+            del os.environ["GATEDRNN_FORWARD"]
+
+    return run
+
+
+def bench_ways(shape, dtype, on_gpu, copy, pace, scratch):
+    """Rows of the forward pass, each way that can serve the shape; the first one is the choice.
+
+    Raises:
+        peers.WrongResult: a way gives another result than the chosen one.
+    """
+    inputs = shapes.make_inputs(shape, dtype, device="cuda" if on_gpu else "cpu")
+    forward = peers.torch_runner(spatial_gated_rnn, inputs).forward
+    wanted, calls = forward(), {"chosen": forced("", forward)}
+    for way in WAYS:
+        call = forced(way, forward)
+        try:
+            peers.check(way, peers.Runner(call), (wanted,), dtype)
+        except RuntimeError as error:
+            if "cannot serve this scan" not in str(error):
+                raise
+            continue
+        calls[way] = call
+    clock = device_clock(shape, dtype, scratch) if on_gpu else wall_clock
+    times = timing.measure(calls, **pace, clock=clock)
+    moved = shape.fewest_bytes("forward", dtype.itemsize)
+    return measured_rows(shape, dtype, "forward", times, moved / copy)
+
+
+def bench_clamp(on_gpu, pace, scratch):
+    """Rows of the spectral clamp of four matrices of 8 x 8."""
+    weight = torch.randn(4, 8, 8, device=scratch.device)
+
+    def clamp():
+        with torch.no_grad():
+            return norms.clamp_norm(weight, "spectral")
+
+    calls = {OURS: clamp} | ({GRAPH: gpu.captured(clamp)} if on_gpu else {})
+    clock = sleeping_clock() if on_gpu else wall_clock
+    times = timing.measure(calls, **pace, clock=clock)
+    same = {"shape": CLAMP, "dtype": "float32", "phase": "forward", "copy_share": None}
+    return [
+        same | {"contender": name, **taken.as_dict(), "ratio": taken.median / times[OURS].median}
+        for name, taken in times.items()
+    ]
 
 
 def print_row(each):
@@ -179,125 +255,6 @@ def print_row(each):
     )
 
 
-# ---- targets -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Target:
-    """`measure` finds its value among the results, which raise KeyError where there is none."""
-
-    what: str
-    bound: float
-    at_least: bool
-    unit: str
-    measure: object
-
-    def row(self, results):
-        try:
-            value = self.measure(results)
-        except KeyError:
-            return {"what": self.what, "target": self.wanted(), "measured": "-", "met": None}
-        met = value >= self.bound if self.at_least else value <= self.bound
-        return {
-            "what": self.what,
-            "target": self.wanted(),
-            "measured": self.text(value),
-            "met": met,
-        }
-
-    def text(self, value):
-        return f"{value:.0%}" if self.unit == "%" else f"{value:.3g} {self.unit}".rstrip()
-
-    def wanted(self):
-        return (">= " if self.at_least else "<= ") + self.text(self.bound)
-
-
-class Results:
-    """The rows by what they are of."""
-
-    def __init__(self, rows):
-        keys = ("shape", "dtype", "phase", "contender")
-        self.rows = {tuple(row[key] for key in keys): row for row in rows}
-
-    def seconds(self, shape, phase, contender=OURS, dtype="float32"):
-        return self.rows[shape, dtype, phase, contender]["median"]
-
-    def share(self, shape, phase):
-        return self.rows[shape, "float32", phase, OURS]["copy_share"]
-
-    def on_device(self, shape):
-        """The least that a forward takes: of a graph no launch is waited for."""
-        return min(self.seconds(shape, "forward", name) for name in (OURS, GRAPH))
-
-
-def targets():
-    found = []
-
-    def add(what, bound, measure, *, at_least=False, unit=""):
-        found.append(Target(what, bound, at_least, unit, measure))
-
-    for shape, most in (("plane-1024", 0.60), ("plane-1024-full", 1.1)):
-        add(f"{shape} forward", most, lambda r, s=shape: r.seconds(s, "forward") * 1e3, unit="ms")
-        add(
-            f"{shape} backward to forward",
-            2.5,
-            lambda r, s=shape: r.seconds(s, "backward") / r.seconds(s, "forward"),
-            unit="x",
-        )
-    for shape in ("batch-128", "batch-64"):
-        for phase, least in (("forward", 0.55), ("backward", 0.45)):
-            add(
-                f"{shape} {phase}, share of the copy bandwidth",
-                least,
-                lambda r, s=shape, p=phase: r.share(s, p),
-                at_least=True,
-                unit="%",
-            )
-    for shape, most in (("parser-1", 15), ("multi-face", 30)):
-        add(f"{shape} forward", most, lambda r, s=shape: r.on_device(s) * 1e6, unit="us")
-        for loop, ours, phase, least in (
-            (LOOP, OURS, "forward, with the host", 100),
-            (LOOP_GRAPH, GRAPH, "forward", 20),
-        ):
-            add(
-                f"{shape} {phase}: {loop} to {ours}",
-                least,
-                lambda r, s=shape, p=phase, a=loop, b=ours: r.seconds(s, p, a) / r.seconds(s, p, b),
-                at_least=True,
-                unit="x",
-            )
-    for shape in ("batch-128", "batch-64", "plane-1024"):
-        add(
-            f"{shape} forward, bfloat16 to float32",
-            0.65,
-            lambda r, s=shape: r.seconds(s, "forward", OURS, "bfloat16") / r.seconds(s, "forward"),
-            unit="x",
-        )
-    return found
-
-
-def target_table(rows):
-    lines = ["| | target | measured | met |", "|---|---|---|---|"]
-    for row in rows:
-        met = {True: "yes", False: "no", None: "-"}[row["met"]]
-        lines.append(f"| {row['what']} | {row['target']} | {row['measured']} | {met} |")
-    return "\n".join(lines) + "\n"
-
-
-def time_table(rows):
-    """Microseconds: a line for each shape, dtype and phase, a column a contender."""
-    names = list(dict.fromkeys(each["contender"] for each in rows))
-    lines = [f"| shape | dtype | phase | {' | '.join(names)} |", "|---" * (len(names) + 3) + "|"]
-    cells = {
-        (each["shape"], each["dtype"], each["phase"], each["contender"]): each for each in rows
-    }
-    for line in dict.fromkeys(key[:3] for key in cells):
-        found = [cells.get((*line, name)) for name in names]
-        texts = ["-" if c is None else f"{c['median'] * 1e6:.4g} ({c['ratio']:.2f})" for c in found]
-        lines.append(f"| {' | '.join((*line, *texts))} |")
-    return "\n".join(lines) + "\n"
-
-
 # ---- command -----------------------------------------------------------------------------------
 
 
@@ -306,7 +263,13 @@ def parse(argv):
     known = f"of {', '.join(shapes.SHAPES)}, or N,C,H,W[,groups]"
     parser.add_argument("--shapes", nargs="+", metavar="SHAPE", help=known)
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["float32", "bfloat16"])
-    parser.add_argument("--peers", nargs="*", metavar="PEER", help="these only; none: ours alone")
+    parser.add_argument(
+        "--peers",
+        nargs="*",
+        metavar="PEER",
+        default=DEFAULT_PEERS,
+        help=f"these only; none: ours alone; not by default: {COMPILED!r}",
+    )
     parser.add_argument("--budget", type=float, help="seconds for a contender, shape and phase")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a dry run")
     parser.add_argument("--quick", action="store_true", help="tiny shapes, to see that it runs")
@@ -314,8 +277,6 @@ def parse(argv):
     args = parser.parse_args(argv)
     args.out = args.out or (None if args.quick else RESULTS)
     args.budget = args.budget or (0.02 if args.quick else 0.3)
-    if args.quick and args.peers is None:
-        args.peers = [LOOP, "torch batched", LOOP_GRAPH]  # compiling takes too long
     try:
         names = args.shapes or (("tiny",) if args.quick else shapes.CUDA)
         args.shapes = [shapes.by_name(name) for name in names]
@@ -331,12 +292,11 @@ def parse(argv):
 
 def save(report, folder):
     """The tables of what is measured so far; they and the report are in `folder`, unless None."""
-    report["targets"] = [target.row(Results(report["rows"])) for target in targets()]
+    report["targets"] = target_rows(report["rows"], report["copy"])
     tables = [time_table(report["rows"]), target_table(report["targets"])]
     if folder:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "cuda.json").write_text(json.dumps(report, indent=1) + "\n")
-        (folder / "cuda.md").write_text("\n".join(tables))
+        timing.write_atomically(folder / "cuda.json", json.dumps(report, indent=1) + "\n")
+        timing.write_atomically(folder / "cuda.md", "\n".join(tables))
     return tables
 
 
@@ -348,14 +308,10 @@ def main(argv=None):
     report["gpu"] = timing.gpu_facts() if on_gpu else None
     for name, value in {**report["machine"], **(report["gpu"] or {})}.items():
         print(f"{name}: {value}")
-    # Larger than any L2 cache, and its zeroing longer than a call is queued on the host.
-    megabytes = 512 if on_gpu else 1
-    scratch = torch.empty(megabytes << 20, dtype=torch.uint8, device=args.device)
-    clock = {"clock": timing.device_clock(scratch.zero_)} if on_gpu else {}
-    size = (1 << 30) if on_gpu else (1 << 20)
-    copy = report["copy"] = copy_bandwidth(args.device, size, {**pace, **clock})
+    scratch, copy = prepare(on_gpu, pace)
+    report["copy"] = copy
     print(f"copy, read and written: {copy / 1e9:.0f} GB/s")
-    rows, left_out = report["rows"], report["left_out"] = [], []
+    rows, left_out = report["rows"], report["left_out"] = bench_clamp(on_gpu, pace, scratch), []
     try:
         for shape in args.shapes:
             for dtype in args.dtypes:

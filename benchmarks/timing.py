@@ -185,23 +185,43 @@ def _version(package):
         return None
 
 
+def _nvidia_smi(*fields):
+    query = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(
+            query, capture_output=True, text=True, check=True, timeout=20
+        ).stdout
+        return dict(zip(fields, answer.splitlines()[0].split(", "), strict=True))
+    except (OSError, subprocess.SubprocessError, IndexError, ValueError):
+        return dict.fromkeys(fields, "unknown")
+
+
+def gpu_state():
+    """Clocks, power and temperature of the first GPU now, as nvidia-smi prints them."""
+    return _nvidia_smi("clocks.sm", "clocks.mem", "clocks.max.sm", "power.draw", "temperature.gpu")
+
+
+def write_atomically(path, text):
+    """A reader sees the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text)
+    part.replace(path)
+
+
 def gpu_facts():
     """The current GPU, its driver and the CUDA versions, as plain values."""
     import torch
 
     properties = torch.cuda.get_device_properties()
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0]
-    except (OSError, subprocess.CalledProcessError, IndexError):
-        driver = "unknown"
     return {
         "name": properties.name,
         "multiprocessors": properties.multi_processor_count,
         "memory": properties.total_memory,
         "l2": properties.L2_cache_size,
-        "driver": driver,
+        "driver": _nvidia_smi("driver_version")["driver_version"],
         "cuda": torch.version.cuda,
+        "capability": ".".join(map(str, torch.cuda.get_device_capability())),
     }
 
 

@@ -33,7 +33,8 @@ if importlib.util.find_spec("gatedrnn._C") is None:
 from . import _C  # loading it registers torch.ops.gatedrnn
 
 # Devices with kernels; on others the reference loop runs.
-DEVICES = ("cpu", "meta", *(("cuda",) if _C.build_info()["cuda_architectures"] else ()))
+ARCHITECTURES: tuple[str, ...] = _C.build_info()["cuda_architectures"]
+DEVICES = ("cpu", "meta", *(("cuda",) if ARCHITECTURES else ()))
 
 # Seen in 2.11, and not in 2.13: behind a break of the graph what torch.func.vjp returns gives zero.
 _GRAPH_CAN_BREAK = torch.__version__ >= "2.13"  # as versions, not as text

@@ -4,7 +4,6 @@ It calls the ops below the rules of autograd that `_ops` registers for them, whi
 the scan of a small map. Whatever else is under way goes the way of `_ops.scan`.
 """
 
-import contextlib
 from typing import Any
 
 import torch
@@ -74,30 +73,32 @@ class _PlainScan(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        *inputs, mask, scanned, kept = ctx.saved_tensors
-        x, g, weight, bias = inputs
-        needs = ctx.needs_input_grad[:4]
-        compiling = torch.compiler.is_compiling()  # compiled autograd
-        if not compiling and not _ops.no_autograd(grad, *inputs):
+        inputs = ctx.saved_tensors[:4]
+        if torch.compiler.is_compiling():  # by compiled autograd
+            return _backward(ctx, grad)
+        if _ops.no_autograd(grad, *inputs):
+            try:
+                with torch._C._AutoDispatchBelowAutograd():
+                    return _backward(ctx, grad)
+            except RuntimeError as error:
+                raise _ops.named(error, grad) from None
 
-            def function(x: Tensor, g: Any, weight: Tensor, bias: Any) -> list[Tensor]:
-                weight = clamp_norm(weight, "spectral" if ctx.clamps else None)
-                return [_ops.scan(x, g, weight, bias, ctx.options)]
+        def function(x: Tensor, g: Any, weight: Tensor, bias: Any) -> list[Tensor]:
+            weight = clamp_norm(weight, "spectral" if ctx.clamps else None)
+            return [_ops.scan(x, g, weight, bias, ctx.options)]
 
-            return *_ops.vjp(function, inputs, needs, [grad]), None, None
+        return *_ops.vjp(function, inputs, ctx.needs_input_grad[:4], [grad]), None, None
 
-        raw = weight.contiguous()
-        bias = None if bias is None else bias.contiguous()
-        with contextlib.nullcontext() if compiling else torch._C._AutoDispatchBelowAutograd():
-            dx, dg, dweight, dbias = torch.ops.gatedrnn.scan_backward(
-                grad, x, g, scanned if ctx.clamps else raw, bias, mask,
-                *op_arguments(ctx.options), *needs[1:],
-            )  # fmt: skip
-            if ctx.clamps and needs[2]:
-                dweight = torch.ops.gatedrnn.clamp_spectral_backward(dweight, raw, kept)
-        wanted = (
-            dg if needs[1] else None,
-            dweight if needs[2] else None,
-            dbias if needs[3] else None,
-        )
-        return dx, *wanted, None, None
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, g, weight, bias, mask, scanned, kept = ctx.saved_tensors
+    _, *needs = ctx.needs_input_grad[:4]
+    weight = weight.contiguous()
+    dx, *others = torch.ops.gatedrnn.scan_backward(
+        grad, x, g, scanned if ctx.clamps else weight, None if bias is None else bias.contiguous(),
+        mask, *op_arguments(ctx.options), *needs,
+    )  # fmt: skip
+    dg, dweight, dbias = (t if need else None for t, need in zip(others, needs, strict=True))
+    if ctx.clamps and dweight is not None:
+        dweight = torch.ops.gatedrnn.clamp_spectral_backward(dweight, weight, kept)
+    return dx, dg, dweight, dbias, None, None

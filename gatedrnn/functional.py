@@ -8,7 +8,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from ._ops import DEVICES, by_reference, runs_natively, scan
+from ._ops import ARCHITECTURES, DEVICES, by_reference, runs_natively, scan
 from ._options import GATE_ACTIVATIONS, MERGES, NONLINEARITIES, Options, direction_code
 from ._plain import plain_scan
 from .norms import clamp_norm
@@ -125,6 +125,8 @@ def _parallel(
     weight = weight if weight.dtype == state else weight.to(state)
     bias = bias if bias is None or bias.dtype == state else bias.to(state)
     if plain:
+        if x.is_cuda:
+            _warn_of_ptx(x.get_device())
         return plain_scan(x, g, weight, bias, options, norm)
     weight = clamp_norm(weight, norm)
     if x.device.type in DEVICES:
@@ -341,5 +343,24 @@ def _warn_once(device: str) -> None:
     warnings.warn(
         f"gatedrnn has no kernels for {device!r} tensors: this runs the reference loop, slowly"
         + remedy,
+        stacklevel=3,
+    )
+
+
+@functools.cache
+def _warn_of_ptx(index: int) -> None:
+    """Says once for a GPU why its first calls are slow."""
+    major, minor = torch.cuda.get_device_capability(index)
+    codes = [name.removeprefix("sm_") for name in ARCHITECTURES if name.startswith("sm_")]
+    # Machine code runs on later GPUs of its major version, unless it ends in a letter.
+    plain = [int(code) for code in codes if code.isdecimal()]
+    if any(code // 10 == major and code % 10 <= minor for code in plain):
+        return
+    if any(code.rstrip("af") == f"{major}{minor}" for code in codes):
+        return
+    warnings.warn(
+        f"gatedrnn has no machine code for this GPU, of compute capability {major}.{minor}, only "
+        f"{', '.join(ARCHITECTURES)}: the driver compiles each kernel at its first use, which may take "
+        f"half a minute. Build it with TORCH_CUDA_ARCH_LIST={major}.{minor}",
         stacklevel=3,
     )

@@ -26,10 +26,15 @@ def run(command, *, timeout=120, check=False, **options):
     return result
 
 
-def stop(process):
-    """Ends a process that has a session of its own, and all others in it."""
+def stop(process, first=signal.SIGTERM, patience=20):
+    """Ends a process that has a session of its own, and all others in it.
+
+    Args:
+        first: a signal on which it may end by itself; torchrun passes SIGTERM on to its processes.
+        patience: seconds that it has for that.
+    """
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)  # torchrun passes this on to its processes
+        os.killpg(process.pid, first)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(20)
+            process.wait(patience)
         os.killpg(process.pid, signal.SIGKILL)

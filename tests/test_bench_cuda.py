@@ -1,6 +1,7 @@
 """The GPU benchmark as far as it goes without a GPU: a dry run on the CPU, and its targets."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ sys.path.insert(0, str(BENCHMARKS))
 import bench_cuda  # noqa: E402
 import peers  # noqa: E402
 import shapes  # noqa: E402
+import targets  # noqa: E402
 
 
 def test_dry_run_writes_times_and_targets(tmp_path, capsys):
@@ -21,10 +23,11 @@ def test_dry_run_writes_times_and_targets(tmp_path, capsys):
     rows = report["rows"]
     assert {each["phase"] for each in rows} == {"forward", "backward", "train"}
     assert {each["dtype"] for each in rows} == {"float32", "bfloat16"}
-    for dtype, names in (("float32", 4), ("bfloat16", 2)):
+    for dtype, names in (("float32", 4), ("bfloat16", 2)):  # not the compiled one
         assert len({each["contender"] for each in rows if each["dtype"] == dtype}) == names
     assert all(each["median"] > 0 for each in rows)
-    assert {each["met"] for each in report["targets"]} == {None}
+    known = {each["what"] for each in report["targets"] if each["met"] is not None}
+    assert known == {"clamp 8 x 8 forward"}
     assert "| tiny | float32 | forward |" in (tmp_path / "cuda.md").read_text()
     assert report["machine"]["commit"] in capsys.readouterr().out
 
@@ -45,15 +48,12 @@ def test_targets_are_found_among_the_results_of_a_whole_run():
             "median": 2e-5 if dtype == "float32" else 1e-5,
             "copy_share": 0.5,
         }
-        for shape in shapes.CUDA
+        for shape in (*shapes.CUDA, targets.CLAMP)
         for dtype in ("float32", "bfloat16")
         for phase in ("forward", "backward", "forward, with the host")
-        for name in (
-            *(bench_cuda.OURS, bench_cuda.GRAPH, bench_cuda.ONE),
-            *(bench_cuda.LOOP, bench_cuda.LOOP_GRAPH),
-        )
+        for name in (targets.OURS, targets.GRAPH, targets.ONE, targets.LOOP, targets.LOOP_GRAPH)
     ]
-    found = {row["what"]: row for row in map_rows(rows)}
+    found = {row["what"]: row for row in targets.target_rows(rows, 4.3e12)}
     assert None not in {row["met"] for row in found.values()}
     assert found["plane-1024 forward"]["measured"] == "0.02 ms"
     assert found["plane-1024 forward"]["met"]
@@ -61,12 +61,44 @@ def test_targets_are_found_among_the_results_of_a_whole_run():
     assert not found["batch-64 forward, share of the copy bandwidth"]["met"]  # 50 % of 55 %
     assert found["batch-64 backward, share of the copy bandwidth"]["met"]
     assert found["batch-64 forward, bfloat16 to float32"]["measured"] == "0.5 x"
-    table = bench_cuda.target_table(found.values())
+    table = targets.target_table(found.values())
     assert "| parser-1 forward | <= 15 us | 20 us | no |" in table
 
 
-def map_rows(rows):
-    return [target.row(bench_cuda.Results(rows)) for target in bench_cuda.targets()]
+def test_call_that_waits_for_the_host_is_not_taken_for_the_device():
+    row = {"shape": "batch-64", "dtype": "float32", "phase": "backward"}
+    rows = [
+        row | {"contender": targets.OURS, "median": 9e-4, "copy_share": 0.2},
+        row | {"contender": targets.GRAPH, "median": 3e-4, "copy_share": 0.6},
+    ]
+    found = {row["what"]: row["measured"] for row in targets.target_rows(rows, 4.3e12)}
+    assert found["batch-64 backward, share of the copy bandwidth"] == "60%"
+
+
+def test_targets_of_large_planes_scale_with_the_copy_bandwidth():
+    wanted = [{t.what: t.wanted() for t in targets.targets(copy)} for copy in (4.3e12, 3e12)]
+    assert [w["plane-1024 forward"] for w in wanted] == ["<= 0.6 ms", "<= 0.86 ms"]
+    assert [w["plane-1024-full forward"] for w in wanted] == ["<= 0.971 ms", "<= 1.39 ms"]
+
+
+def test_way_that_cannot_serve_is_left_out_and_a_wrong_one_ends_the_run(monkeypatch):
+    shape, scan = shapes.by_name("tiny"), bench_cuda.spatial_gated_rnn
+
+    def emulated(*tensors):
+        way = os.environ["GATEDRNN_FORWARD"]
+        if way == "chunks":
+            raise RuntimeError("GATEDRNN_FORWARD is chunks, which cannot serve this scan: unset it")
+        return scan(*tensors) * factors.get(way, 1)
+
+    monkeypatch.setattr(bench_cuda, "spatial_gated_rnn", emulated)
+    factors = {}
+    pace = {"budget_s": 0.01, "rounds": 1}
+    rows = bench_cuda.bench_ways(shape, torch.float32, False, 1e9, pace, None)
+    assert [row["contender"] for row in rows] == ["chosen", "wavefront", "strips"]
+    assert "GATEDRNN_FORWARD" not in os.environ
+    factors = {"strips": 1.5}
+    with pytest.raises(peers.WrongResult, match="strips, forward: y is off by"):
+        bench_cuda.bench_ways(shape, torch.float32, False, 1e9, pace, None)
 
 
 @pytest.mark.parametrize("limit", [0, 2**9, 2**30])
@@ -93,7 +125,7 @@ def test_peer_that_fails_is_named_and_left_out(monkeypatch, capsys):
         raise ValueError("not here")
 
     monkeypatch.setattr(peers.torch_loop, "per_direction", fails)
-    arguments = ["--device", "cpu", "--quick", "--peers", bench_cuda.LOOP, "--dtypes", "float32"]
+    arguments = ["--device", "cpu", "--quick", "--peers", targets.LOOP, "--dtypes", "float32"]
     assert bench_cuda.main(arguments) == 0
     assert "torch loop: left out, ValueError: not here" in capsys.readouterr().out
 

@@ -279,6 +279,31 @@ def test_device_without_kernels_is_told_once():
     functional._warn_once.cache_clear()
 
 
+@pytest.mark.parametrize(
+    ("built", "capability", "told"),
+    [
+        (("sm_80", "sm_90", "compute_90"), (9, 0), False),
+        (("sm_80", "compute_90"), (8, 6), False),
+        (("sm_90a",), (9, 0), False),
+        (("sm_80", "sm_90a", "compute_90"), (9, 1), True),
+        (("sm_90", "compute_90"), (10, 0), True),
+        (("sm_86", "compute_86"), (8, 0), True),
+        (("compute_120",), (12, 1), True),
+    ],
+)
+def test_gpu_that_must_compile_ptx_is_told_once(built, capability, told, monkeypatch):
+    monkeypatch.setattr(functional, "ARCHITECTURES", built)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    functional._warn_of_ptx.cache_clear()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        functional._warn_of_ptx(0)
+        functional._warn_of_ptx(0)
+    functional._warn_of_ptx.cache_clear()
+    assert len(seen) == told
+    assert all("has no machine code for this GPU" in str(each.message) for each in seen)
+
+
 def test_trace_in_grad_mode_names_the_way_out():
     layer, x = SpatialGatedRNN(4), torch.randn(1, 4, 5, 6)
     with pytest.raises(RuntimeError, match=r"trace under torch\.no_grad\(\), or use torch\.export"):

@@ -8,6 +8,9 @@ import children
 import pytest
 
 SANITIZE = Path(__file__).parent / "gpu" / "sanitize.py"
+sys.path += [str(SANITIZE.parent)]
+
+import sanitize  # noqa: E402
 
 
 @pytest.mark.parametrize(
@@ -36,3 +39,22 @@ def test_findings_fail_and_a_missing_tool_is_told(answer, code, says, tmp_path):
         env={"PATH": "/usr/bin:/bin", "CUDA_HOME": str(tmp_path)},
     )
     assert (result.returncode, says in result.stdout) == (code, True), result.stdout
+
+
+@pytest.mark.parametrize(("answer", "says"), [("", "program of PyTorch alone"), ("echo", "FAILED")])
+def test_run_out_of_time_fails_and_leaves_no_process(answer, says, tmp_path, monkeypatch, capsys):
+    # The probe answers, or hangs as well; what the tool has started hangs with it.
+    tool = tmp_path / "tool"
+    tool.write_text(
+        f'#!/bin/sh\n[ -n "{answer}" ] && [ "$6" = -c ] && echo probe: done && exit\n'
+        f"sleep 100 & echo $! > {tmp_path}/pid; wait\n"
+    )
+    tool.chmod(0o755)
+    monkeypatch.setattr(sanitize, "MINUTES", 2 / 60)
+    assert not sanitize.check(str(tool), "memcheck")
+    told = capsys.readouterr().out
+    assert says in told
+    assert "not done after" in told
+    pid = int((tmp_path / "pid").read_text())
+    status = Path(f"/proc/{pid}/status")
+    assert not status.exists() or "zombie" in status.read_text()

@@ -19,7 +19,7 @@ def one_at_a_time(x, g, weight, bias):
     return functools.reduce(torch.maximum, maps)
 
 
-def _captured(call):
+def captured(call):
     """call() as a graph; its result is the same memory every time."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -43,6 +43,6 @@ def _captured(call):
 def graph_runner(function, inputs, gradients=True):
     """As `torch_runner`, each phase captured in a CUDA graph."""
     if not gradients:
-        return Runner(_captured(torch_runner(function, inputs).forward))
+        return Runner(captured(torch_runner(function, inputs).forward))
     phases = ("forward", "backward", "train")
-    return Runner(*(_captured(getattr(torch_runner(function, inputs), name)) for name in phases))
+    return Runner(*(captured(getattr(torch_runner(function, inputs), name)) for name in phases))

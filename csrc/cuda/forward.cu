@@ -1,4 +1,6 @@
 // Chooses how a forward pass is computed. docs/how-it-works/cuda.md describes the three ways.
+#include <cstdlib>
+
 #include "cuda/forward.cuh"
 
 namespace gatedrnn::cuda {
@@ -35,11 +37,24 @@ Way choose_way(const ScanArgs& a) {
   return Way::kWavefront;
 }
 
+// Tests and measurements force a way.
+Way forced_way(const std::string& name, const ScanArgs& a) {
+  if (name == "wavefront") return Way::kWavefront;
+  if (name == "strips" && can_use_strips(a)) return Way::kStrips;
+  if (name == "chunks" && can_use_chunks(a)) return Way::kChunks;
+  if (name == "strips" || name == "chunks")
+    throw std::runtime_error("gatedrnn: GATEDRNN_FORWARD is " + name +
+                             ", which cannot serve this scan: unset it");
+  throw std::runtime_error("gatedrnn: GATEDRNN_FORWARD must be wavefront, strips or chunks, got '" +
+                           name + "'");
+}
+
 }  // namespace
 
 int64_t forward(const ScanArgs& a, void* workspace, void* stream) {
   const auto queue = static_cast<cudaStream_t>(stream);
-  switch (choose_way(a)) {
+  const char* const forced = std::getenv("GATEDRNN_FORWARD");
+  switch (forced && *forced ? forced_way(forced, a) : choose_way(a)) {
     case Way::kChunks:
       return forward_by_chunks(a, workspace, queue);
     case Way::kStrips:

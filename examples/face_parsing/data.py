@@ -110,7 +110,7 @@ def sheet_path(args, split, *, several):
 
 
 def main():
-    parser = cli.Parser(prog="datasets", description=__doc__)
+    parser = cli.Parser(description=__doc__)
     actions = parser.add_subparsers(required=True, metavar="{inspect,draw}")
     command = actions.add_parser("inspect", help="counts, sizes, problems and pictures of a set")
     command.add_argument("--dataset", choices=DATASETS, required=True)

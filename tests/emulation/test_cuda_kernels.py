@@ -202,6 +202,28 @@ def test_more_lines_than_a_kernel_counts_are_refused():
         spatial_gated_rnn(x, None, torch.zeros(4, 1, 1))
 
 
+WAYS = [("wavefront", 1), ("wavefront", 8), ("strips", 1), ("strips", 16), ("chunks", 1)]
+
+
+@pytest.mark.parametrize(("way", "block"), WAYS)
+def test_forced_way_matches_reference(way, block, monkeypatch):
+    monkeypatch.setenv("GATEDRNN_FORWARD", way)
+    check(a_case(shape=(2, 16, 18, 20), block=block))
+
+
+@pytest.mark.parametrize(("way", "block"), [("chunks", 2), ("strips", 3)])
+def test_forced_way_that_cannot_serve_is_refused(way, block, monkeypatch):
+    monkeypatch.setenv("GATEDRNN_FORWARD", way)
+    with pytest.raises(RuntimeError, match=f"GATEDRNN_FORWARD is {way}, which cannot serve"):
+        check(a_case(shape=(1, 6, 4, 5), block=block))
+
+
+def test_unknown_way_is_refused(monkeypatch):
+    monkeypatch.setenv("GATEDRNN_FORWARD", "tiles")
+    with pytest.raises(RuntimeError, match="must be wavefront, strips or chunks, got 'tiles'"):
+        check(a_case(shape=(1, 2, 4, 5), block=2))
+
+
 def test_more_channels_than_shared_memory_holds_are_refused(monkeypatch):
     monkeypatch.setenv("GATEDRNN_EMULATION_SHARED_BYTES", "1000")
     x = torch.zeros(1, 64, 4, 4)

@@ -56,16 +56,18 @@ def checkpoints(tmp_path_factory):
     with pytest.MonkeyPatch.context() as monkeypatch:
         assert call(monkeypatch, train, *arguments) == 0
     paths = {"rnn-g": out / "best.pt"}
-    face = {"classes": list(COARSE.names), "side": 128}
+    face = {"classes": list(COARSE.names), "side": 128, "layout": {}}
+    layout = {"shape": [[150, 100], [100, 100], [125, 130], [145, 160], [105, 160]]}
+    layout |= {key: [0, 0, 60, 60] for key in ("eye", "nose", "mouth")}
     part = {"classes": ["background", "upper lip", "inner mouth", "lower lip"], "side": 64}
-    for name, model, facts in (
-        ("rnn", "rnn", face),
-        ("cnn-s", "cnn-s", face),
-        ("mouth", "rnn-g", part),
-        ("points", "points", {"classes": list(POINTS), "side": 64}),
+    for name, settings, facts in (
+        ("rnn", {"model": "rnn"}, face),
+        ("cnn-s", {"model": "cnn-s"}, face),
+        ("mouth", {"model": "rnn-g", "view": "mouth"}, {**part, "layout": layout}),
+        ("points", {"model": "points"}, {"classes": list(POINTS), "side": 64, "layout": {}}),
     ):
         paths[name] = out / f"{name}.pt"
-        state = loop.new_state(Settings(model=model), {**facts, "layout": {}}, faces=2)
+        state = loop.new_state(Settings(**settings), facts, faces=2)
         checkpoint.save(paths[name], state)
     return paths
 

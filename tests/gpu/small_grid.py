@@ -1,39 +1,104 @@
-"""Every kernel once, on small maps: what compute-sanitizer watches (sanitize.py)."""
+"""Every kernel on small maps, both passes, against the float64 reference.
 
-import itertools
+Runs all cases under compute-sanitizer (sanitize.py); gpu_check.py runs them by name.
+"""
+
+import functools
+import os
 import sys
 from pathlib import Path
+
+os.environ.setdefault("GATEDRNN_POISON_SCRATCH", "1")
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import torch
 
 sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-from comparison import BF16, F32, F64
-from gpu_cases import assert_all_close, forward_and_backward, make_inputs, truth
+from comparison import BF16, DTYPES, F32, F64, clamp_norm, within_norm
+from scan_cases import a_case
+from test_scan import check
 
-from gatedrnn import SpatialGatedRNN
+KNOWN_BLOCKS = (1, 2, 4, 8, 16)  # compiled by themselves; the general kernel takes the others
+# (block, odd sizes and more than one tile each way, whole tiles that move in packs)
+SHAPES = (
+    (1, (2, 2, 19, 37), (1, 2, 16, 128)),
+    (2, (1, 4, 18, 5), (1, 8, 32, 48)),
+    (4, (1, 4, 33, 20), (1, 8, 32, 48)),
+    (8, (2, 8, 17, 34), (1, 8, 32, 48)),
+    (16, (1, 16, 20, 17), (1, 16, 32, 48)),
+    (5, (1, 5, 18, 19), (1, 5, 16, 32)),
+    (40, (1, 40, 9, 17), (1, 40, 16, 16)),
+)
+OPTIONS = (
+    dict(merge="max", gate="channel", gate_activation="clamp"),
+    dict(merge="sum", gate="pixel", gate_activation="tanh", x_layout="channels_last"),
+    dict(merge=None, gate="direction_channel", gate_activation="sigmoid", nonlinearity="tanh"),
+)
 
-torch.use_deterministic_algorithms(True)
-torch.utils.deterministic.fill_uninitialized_memory = True
 
-# Block sizes known when compiled, and any; odd sizes, more than one tile each way.
-SHAPES = [((2, 2, 19, 37), 1), ((1, 4, 18, 5), 2), ((1, 4, 33, 20), 4), ((2, 8, 17, 34), 8)]
-SHAPES += [((1, 16, 20, 17), 16), ((1, 5, 18, 19), 5), ((1, 40, 9, 17), 40)]
+def ways(block, dtype):
+    """The ways forward that serve a scan without a nonlinearity (csrc/cuda/forward.cu)."""
+    yield "wavefront"
+    if block in KNOWN_BLOCKS and dtype != F64:
+        yield "strips"
+    if block == 1 and dtype != F64:
+        yield "chunks"
 
-for (shape, block), dtype in itertools.product(SHAPES, (F32, BF16, F64)):
-    for merge, gate_activation, pixel in (("sum", "clamp", False), (None, "tanh", True)):
-        x, g, weight, bias, grad = make_inputs(shape, block, dtype)
-        g = g[:, :1] if pixel else g
-        grad = grad if merge else grad[:, None].expand(-1, 4, -1, -1, -1)
-        options = dict(merge=merge, gate_activation=gate_activation)
-        tensors = (x, g, weight, bias, grad)
-        assert_all_close(forward_and_backward(*tensors, **options), truth(tensors, **options))
-    last = [t.contiguous(memory_format=torch.channels_last) for t in (x, grad[:, 0])]
-    forward_and_backward(last[0], None, weight, bias, last[1], merge="max", gate_activation=None)
 
-layer = SpatialGatedRNN(8, groups=2).cuda()
-maps = make_inputs((2, 8, 17, 18), 8)[:2]
-layer(*maps).sum().backward()
-with torch.no_grad():
-    layer(*maps)
-torch.cuda.synchronize()
-print("small grid: done")
+def scan_both_passes(way, block, shapes, dtype):
+    before = os.environ.get("GATEDRNN_FORWARD")
+    os.environ["GATEDRNN_FORWARD"] = way
+    try:
+        for shape in shapes:
+            for options in OPTIONS:
+                if way == "chunks":
+                    options = {**options, "nonlinearity": "identity"}
+                check(a_case(shape=shape, block=block, dtype=dtype, **options))
+    finally:
+        del os.environ["GATEDRNN_FORWARD"]
+        if before is not None:
+            os.environ["GATEDRNN_FORWARD"] = before
+
+
+def clamp_both_passes(k):
+    generator = torch.Generator().manual_seed(k)
+    weight, grad = torch.randn(2, 4, k, k, generator=generator, dtype=F64)
+    results = []
+    for clamp in (lambda w: clamp_norm(w, "spectral"), within_norm):
+        leaf = weight.clone().requires_grad_()
+        clamped = clamp(leaf)
+        results.append((clamped.detach(), *torch.autograd.grad(clamped, leaf, grad)))
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
+
+
+def all_cases():
+    """name -> function"""
+    found = {}
+    for dtype in (F32, BF16, *(d for d in DTYPES if d not in (F32, BF16))):
+        for block, *shapes in SHAPES:
+            for way in ways(block, dtype):
+                name = f"{way}, block {block}, {str(dtype)[6:]}"
+                found[name] = functools.partial(scan_both_passes, way, block, shapes, dtype)
+    for k in (2, 7, 32, 40):
+        found[f"clamp, block {k}"] = functools.partial(clamp_both_passes, k)
+    return found
+
+
+CASES = all_cases()
+
+
+def main():
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    for name, case in CASES.items():
+        if name.endswith(", float16"):  # as bfloat16, and the tool is slow
+            continue
+        print(name, flush=True)
+        case()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    print("small grid: done")
+
+
+if __name__ == "__main__":
+    main()

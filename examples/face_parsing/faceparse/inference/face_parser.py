@@ -33,7 +33,7 @@ STRIP = 1 << 20  # pixels composed at a time, so that memory does not grow with 
 FARTHEST, NEAREST = 1e6, 1e-6
 BATCH = 16  # faces at a time, so that memory does not grow with their number
 # Misfits of key points. Above the first they are also looked for in the face turned upside down;
-# above the second there is no face. Of 40 upright portraits the largest was 0.17.
+# above the second there is no face. Of 60 upright portraits the largest was 0.17.
 UNSURE, WRONG = 0.1, 0.2
 # Of key points, in sides of the detector's box; less is no face. Usual is 0.24 (see BOX_SIDE).
 SMALLEST = 0.19

@@ -103,12 +103,15 @@ def timing(path, *, every=1):
     given = given if 0 < given < 1000 else 0.0  # NaN is neither
     promised = count_of(capture, every=every)
     times = []
+    bar = tqdm(desc=f"times of {printable(path.name)}", unit="frame", disable=None, leave=False)
     try:
         while capture.grab():
             times.append(capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)
+            bar.update()
             if not all(capture.grab() for _ in range(every - 1)):
                 break
     finally:
+        bar.close()
         capture.release()
     times = np.maximum.accumulate(times) if times else np.zeros(1)
     gaps = np.diff(times)
@@ -118,7 +121,8 @@ def timing(path, *, every=1):
     grid = times[0] + middle * np.arange(len(times))
     if (abs(times - grid) < middle / 2).all():
         known = abs(1 / middle - given / every) < 0.1 / middle
-        return Timing(max(1 / middle, SLOWEST), [1] * len(times), promised if known else None)
+        rate = max(round(float(1 / middle), 4), SLOWEST)
+        return Timing(rate, [1] * len(times), promised if known else None)
     return _varying(times, given / every, end)
 
 
@@ -139,7 +143,7 @@ def _varying(times, given, end):
     places = np.round((np.append(times, times[-1] + last) - times[0]) * rate).astype(int)
     counts = np.diff(places)
     counts[-1] = max(1, counts[-1])
-    return Timing(float(rate), counts.tolist())
+    return Timing(round(float(rate), 4), counts.tolist())
 
 
 @contextlib.contextmanager

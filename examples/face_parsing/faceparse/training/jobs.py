@@ -34,7 +34,7 @@ def config_file(name):
 
 
 def start(args, job, given):
-    """train.py for one job, or to go on with it.
+    """train.py for one training, or to go on with it.
 
     Args:
         args: the options of ``cli.add_data_arguments``, ``out`` and ``jobs``.
