@@ -360,7 +360,7 @@ def _warn_of_ptx(index: int) -> None:
         return
     warnings.warn(
         f"gatedrnn has no machine code for this GPU, of compute capability {major}.{minor}, only "
-        f"{', '.join(ARCHITECTURES)}: the driver compiles each kernel at its first use, which may take "
-        f"half a minute. Build it with TORCH_CUDA_ARCH_LIST={major}.{minor}",
+        f"{', '.join(ARCHITECTURES)}: the driver compiles each kernel at its first use, which may "
+        f"take half a minute. Build it with TORCH_CUDA_ARCH_LIST={major}.{minor}",
         stacklevel=3,
     )

@@ -173,9 +173,10 @@ class SpatialGatedRNN(nn.Module):
         options = prepared(
             self.directions, self.integration, self.merge, self.nonlinearity, self.gate_activation
         )
-        return scan_checked(
-            x, g, self._unclamped(), bias, self.weight_constraint, options, self.integration
-        )
+        weight, norm = self._unclamped(), self.weight_constraint
+        if type(self).weight is not SpatialGatedRNN.weight:  # a subclass computes its own
+            weight, norm = self.weight, None
+        return scan_checked(x, g, weight, bias, norm, options, self.integration)
 
     def _check(self, x: Tensor) -> None:
         if x.dim() == 4 and x.shape[1] != self.channels:

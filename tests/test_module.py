@@ -200,6 +200,20 @@ def test_layer_survives_a_round_trip(way, tmp_path):
     assert layer.raw_weight.any()
 
 
+class Halved(SpatialGatedRNN):
+    """A subclass with a weight of its own."""
+
+    @property
+    def weight(self):
+        return super().weight / 2
+
+
+def test_scan_uses_the_weight_that_a_subclass_computes():
+    layer, x = Halved(2, dtype=F64), torch.randn(1, 2, 3, 4, dtype=F64)
+    expected = reference(x, None, within_norm(layer.raw_weight.detach()) / 2)
+    torch.testing.assert_close(layer(x).detach(), expected)
+
+
 def test_layer_on_the_meta_device_is_made_real_by_to_empty():
     layer = SpatialGatedRNN(4, device="meta")
     assert layer(torch.zeros(2, 4, 3, 5, device="meta")).shape == (2, 4, 3, 5)

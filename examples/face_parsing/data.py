@@ -19,6 +19,7 @@ from faceparse.data import (
     open_dataset,
     report,
 )
+from faceparse.inference import image_io
 from faceparse.training import checkpoint
 
 ENLARGED = 3  # times, of what is drawn: the cascade finds few of the small ones
@@ -104,8 +105,8 @@ def sheet_path(args, split, *, several):
             raise DataError(f"will not write {path} into the data set's own folder: give --out")
     if not path.parent.is_dir():
         raise DataError(f"no folder {path.parent} to write {path.name} in")
-    if path.is_dir() or (args.out is None and path.exists() and not report.is_sheet(path)):
-        raise DataError(f"{path} exists and is no contact sheet: give --out, or move it away")
+    if path.is_dir() or (args.out is None and path.exists() and not image_io.is_ours(path)):
+        raise DataError(f"{path} exists, and this program did not write it: give --out")
     return path
 
 

@@ -14,6 +14,8 @@ from faceparse.inference.face_parser import FaceParser
 from faceparse.inference.image_io import (
     NoFaceError,
     PhotographError,
+    is_ours,
+    mark,
     read_with_profile,
     set_limit,
 )
@@ -52,6 +54,8 @@ def main():
     out = args.out or args.photo.with_name(f"{args.photo.stem}-{args.part}.png")
     if out.is_dir() or not out.parent.is_dir():  # found out before the work, not after it
         parser.error(f"--out must be a file in a folder that is there, got {out}")
+    if args.out is None and out.exists() and not is_ours(out):
+        parser.error(f"{out} exists, and this program did not write it: give --out")
 
     set_limit(args.max_megapixels)
     image, profile = read_with_profile(args.photo)
@@ -73,7 +77,7 @@ def main():
     changed = torch.where(new, converted(changed, profile, back=True), image)
     buffer = io.BytesIO()
     Image.fromarray(changed.permute(1, 2, 0).contiguous().numpy()).save(
-        buffer, icc_profile=profile, **FORMATS[out.suffix.lower()]
+        buffer, icc_profile=profile, pnginfo=mark(), **FORMATS[out.suffix.lower()]
     )
     write_atomically(out, buffer.getvalue())
     say(out)

@@ -110,7 +110,7 @@ def test_no_other_picture_is_written_over(tree, here, monkeypatch, capsys):
     Image.new("RGB", (5, 4)).save(path)
     before = path.read_bytes()
     error = refused(monkeypatch, capsys, command, *arguments)
-    assert "helen-test.png exists and is no contact sheet: give --out" in error
+    assert "helen-test.png exists, and this program did not write it: give --out" in error
     assert path.read_bytes() == before
     assert call(monkeypatch, command, *arguments, "--out", path) == 0  # named, so meant
     assert path.read_bytes() != before

@@ -197,6 +197,18 @@ def test_command_writes_at_the_photographs_own_size_upright(monkeypatch, tmp_pat
     ]
 
 
+def test_no_picture_of_the_user_is_written_over(monkeypatch, tmp_path, models, photo, capsys):
+    """One of an earlier run is."""
+    options = ["--models", models, "--part", "hair", "--strength", 0, "--colour"]
+    for colour in ("#8b2252", "#000000"):
+        assert call(monkeypatch, recolour, photo, *options, colour) == 0
+    Image.new("RGB", (5, 4)).save(tmp_path / "photo-hair.png")
+    before = (tmp_path / "photo-hair.png").read_bytes()
+    error = refused(monkeypatch, capsys, recolour, photo, *options, "#000000")
+    assert "photo-hair.png exists, and this program did not write it: give --out" in error
+    assert (tmp_path / "photo-hair.png").read_bytes() == before
+
+
 def test_command_leaves_the_photograph_at_strength_zero(monkeypatch, tmp_path, models, photo):
     out = tmp_path / "out.png"
     options = ["--models", models, "--part", "lips", "--colour", "#8b2252", "--strength", "0"]

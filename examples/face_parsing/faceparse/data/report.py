@@ -5,7 +5,6 @@ import io
 import numpy as np
 import torch
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from faceparse.inference import image_io
@@ -18,7 +17,6 @@ from .labels import mapped
 PICTURED = 24
 ACROSS = 4  # faces in a row of the sheet
 TILE = 160  # pixels
-MARK = ("Software", "gatedrnn contact sheet")  # in the PNG
 JUDGED = 200  # faces looked at to tell left from right
 
 
@@ -131,16 +129,6 @@ def contact_sheet(faces):
         for shift, picture in ((0, photo), (TILE, Image.blend(photo, painted, 0.55))):
             tile = picture.resize((TILE, TILE), Image.Resampling.BILINEAR)
             sheet.paste(tile, (x + shift, y))
-    buffer, mark = io.BytesIO(), PngInfo()
-    mark.add_text(*MARK)
-    sheet.save(buffer, "PNG", pnginfo=mark)
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG", pnginfo=image_io.mark())
     return buffer.getvalue()
-
-
-def is_sheet(path):
-    """Whether a file is a contact sheet, so that another one may take its place."""
-    try:
-        with image_io.open_image(path) as image:
-            return MARK in image.info.items()
-    except Exception:  # no picture, or a damaged one
-        return False
