@@ -31,43 +31,44 @@ def spatial_gated_rnn(
     nonlinearity: Nonlinearity = "identity",
     gate_activation: GateActivation | None = None,
 ) -> Tensor:
-    """Scans `x` in up to four directions with a spatially variant RNN and merges the maps.
+    """Scans x along rows and columns, in up to four directions, and merges the maps.
 
-    Along every line (row or column) of a direction, with h_0 = 0::
+    Along each line (a row or a column) of a direction, with h_0 = 0::
 
         a_i = x_i + g_i * (w h_{i-1} + b)          Eq. (3)
         h_i = theta(a_i)
 
-    The weight is used as given: `SpatialGatedRNN` is the form that holds its norm within one.
+    The function uses the weight as given. `SpatialGatedRNN` keeps its norm within one.
 
     Args:
-        x: (N, C, H, W), float64, float32, bfloat16 or float16, any strides; all but C may be 0.
-        g: gates, of x's dtype: (N, C, H, W); (N, 1, H, W), one for all channels; (N, D, C, H, W) or
-            (N, D, 1, H, W), a map for each direction; or None for g = 1, Eq. (1). Of 4
-            dimensions the second is always that of channels, also where D = C.
-        weight: (D, C, C // groups), in x's dtype, or float32 beside a 16-bit x. `weight[d, c, k]`
-            multiplies channel `c // K * K + k` of h_{i-1}, K = C // groups, as in a grouped
+        x: (N, C, H, W), float64, float32, bfloat16 or float16, any strides. Any size but C may be
+            0.
+        g: the gates, in x's dtype. (N, C, H, W); (N, 1, H, W), one for all channels;
+            (N, D, C, H, W) or (N, D, 1, H, W), separate for each direction; or None for g = 1,
+            Eq. (1). With 4 dimensions, the second one is always the channels, also if D = C.
+        weight: (D, C, C // groups), in x's dtype, or float32 next to a 16-bit x. `weight[d, c, k]`
+            multiplies channel `c // K * K + k` of h_{i-1}, with K = C // groups, as in a grouped
             convolution.
-        bias: (D, C), likewise, or None.
+        bias: (D, C), in x's dtype, or float32 next to a 16-bit x; or None.
         directions: D different names of `gatedrnn.DIRECTIONS`, in the order of weight, bias and g.
-        integration: "parallel": all directions read x and their maps are merged; "cascade": each
-            direction's map is the next one's x, and the last map is the result.
-        merge: "max" (propagates NaN; splits the gradient of a tie evenly), "mean", "sum", or None
-            for the maps themselves. A cascade has no merge. The gradient of a maximum that is NaN
-            goes only to directions whose map is NaN there; other directions get exactly 0.
+        integration: "parallel": every direction reads x, and their maps are merged. "cascade":
+            each direction reads the map of the direction before, and the last map is the result.
+        merge: "max", "mean", "sum", or None for the maps themselves. A cascade merges nothing.
+            "max" passes NaN on and splits the gradient of a tie evenly. Where the maximum is NaN,
+            only directions whose map is NaN get a gradient; the others get exactly 0.
         nonlinearity: theta: "identity", "tanh", "relu" or "sigmoid".
         gate_activation: applied to g inside the scan: "clamp" (to [-1, 1]), "tanh", "sigmoid", or
             None.
 
     Returns:
-        (N, C, H, W) of x's dtype, channels_last when x is so and is not also contiguous; with
-        merge=None (N, D, C, H, W), contiguous. The same bits on every run, for any number of
-        threads.
+        (N, C, H, W) in x's dtype. It is channels_last if x is, and x is not also contiguous. With
+        merge=None, (N, D, C, H, W), contiguous. The bits are the same on every run and for any
+        number of threads.
 
     Raises:
-        TypeError: a dtype is not supported or does not fit x's.
-        ValueError: an option is not known, or two do not go together.
-        RuntimeError: a shape or device does not fit x's.
+        TypeError: a dtype is not supported, or does not fit x's.
+        ValueError: an option is unknown, or two options exclude each other.
+        RuntimeError: a shape or a device does not fit x's.
 
     Example:
         >>> x, g = torch.randn(2, 8, 64, 48), torch.rand(2, 1, 64, 48)

@@ -15,25 +15,34 @@ from .reference import DIRECTIONS, Direction, GateActivation, Integration, Merge
 
 
 class SpatialGatedRNN(nn.Module):
-    """Four-directional spatially variant RNN, Eq. (3), with |g| and the norm of w within one.
+    """A layer that spreads x along rows and columns, through gates: Eq. (3).
 
-    The math is in :func:`gatedrnn.functional.spatial_gated_rnn`. The scan always uses
-    :attr:`weight`, which is the stored parameter `raw_weight` with its norm clamped, so that a
-    linear recurrence cannot grow faster than linearly, whatever an optimizer did to the parameter:
-    ||h_i|| <= ||h_{i-1}|| + ||x_i|| + ||b||.
+    Along each line of a direction, with h_0 = 0::
+
+        h_i = theta(x_i + g_i * (w h_{i-1} + b))
+
+    The layer stores the parameter `raw_weight` and scans with :attr:`weight`, which is `raw_weight`
+    with its norm clamped. So a state grows at most linearly along a line, whatever an optimizer
+    did to the parameter: ||h_i|| <= ||h_{i-1}|| + ||x_i|| + ||b||.
 
     Args:
-        channels: C of x.
-        groups: w is block diagonal with `groups` blocks; `groups=channels` is one scalar a channel.
-        directions: D different names of `gatedrnn.DIRECTIONS`; weight, bias and g follow its order.
-        integration: "parallel" or "cascade".
-        merge: "max", "mean", "sum", or None for the stacked maps (N, D, C, H, W).
-        nonlinearity: "identity", "tanh", "relu" or "sigmoid".
-        bias: whether to learn b (D, C).
-        weight_constraint: "spectral" or "frobenius", the norm of each block, held at <= 1; or None.
-        gate_activation: holds |g| <= 1 inside the scan: "clamp", "tanh" or "sigmoid"; or None.
+        channels: C, the channels of x.
+        groups: w is block diagonal with `groups` blocks. `groups=channels` is one number per
+            channel.
+        directions: D different names of `gatedrnn.DIRECTIONS`. weight, bias and g follow their
+            order.
+        integration: "parallel": every direction reads x, and their maps are merged. "cascade":
+            each direction reads the map of the direction before, and the last map is the result.
+        merge: "max", "mean", "sum", or None for the maps themselves, (N, D, C, H, W). A cascade
+            merges nothing.
+        nonlinearity: theta: "identity", "tanh", "relu" or "sigmoid".
+        bias: whether to learn b, (D, C).
+        weight_constraint: the norm of each block that stays at or below one: "spectral",
+            "frobenius", or None for no constraint.
+        gate_activation: keeps |g| at or below one, inside the scan: "clamp" (to [-1, 1]), "tanh",
+            "sigmoid", or None for g as given.
         device: of the parameters.
-        dtype: of the parameters.
+        dtype: of the parameters: float64, float32, bfloat16 or float16.
 
     Raises:
         ValueError: an option is not known, or `groups` does not divide `channels`.
@@ -97,7 +106,10 @@ class SpatialGatedRNN(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """w near 0.9 times the identity, which passes a state on for some ten pixels; b = 0."""
+        """Sets w to 0.9 times the identity plus a little noise, and b to 0.
+
+        With open gates, a tenth of a state is left after 22 pixels.
+        """
         raw = self.raw_weight
         eye = torch.eye(raw.shape[2], dtype=raw.dtype, device=raw.device).repeat(self.groups, 1)
         if is_sharded(raw):
@@ -119,13 +131,13 @@ class SpatialGatedRNN(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The weight (D, C, C // groups) that the scan uses: clamped, float32 for a 16-bit layer.
+        """The clamped weight that the scan uses, (D, C, C // groups); float32 for a 16-bit layer.
 
         Each access computes a new tensor from `raw_weight`. To change the weight, change
-        `raw_weight`: what is written into this tensor, say by `torch.nn.init`, is lost.
+        `raw_weight`. Changes to this tensor, for example by `torch.nn.init`, are lost.
 
-        A weight rounded to 16 bits after the clamp could have a norm of 1.002, which over a line of
-        4096 pixels is a factor of thousands.
+        A weight rounded to 16 bits after the clamp could have a norm of 1.002. Over a line of 4096
+        pixels that is a factor of thousands.
         """
         return clamp_norm(self._unclamped(), self.weight_constraint)
 
@@ -139,14 +151,17 @@ class SpatialGatedRNN(nn.Module):
 
     @torch.no_grad()
     def project_(self) -> "SpatialGatedRNN":
-        """Replaces the stored parameter by its clamped self, say after an optimizer step.
+        """Writes the clamped weight into `raw_weight`, as the paper does after each update.
 
-        With `fully_shard` every process projects its own shard. In `FullyShardedDataParallel` call
-        it inside of `summon_full_params`.
+        This is optional, since every call clamps the weight. With `fully_shard`, each process
+        projects its own shard. In `FullyShardedDataParallel`, call it inside `summon_full_params`.
+
+        Returns:
+            the layer.
 
         Raises:
-            RuntimeError: the change would be lost: FSDP has gathered a copy of the parameter, or
-                `raw_weight` is computed by pruning or a parametrization.
+            RuntimeError: the change would be lost. FSDP has gathered a copy of the parameter, or
+                pruning or a parametrization computes `raw_weight`.
         """
         if self._is_fsdp_managed_module:
             from ._sharding import check_stored
@@ -162,7 +177,20 @@ class SpatialGatedRNN(nn.Module):
         return self
 
     def forward(self, x: Tensor, g: Tensor | None = None) -> Tensor:
-        """x (N, C, H, W), g as in `spatial_gated_rnn` or None for Eq. (1); the merged maps."""
+        """Scans x.
+
+        Args:
+            x: (N, C, H, W), in the layer's dtype. A float32 layer also takes bfloat16 and float16.
+            g: the gates, in x's dtype: (N, C, H, W), (N, 1, H, W), (N, D, C, H, W) or
+                (N, D, 1, H, W). None stands for g = 1, Eq. (1).
+
+        Returns:
+            (N, C, H, W) in x's dtype and memory format; with merge=None (N, D, C, H, W).
+
+        Raises:
+            RuntimeError: a shape or a device does not fit.
+            TypeError: a dtype does not fit.
+        """
         if isinstance(x, Tensor):
             self._check(x)
         else:
@@ -214,18 +242,17 @@ class SpatialGatedRNN(nn.Module):
 
 
 def fold_weight_constraint(model: nn.Module) -> nn.Module:
-    """A copy of `model` in which every layer's stored weight is the clamped one.
+    """Copies `model` for inference or export, and stores each layer's clamped weight in the copy.
 
-    For inference and export: nothing is left to clamp on a call, and a graph traced of the copy
-    has no singular value decomposition in it. Pruning and parametrizations of a layer become
-    permanent in the copy.
+    The copy clamps nothing when it is called. Pruning and parametrizations of a layer become
+    permanent in it.
 
     Args:
-        model: a network that holds `SpatialGatedRNN` layers, or such a layer.
+        model: a network with `SpatialGatedRNN` layers, or such a layer. It does not change.
 
     Returns:
-        the copy, whose layers have `weight_constraint=None`. Under `torch.no_grad` it gives the
-        same maps, bit for bit. The stored weight of a 16-bit layer becomes float32.
+        the copy. Its layers have `weight_constraint=None`. Under `torch.no_grad` it gives the same
+        bits as `model`. The stored weight of a 16-bit layer becomes float32.
 
     Raises:
         RuntimeError: a hook other than pruning computes a layer's `raw_weight`.

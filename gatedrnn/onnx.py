@@ -21,15 +21,16 @@ _MERGE = {"max": "Max", "mean": "Add", "sum": "Add"}  # of two maps; a mean is d
 
 
 def export(model: torch.nn.Module, args: tuple[Any, ...], f: Any = None, **options: Any) -> Any:
-    """`torch.onnx.export` of a network that holds `SpatialGatedRNN` layers, for inference.
+    """Exports a network with `SpatialGatedRNN` layers to ONNX, for inference.
 
-    The network is copied, put into evaluation mode, and its clamped weights become constants
-    (:func:`gatedrnn.fold_weight_constraint`).
+    It copies the network, puts the copy into evaluation mode, and stores the clamped weights as
+    constants (:func:`gatedrnn.fold_weight_constraint`). Then it calls `torch.onnx.export`. The
+    file runs without PyTorch and without gatedrnn.
 
     Args:
-        model: the network; it is left as it is.
-        args: example inputs. Their sizes are fixed, but for those that `dynamic_shapes` names: N,
-            which may then be 0, and H and W of a scan, at least 1, may be among them.
+        model: the network. It does not change.
+        args: example inputs, as a tuple. All sizes are fixed but those that `dynamic_shapes`
+            names: N, which may then be 0, and H and W of a scan, which are at least 1.
         f: the file to write, or None.
         options: any other option of `torch.onnx.export`.
 

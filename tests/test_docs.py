@@ -35,8 +35,7 @@ def name_of(page):
     [pytest.param(page, marks=pytest.mark.slow if page.name in SLOW else ()) for page in WITH_CODE],
     ids=name_of,
 )
-def test_blocks_run_one_after_another(page, threads, monkeypatch):
-    threads(2)
+def test_blocks_run_one_after_another(page, monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLE)
     torch.use_deterministic_algorithms(False)
     try:
@@ -86,6 +85,13 @@ def test_links_to_files_lead_somewhere(page):
         path = target.partition("#")[0]
         if path and "://" not in path:
             assert (page.parent / path).exists(), target
+
+
+def test_readme_is_short_and_soon_shows_code():
+    text = (ROOT / "README.md").read_text()
+    assert text.count("\n") <= 150
+    assert len(text.split()) <= 900
+    assert len(text.partition("```python")[0].split()) <= 150
 
 
 def test_troubleshooting_quotes_messages_of_the_code():
