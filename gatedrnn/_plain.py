@@ -73,13 +73,14 @@ class _PlainScan(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        inputs = ctx.saved_tensors[:4]
+        saved = ctx.saved_tensors  # unpacked once: a checkpoint refuses a second time
+        inputs = saved[:4]
         if torch.compiler.is_compiling():  # by compiled autograd
-            return _backward(ctx, grad)
+            return _backward(ctx, grad, *saved)
         if _ops.no_autograd(grad, *inputs):
             try:
                 with torch._C._AutoDispatchBelowAutograd():
-                    return _backward(ctx, grad)
+                    return _backward(ctx, grad, *saved)
             except RuntimeError as error:
                 raise _ops.named(error, grad) from None
 
@@ -90,8 +91,17 @@ class _PlainScan(torch.autograd.Function):
         return *_ops.vjp(function, inputs, ctx.needs_input_grad[:4], [grad]), None, None
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, g, weight, bias, mask, scanned, kept = ctx.saved_tensors
+def _backward(
+    ctx: Any,
+    grad: Tensor,
+    x: Tensor,
+    g: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    mask: Tensor,
+    scanned: Tensor | None,
+    kept: Tensor | None,
+) -> tuple[Tensor | None, ...]:
     _, *needs = ctx.needs_input_grad[:4]
     weight = weight.contiguous()
     dx, *others = torch.ops.gatedrnn.scan_backward(

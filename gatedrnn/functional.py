@@ -145,7 +145,8 @@ def _cascade(
     norm: str | None,
     options: Options,
 ) -> Tensor:
-    weight = clamp_norm(weight, norm)
+    if norm is not None:
+        weight = clamp_norm(weight, norm)
     for d, code in enumerate(options.directions):
         g_d = g[:, d] if g is not None and g.dim() == 5 else g
         b_d = None if bias is None else bias[d : d + 1]

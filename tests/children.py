@@ -4,6 +4,8 @@ import contextlib
 import os
 import signal
 import subprocess
+import time
+from pathlib import Path
 
 
 def run(command, *, timeout=120, check=False, **options):
@@ -38,3 +40,16 @@ def stop(process, first=signal.SIGTERM, patience=20):
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(patience)
         os.killpg(process.pid, signal.SIGKILL)
+
+
+def has_ended(pid, seconds=60):
+    """Whether a process that is not ours to wait for ends in time."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        try:
+            if "zombie" in Path(f"/proc/{pid}/status").read_text():
+                return True
+        except OSError:
+            return True
+        time.sleep(0.01)
+    return False

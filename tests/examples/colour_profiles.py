@@ -1,5 +1,6 @@
 """Adobe RGB, as cameras use it: what its numbers mean, and its ICC profile."""
 
+import functools
 import struct
 
 import numpy as np
@@ -11,6 +12,7 @@ ADOBE = [[0.60974, 0.20528, 0.14919], [0.31111, 0.62567, 0.06322], [0.01947, 0.0
 GAMMA = 2.19921875  # of Adobe RGB
 
 
+@functools.cache  # it holds the time at which it was made
 def adobe_profile():
     """An ICC profile of Adobe RGB: that of sRGB with other primaries and another curve."""
     data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())

@@ -110,6 +110,7 @@ def main(step, device, *names):
     if step == "smoke":
         import small_grid
 
+        small_grid.poison_memory()
         small_grid.torch.set_num_threads(1)
         serve(small_grid.CASES, names)
     elif step == "facts":

@@ -87,9 +87,14 @@ def all_cases():
 CASES = all_cases()
 
 
-def main():
-    torch.use_deterministic_algorithms(True)
+def poison_memory():
+    """Uninitialised memory reads as NaN, as in all tests (conftest.py)."""
+    torch.set_deterministic_debug_mode("error")
     torch.utils.deterministic.fill_uninitialized_memory = True
+
+
+def main():
+    poison_memory()
     for name, case in CASES.items():
         if name.endswith(", float16"):  # as bfloat16, and the tool is slow
             continue
