@@ -33,7 +33,7 @@ def spatial_gated_rnn(
 ) -> Tensor:
     """Scans x along rows and columns, in up to four directions, and merges the maps.
 
-    Along each line (a row or a column) of a direction, with h_0 = 0::
+    Along each line (a row or a column) of a direction, with h_0 = 0:
 
         a_i = x_i + g_i * (w h_{i-1} + b)          Eq. (3)
         h_i = theta(a_i)

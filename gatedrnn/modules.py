@@ -17,11 +17,11 @@ from .reference import DIRECTIONS, Direction, GateActivation, Integration, Merge
 class SpatialGatedRNN(nn.Module):
     """A layer that spreads x along rows and columns, through gates: Eq. (3).
 
-    Along each line of a direction, with h_0 = 0::
+    Along each line of a direction, with h_0 = 0:
 
         h_i = theta(x_i + g_i * (w h_{i-1} + b))
 
-    The layer stores the parameter `raw_weight` and scans with :attr:`weight`, which is `raw_weight`
+    The layer stores the parameter `raw_weight` and scans with `weight`, which is `raw_weight`
     with its norm clamped. So a state grows at most linearly along a line, whatever an optimizer
     did to the parameter: ||h_i|| <= ||h_{i-1}|| + ||x_i|| + ||b||.
 

@@ -24,7 +24,7 @@ def export(model: torch.nn.Module, args: tuple[Any, ...], f: Any = None, **optio
     """Exports a network with `SpatialGatedRNN` layers to ONNX, for inference.
 
     It copies the network, puts the copy into evaluation mode, and stores the clamped weights as
-    constants (:func:`gatedrnn.fold_weight_constraint`). Then it calls `torch.onnx.export`. The
+    constants (`gatedrnn.fold_weight_constraint`). Then it calls `torch.onnx.export`. The
     file runs without PyTorch and without gatedrnn.
 
     Args:
@@ -56,7 +56,7 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     """The scan's `custom_translation_table`, for a `torch.onnx.export` of one's own.
 
     Make one for each export. Layers with a spectral norm must be folded before
-    (:func:`gatedrnn.fold_weight_constraint`): ONNX has no singular values.
+    (`gatedrnn.fold_weight_constraint`): ONNX has no singular values.
 
     Raises:
         ImportError: `onnx` or `onnxscript` is not installed.

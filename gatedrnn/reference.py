@@ -88,7 +88,7 @@ def spatial_gated_rnn(
     nonlinearity: Nonlinearity = "identity",
     gate_activation: GateActivation | None = None,
 ) -> Tensor:
-    """Reference of :func:`gatedrnn.functional.spatial_gated_rnn`: same signature, same result.
+    """Reference of `gatedrnn.functional.spatial_gated_rnn`: same signature, same result.
 
     16-bit inputs are computed in float32 and rounded once (in a cascade: once a stage).
     """
