@@ -49,8 +49,8 @@ def target_paths() -> list[str]:
 def installer_paths(process: Path) -> list[str]:
     """Folders of packages that the installer was started with, from its entry in /proc (Linux).
 
-    They are those of the user's PYTHONPATH, and for uv, whose build has an interpreter of its own,
-    those of the environment that it installs into: the active one, or `.venv` of its folder.
+    They are those of the user's PYTHONPATH. The build of uv has its own interpreter. For uv they
+    are those of the environment that it installs into: the active one, or `.venv` of its folder.
     """
     try:
         entries = (process / "environ").read_bytes().split(b"\0")
@@ -197,7 +197,7 @@ def build_command() -> type:
                 print(f"gatedrnn: CUDA {toolkit.version} ({toolkit.nvcc}) for {', '.join(names)}")
                 folder = Path(self.build_temp, "cuda")
                 extension.extra_objects += build_cuda.compile_objects(toolkit, names, folder)
-                # A CUDA runtime of its own, which nobody else sees.
+                # Its own CUDA runtime, which no other library sees.
                 extension.extra_link_args += [toolkit.runtime, "-ldl", "-lrt", "-lpthread"]
                 extension.extra_link_args.append("-Wl,--exclude-libs,libcudart_static.a")
                 facts["CUDA_VERSION"] = f'"{toolkit.version}"'
@@ -226,8 +226,10 @@ class BuildPython(build_py):
 
 
 def build_requirements() -> list[str]:
-    """What an isolated build fetches beside pyproject.toml's packages, where there is none: a
-    PyTorch to build against, never a second one, and an nvcc if CUDA is asked for."""
+    """What an isolated build fetches in addition to pyproject.toml's packages.
+
+    A PyTorch if the environment has none, and an nvcc if GATEDRNN_CUDA asks for CUDA.
+    """
     if find_torch() is None:
         return [TORCH_REQUIREMENT, *build_cuda.requirements(None)]
     if build_cuda.cuda_mode() != "1":

@@ -46,7 +46,7 @@ def _runner(name, shape, inputs):
 
 
 def child(name, shape, threads):
-    """In a process of its own: one step at `shape`. Prints what it took beyond its inputs."""
+    """Runs one step at `shape` in a new process. Prints the memory beyond its inputs."""
     timing.use_threads(threads)
     tiny = shapes.SHAPES["tiny"]
     warm = _runner(name, tiny, shapes.make_inputs(tiny))
@@ -76,7 +76,7 @@ def measure(name, shape, threads):
     """Bytes of a step at `shape` beyond its inputs, or a word why there are none."""
     command = [sys.executable, __file__, "--child", name, "--shape", _sizes(shape)]
     command += ["--threads", str(threads)]
-    # Every map in pages of its own, given back when freed: the heap then hides nothing.
+    # Every map gets its own pages, which return when it is freed. So the heap hides nothing.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:

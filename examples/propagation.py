@@ -11,7 +11,7 @@ from gatedrnn.functional import spatial_gated_rnn
 SIZE, ROW, COLUMN = 41, 12, 10  # of the hand-made map, and a pixel in it
 WEIGHT = 0.94  # of every gate map without a network: what is passed on fades to half in 11 pixels
 LAYERS = 3  # a path that turns two corners
-TIE = 4  # beside the four directions, in the order of gatedrnn.DIRECTIONS
+TIE = 4  # after the four directions, in the order of gatedrnn.DIRECTIONS
 
 
 class Scene(NamedTuple):

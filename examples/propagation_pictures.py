@@ -25,7 +25,7 @@ CLOSED = np.array([0.3, 0.35, 0.4])
 # Rows are blue, columns orange, which the colour-blind can tell apart too; ties are grey.
 WINNERS = np.array([colors.to_rgb(c) for c in ("#0072b2", "#8fd0f5", "#d55e00", "#f5b83d", "0.9")])
 
-FRAMES = 64  # of a layer in the animation, at most, beside its first
+FRAMES = 64  # of a layer in the animation, at most, next to its first
 STEP, PAUSE, END = 60, 800, 3000  # milliseconds
 WIDE, HIGH = 760, 400  # pixels of the animation's panels together, at most if they can be so small
 MARGIN, HEADER = 12, 28  # around them
@@ -120,7 +120,7 @@ def png(scene, pixel, shown=None):
 
 
 def key(figure, axis):
-    """What the colours mean, in place of a panel."""
+    """What the colours mean, instead of a panel."""
     axis.set_axis_off()
     patches = [Patch(color=c, label=n) for c, n in zip(WINNERS, [*NAMES, "tie"], strict=True)]
     patches.append(Patch(color=CLOSED, label="closed gate"))

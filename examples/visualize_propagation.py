@@ -84,7 +84,7 @@ def read_scene(path, photograph):
         photograph: the image file.
 
     Returns:
-        ``propagation.Scene``, and by title what to show beside it: the photograph as the network
+        ``propagation.Scene``, and by title what to show next to it: the photograph as the network
         gets it and its labels, (H, W, 3) uint8 each.
 
     Raises:

@@ -192,7 +192,7 @@ def check_options(
     gate_activation: GateActivation | None,
 ) -> tuple[Direction, ...]:
     """Raises ValueError unless all options are known and fit; returns the directions' names."""
-    if not isinstance(directions, (list, tuple)):  # a set would have an order of its own
+    if not isinstance(directions, (list, tuple)):  # a set has no order
         raise ValueError(f"directions must be a list or tuple of names, got {directions!r}")
     directions = tuple(directions)
     if not directions:
@@ -309,7 +309,7 @@ def _check_dtypes(x: Tensor, g: Tensor | None, weight: Tensor, bias: Tensor | No
         if tensor.dtype == torch.float32 and x.dtype in HALF:
             continue
         raise TypeError(
-            f"spatial_gated_rnn: {argument} must have x's dtype {x.dtype}, or float32 beside a "
+            f"spatial_gated_rnn: {argument} must have x's dtype {x.dtype}, or float32 next to a "
             f"16-bit x, got {tensor.dtype}: convert one of them by .to(dtype)"
         )
 

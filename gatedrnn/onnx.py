@@ -1,7 +1,7 @@
 """Export to ONNX: a scan becomes standard operators, with one `Scan` for each of its directions.
 
 What is written so runs without PyTorch and without this package. Writing it needs the packages
-`onnx` and `onnxscript`, which are imported when an export is asked for.
+`onnx` and `onnxscript`, which an export imports.
 """
 
 import functools

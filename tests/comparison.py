@@ -27,7 +27,7 @@ CLEAR = 1e-3
 
 
 def state_of(dtype):
-    """The type of the hidden state beside maps of `dtype`."""
+    """The type of the hidden state next to maps of `dtype`."""
     return F64 if dtype == F64 else F32
 
 

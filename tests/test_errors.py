@@ -222,21 +222,21 @@ TENSORS = [
     (
         dict(weight=W.double()),
         TypeError,
-        "weight must have x's dtype torch.float32, or float32 beside a 16-bit x, got "
+        "weight must have x's dtype torch.float32, or float32 next to a 16-bit x, got "
         "torch.float64: convert "
         "one of them by .to(dtype)",
     ),
     (
         dict(x=X.bfloat16(), bias=torch.zeros(4, 6).half()),
         TypeError,
-        "bias must have x's dtype torch.bfloat16, or float32 beside a 16-bit x, got "
+        "bias must have x's dtype torch.bfloat16, or float32 next to a 16-bit x, got "
         "torch.float16: convert "
         "one of them by .to(dtype)",
     ),
     (
         dict(x=X.double(), weight=W.double(), bias=torch.zeros(4, 6)),
         TypeError,
-        "bias must have x's dtype torch.float64, or float32 beside a 16-bit x, got "
+        "bias must have x's dtype torch.float64, or float32 next to a 16-bit x, got "
         "torch.float32: convert "
         "one of them by .to(dtype)",
     ),

@@ -58,8 +58,8 @@ def test_library_does_not_link_torch_python():
 
 @reads_elf
 def test_library_needs_no_cuda_library():
-    # It holds a CUDA runtime of its own, and finds PyTorch's stream when a CUDA tensor comes: so
-    # that one library loads beside a CPU-only PyTorch too.
+    # It contains its own CUDA runtime, and finds PyTorch's stream when a CUDA tensor comes. So one
+    # library also loads next to a CPU-only PyTorch.
     needed = children.run(["readelf", "-d", _C.__file__], check=True)
     assert re.findall(r"\(NEEDED\).*(?:cuda|c10)", needed.stdout) == []
     names = children.run(["nm", "-D", _C.__file__], check=True).stdout.split()

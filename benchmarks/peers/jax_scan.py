@@ -13,7 +13,7 @@ from jax import lax
 
 from . import Runner
 
-jax.config.update("jax_enable_x64", True)  # or float64 would become float32 without a word
+jax.config.update("jax_enable_x64", True)  # or float64 would silently become float32
 jax.config.update("jax_platforms", "cpu")
 
 

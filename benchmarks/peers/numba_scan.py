@@ -17,7 +17,7 @@ from . import Runner
 _LANES = 32  # of 16, 32, 64 and 128 the fastest, and twice as quick to compile as 64
 _TILE = 32
 _HELPER = {"fastmath": True, "error_model": "numpy", "inline": "always"}
-# cache: compiled once for this processor, beside this file, rather than in every run.
+# cache: compiled once for this processor, into a file next to this one.
 _KERNEL = {"fastmath": True, "error_model": "numpy", "parallel": True, "cache": True}
 
 

@@ -28,7 +28,7 @@ def main():
     parser.add_argument("--checkpoint", required=True, metavar="FILE", type=cli.path)
     parser.add_argument("--to", required=True, choices=KINDS)
     parser.add_argument(
-        "--out", metavar="PATH", type=cli.path, help="default: beside the checkpoint"
+        "--out", metavar="PATH", type=cli.path, help="default: next to the checkpoint"
     )
     parser.add_argument(
         "--batch",

@@ -13,7 +13,7 @@ from PIL import Image
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """An empty folder to run in, with a cache beside it."""
+    """An empty folder to run in, with a cache next to it."""
     monkeypatch.setenv("GATEDRNN_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "here"
     folder.mkdir()

@@ -341,7 +341,7 @@ def run(args):
     for name, value in report["machine"].items():
         print(f"{name}: {value}")
     if (report["machine"]["load"] or 0) > 0.5:
-        print("load is above 0.5: quote nothing that was measured beside other work")
+        print("load is above 0.5: quote nothing that was measured next to other work")
     report |= {section: [] for section in args.sections}
     for threads in args.threads:
         timing.use_threads(threads)

@@ -75,7 +75,7 @@ def network(name, side, images):
 def convert(model, dtype):
     """A network whose convolutions, and the maps between layers, have ``dtype``.
 
-    Normalisations and the recurrent layer keep float32 parameters beside 16-bit maps: rounded
+    Normalisations and the recurrent layer keep float32 parameters next to 16-bit maps: rounded
     after the clamp, the norm of a weight could exceed one. Autocast computes the same, and casts
     the weights of the convolutions again in every call.
     """

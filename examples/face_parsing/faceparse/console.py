@@ -19,7 +19,7 @@ def printable(text):
 
 
 def accept_every_name():
-    """Print characters that the terminal's encoding lacks as escapes, in place of an error."""
+    """Print characters that the terminal's encoding lacks as escapes, instead of an error."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

@@ -21,7 +21,7 @@ LAYOUT = face_crops.Layout(SHAPE, {name: tuple(map(float, box)) for name, box in
 
 
 class Network(torch.nn.Module):
-    """A function in place of a trained network."""
+    """A function instead of a trained network."""
 
     def __init__(self, function):
         super().__init__()

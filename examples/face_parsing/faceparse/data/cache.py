@@ -1,4 +1,4 @@
-"""The cache of decoded faces: one .npy of records, mapped into memory, and a .json beside it.
+"""The cache of decoded faces: one .npy of records, mapped into memory, and a .json next to it.
 
 The .json is written last, so that its presence means a complete .npy. The file's name holds a
 fingerprint of all that the content depends on; a file is never changed, only replaced.

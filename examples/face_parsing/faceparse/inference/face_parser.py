@@ -312,7 +312,7 @@ class FaceParser:
     def detect(self, image, *, everyone=False):
         """Boxes (M, 4) of the faces in an image (3, H, W) uint8; of one size, the largest first.
 
-        Small faces beside a large one are looked for only if ``everyone`` is wanted, and come last.
+        Small faces next to a large one are sought only if ``everyone`` is set, and come last.
         """
         if self._detector is None:
             self._detector = detect.open_detector()

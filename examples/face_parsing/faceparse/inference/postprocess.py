@@ -1,7 +1,7 @@
 """Every parser of the tables by name: a network, and what makes labels of its maps.
 
 ``None`` takes the maximum; ``crf`` and ``graph-cut`` refine the maps of a network, with parameters
-searched on the validation split and kept beside the checkpoint; ``detect`` finds the faces of a
+searched on the validation split and kept next to the checkpoint; ``detect`` finds the faces of a
 scene and parses each by the network for single faces.
 """
 
@@ -54,7 +54,7 @@ def make(name, model, validation, *, path, state):
         name: a key of ``PARSERS``.
         model: its network, ready to evaluate.
         validation: called without arguments for the validation faces.
-        path: the checkpoint's file. NAME.json beside it keeps what the search found.
+        path: the checkpoint's file. NAME.json next to it keeps what the search found.
         state: the checkpoint, whose weights that file must be for.
 
     Returns:

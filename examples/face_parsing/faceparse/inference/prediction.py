@@ -93,7 +93,7 @@ def parse_faces(parser, image, *, everyone, points=None):
 
     Args:
         everyone: every face that is detected.
-        points: (F, 5, 2), in place of detection.
+        points: (F, 5, 2), instead of detection.
     """
     if points is not None:
         boxes = np.full((len(points), 4), np.nan)

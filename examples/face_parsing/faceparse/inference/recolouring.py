@@ -20,7 +20,7 @@ RECOLOURED = {
 EDGE = (0.2, 0.8)  # shares of a part that count as none and as all: a network is never quite sure
 LIGHTNESS = 0.75  # of the way to the colour's lightness: all of it would flatten light and shade
 DARKEST = 0.05  # black and white themselves, as odds, are infinitely far away
-TINY = 1e-6  # in place of a lightness of 0 to divide by; such a colour has no chroma
+TINY = 1e-6  # instead of a lightness of 0 to divide by; such a colour has no chroma
 STRIP = 1 << 20  # pixels at a time, so that memory does not grow with the photograph
 
 # From linear sRGB to OKLab: a matrix, the cube root, a matrix.

@@ -37,7 +37,7 @@ MODELS = {
 # The rest of the chain; see inference/face_crops.py for what they are shown.
 SECOND_STAGE = {
     "part": (PartParser, {}),
-    "points": (PointsNet, {}),  # the number of points, in place of classes
+    "points": (PointsNet, {}),  # the number of points, instead of classes
 }
 
 

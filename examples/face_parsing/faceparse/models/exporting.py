@@ -26,7 +26,7 @@ class ExportError(RuntimeError):
 
 
 class Comparison(NamedTuple):
-    """What was written, beside the network that it was made of."""
+    """What was written, next to the network that it was made of."""
 
     difference: float  # the largest of any output
     frames: float  # a second

@@ -20,7 +20,7 @@ def convolution(inputs, outputs, kernel=3, stride=1, groups=1):
 
 
 def position_of(images):
-    """Two maps (N, 2, H, W) beside images (N, 3, H, W): column and row, from -0.5 to 0.5."""
+    """Two maps (N, 2, H, W) next to images (N, 3, H, W): column and row, from -0.5 to 0.5."""
     n, _, height, width = images.shape
     columns = torch.linspace(-0.5, 0.5, width, dtype=images.dtype, device=images.device)
     rows = torch.linspace(-0.5, 0.5, height, dtype=images.dtype, device=images.device)
@@ -37,7 +37,7 @@ class PlusParser(nn.Module):
         scene: for 512 x 512 pixels and many faces; the labels spread at a quarter of that, and the
             logits are half of it.
         first: channels of the 5 x 5 convolution.
-        strided: it steps by two, in place of the first pooling. A scene's does anyway.
+        strided: it steps by two, instead of the first pooling. A scene's does anyway.
         widths: channels of the stages, at 1/2, 1/4, ... of the input's size.
         convolutions: in each of these stages.
         skip: channels of the decoder's sums.

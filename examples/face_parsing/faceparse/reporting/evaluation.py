@@ -143,7 +143,7 @@ def summary_of(name, model, faces, state, dataset, faces_of, path):
 
     Args:
         faces_of: gives the faces of a split.
-        path: the checkpoint's, beside which the parameters are kept.
+        path: the checkpoint's, next to which the parameters are kept.
     """
     if postprocess.PARSERS[name][1] is None:
         return summary(model, faces, state, dataset)

@@ -181,7 +181,7 @@ def as_markdown(table, results):
 
 
 def write_table(args, table, results, test, columns, gate, *, whole):
-    """table.json, table.md and table.png; of some rows only, with their names in place of table."""
+    """table.json, table.md and table.png; of some rows only, with their names instead of table."""
     stem = "table" if whole else ",".join(results)
     text = (
         f"# {table.title}: ours (the paper's)\n\n{as_markdown(table, results)}\n{table.remark} "

@@ -133,7 +133,7 @@ def temporary_beside(path):
 def write_atomically(path, data):
     """Write bytes so that ``path`` holds either its old content or all of the new.
 
-    A file beside the target takes the bytes and then the target's name; a crash or a full disk
+    A file next to the target takes the bytes and then the target's name; a crash or a full disk
     leaves the old file as it was.
     """
     path = Path(path)

@@ -120,7 +120,7 @@ class Training:
 def train(state, train_faces, validation, *, view, device, save, processes=None, workers=0):
     """Continue ``state`` to the epochs of its settings.
 
-    With a constant learning rate no step depends on how many are to follow: in place of a decay the
+    With a constant learning rate no step depends on how many are to follow: instead of a decay the
     weights are averaged. So a run that was cut off, and one that is made longer, give the very bits
     of one straight run (on the CPU, same number of threads).
 
@@ -208,7 +208,7 @@ def train_epoch(training, state, faces, view, *, save, stop, workers):
 
 
 def unbroken(made, waiting):
-    """The batches, and None in place of one if a request to stop came while it was waited for.
+    """The batches, and None instead of one if a request to stop came while it was waited for.
 
     Args:
         waiting: makes the context to wait in.
