@@ -441,8 +441,9 @@ void run(std::string name, Tensor tensor, std::vector<int64_t> numbers) {
   if (name == "flag_of_ended_block") return one_warp(flag_of_ended_block_kernel);
   if (name == "meetings") return one_block(meetings_kernel);
   if (name == "shared_access") {
-    cudaFuncSetAttribute(shared_access_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                         static_cast<int>(number(0)));
+    if (number(0) > 48 << 10)
+      cudaFuncSetAttribute(shared_access_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                           static_cast<int>(number(0)));
     return launch(shared_access_kernel, 1, 32, static_cast<size_t>(number(0)), nullptr, data);
   }
   if (name == "device_access")
