@@ -144,6 +144,7 @@ def test_source_folder_without_library_says_so(tmp_path, arguments):
         assert len(result.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_folder_of_the_package_s_name_is_not_taken_for_it(tmp_path):
     (tmp_path / "gatedrnn").mkdir()  # a checkout, seen from the folder that holds it
     result = run("-c", "from gatedrnn import SpatialGatedRNN", cwd=tmp_path)

@@ -191,7 +191,7 @@ def test_small_shared_memory_matches_reference(check_all, dtype, kilobytes, monk
 
 def test_threads_launch_one_kernel_with_unlike_shared_memory():
     # The limit belongs to the kernel. The emulation refuses to lower it under another's launch.
-    cases = [a_case(shape=(1, 16, 17, 20), block=16, gate=gate) for gate in GATES[-2:] * 3]
+    cases = [a_case(shape=(1, 16, 17, 20), block=16, gate=gate) for gate in GATES[-2:] * 2]
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(check, cases))
 

@@ -56,7 +56,7 @@ def trained(tmp_path_factory):
 # AOTInductor compiles for half a minute.
 @pytest.mark.parametrize(
     "kind",
-    [pytest.param(k, marks=pytest.mark.slow if k == "aoti" else ()) for k in exporting.KINDS],
+    [pytest.param(k, marks=() if k == "onnx" else pytest.mark.slow) for k in exporting.KINDS],
 )
 def test_exported_network_runs_elsewhere(
     kind, trained, tmp_path, monkeypatch, capsys, script_environment

@@ -40,7 +40,7 @@ def setup(tmp_path, monkeypatch, one_thread):
     return make, models, tmp_path
 
 
-@pytest.mark.parametrize("name", ["cnn-crf", "mo"])
+@pytest.mark.parametrize("name", sampled(["cnn-crf", "mo"], 1))
 def test_parameters_are_kept_for_the_same_search_only(name, setup):
     make, models, _ = setup
     found, searches = make(name)
@@ -77,6 +77,7 @@ def test_damaged_parameters_are_searched_again(name, key, value, setup):
     assert make(name) == (found, 2)
 
 
+@pytest.mark.slow
 def test_parameters_file_that_is_none_is_searched_again(setup):
     make, _, folder = setup
     found, _ = make("mo")

@@ -137,6 +137,7 @@ def test_second_interrupt_stops_at_once_and_loses_the_epoch_alone(
     assert_same_training(straight, cut)
 
 
+@pytest.mark.slow
 def test_long_epochs_are_saved_in_between(tmp_path, monkeypatch, one_thread):
     straight, cut = tmp_path / "straight", tmp_path / "cut"
     assert call(monkeypatch, train, *QUICK, "--epochs", 2, "--out", straight) == 0
@@ -333,6 +334,7 @@ def test_killed_run_resumes_bit_for_bit(
     assert_same_training(straight, out)
 
 
+@pytest.mark.slow
 def test_finished_run_resumes_to_the_same_results(tmp_path, monkeypatch, one_thread):
     arguments = [*QUICK, "--epochs", 1, "--out", tmp_path]
     assert call(monkeypatch, train, *arguments) == 0
