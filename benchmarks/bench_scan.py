@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import older_build
 import peers
 import roofline
 import shapes
@@ -26,11 +27,16 @@ LAYOUTS = {
 DTYPES = {str(d)[6:]: d for d in (torch.float32, torch.float64, torch.bfloat16, torch.float16)}
 # In the sweep over sizes a peer is left out once a call of it is expected to take longer (seconds).
 SLOWEST_CALL = 1.0
+# The sweep compares gradients with the reference up to this size: beyond, it needs too much memory.
+LARGEST_CHECKED = 256
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def load_contenders(shape, inputs, layouts, peer_names, gradients=True):
     """Ours in each layout, then the peers; all checked against the reference.
+
+    Args:
+        gradients: whether gradients are checked too.
 
     Returns:
         (dict of name -> Runner, dict of name -> word why it is missing)
@@ -48,9 +54,8 @@ def load_contenders(shape, inputs, layouts, peer_names, gradients=True):
         runner = peers.PEERS[name](shape, inputs)
         (missing if isinstance(runner, str) else runners)[name] = runner
     for name, runner in runners.items():
-        if not gradients:
-            runner.backward = runner.train = None
-        peers.check(name, runner, wanted, inputs.x.dtype)
+        checked = runner if gradients else dataclasses.replace(runner, backward=None, train=None)
+        peers.check(name, checked, wanted, inputs.x.dtype)
     return runners, missing
 
 
@@ -94,39 +99,62 @@ def bench_scan(chosen, dtype, layouts, peer_names, limit, pace):
     return rows, left_out
 
 
-def bench_sizes(sizes, dtype, peer_names, limit, pace):
-    """Forward at (1, 8, S, S): cost against size, each peer as far as it is bearable."""
+def bench_sizes(batch, sizes, dtype, layouts, peer_names, against, limit, pace):
+    """Forward and training at (1, 8, S, S), after a batch of small images: cost against size.
+
+    Args:
+        batch: the shape that every cost per pixel is compared with.
+        against: an OlderBuild to compare with, or None.
+    """
     rows, last, left_out = [], {}, []
-    print("\ncost against size, forward at (1,8,S,S)", flush=True)
-    for shape in map(shapes.square, sizes):
+    print("\ncost against size at (1,8,S,S)", flush=True)
+    for shape in (batch, *map(shapes.square, sizes)):
+        print(f"\n{shape}", flush=True)
         inputs = shapes.make_inputs(shape, dtype)
-        slow = []
-        for name in peer_names:
-            seconds, pixels = last.get(name, (0, 1))
-            if seconds * shape.pixels / pixels > SLOWEST_CALL:
-                slow.append(name)
-        left_out += [f"{name} at {shape.name}: over {SLOWEST_CALL:g} s a call" for name in slow]
-        able = [name for name in peer_names if name not in slow]
-        runners, missing = load_contenders(shape, inputs, ("contiguous",), able, gradients=False)
+        gradients = shape.h <= LARGEST_CHECKED
+        able = [n for n in peer_names if last.get(n, 0) * shape.pixels <= SLOWEST_CALL]
+        left_out += [
+            f"{name} at {shape.name}: over {SLOWEST_CALL:g} s a call"
+            for name in peer_names
+            if name not in able
+        ]
+        runners, missing = load_contenders(shape, inputs, layouts, able, gradients)
         left_out += [f"{name} at {shape.name}: {why}" for name, why in missing.items()]
-        times = timing.measure({n: r.forward for n, r in runners.items()}, **pace)
-        new = [row(shape, "forward", name, times, OURS, limit, dtype) for name in times]
-        for each in new:
-            each["ns_per_pixel"] = each["median"] / shape.pixels * 1e9
-            last[each["contender"]] = each["median"], shape.pixels
-        print_rows(new)
-        rows += new
-    ours = [each for each in rows if each["contender"] == OURS]
-    for each in ours:
-        each["to_smallest"] = each["ns_per_pixel"] / ours[0]["ns_per_pixel"]
-    print(
-        "  ours, a pixel: "
-        + ", ".join(
-            f"{each['sizes'][2]}: {each['ns_per_pixel']:.2f} ns ({each['to_smallest']:.2f}x)"
-            for each in ours
-        )
-    )
+        if against:
+            runners[against.name] = against.runner(shape, dtype)
+        first = next(iter(runners))
+        for phase in ("forward", "train"):
+            calls = {n: getattr(r, phase) for n, r in runners.items() if getattr(r, phase)}
+            times = timing.measure(calls, clock=older_build.clock, **pace)
+            new = [row(shape, phase, name, times, first, limit, dtype) for name in times]
+            for each in new:
+                each["ns_per_pixel"] = each["median"] / shape.pixels * 1e9
+                each["limit_ns_per_pixel"] = limit_seconds(shape, phase, limit, dtype) * 1e9
+                last[each["contender"]] = each["median"] / shape.pixels
+            print_rows(new)
+            rows += new
+    print_to_batch(rows)
     return rows, left_out
+
+
+def limit_seconds(shape, phase, limit, dtype):
+    """Seconds a pixel below which no implementation can be: the longer of arithmetic and memory."""
+    peak = None if dtype == torch.float64 else limit["flops"]
+    arithmetic = shape.flops(phase) / peak if peak else 0
+    memory = shape.fewest_bytes(phase, dtype.itemsize) / limit["bytes"]
+    return max(arithmetic, memory) / shape.pixels
+
+
+def print_to_batch(rows):
+    """Ours at every size: ns a pixel, and its ratio to the batch of small images."""
+    for contender, phase in dict.fromkeys((each["contender"], each["phase"]) for each in rows):
+        if not contender.startswith(OURS):
+            continue
+        mine = [e for e in rows if (e["contender"], e["phase"]) == (contender, phase)]
+        for each in mine:
+            each["to_batch"] = each["ns_per_pixel"] / mine[0]["ns_per_pixel"]
+        costs = (f"{e['shape']} {e['ns_per_pixel']:.2f} ({e['to_batch']:.2f}x)" for e in mine)
+        print(f"  {contender}, {phase}, ns a pixel: {', '.join(costs)}")
 
 
 def bench_layer(shape, pace):
@@ -205,7 +233,7 @@ def markdown(rows):
 
 
 def plot(rows, path):
-    """Forward time against size, ours and each peer, on logarithmic axes."""
+    """Time a pixel against size, ours, each peer and the machine's limit, on logarithmic axes."""
     try:
         import matplotlib
     except ModuleNotFoundError:
@@ -214,17 +242,27 @@ def plot(rows, path):
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(6.4, 4.4), layout="constrained")
-    for name in dict.fromkeys(each["contender"] for each in rows):
-        mine = [each for each in rows if each["contender"] == name]
-        size, milliseconds = zip(*((m["sizes"][2], m["median"] * 1e3) for m in mine), strict=True)
-        axes.loglog(size, milliseconds, "o-", label=name, linewidth=2.5 if name == OURS else 1.2)
-    ticks = sorted({each["sizes"][2] for each in rows})
-    axes.set_xticks(ticks, [str(t) for t in ticks])
-    axes.minorticks_off()
-    axes.set(xlabel="S, for x of (1, 8, S, S)", ylabel="forward, ms")
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    squares = [each for each in rows if each["shape"] != rows[0]["shape"]]
+    ticks = sorted({each["sizes"][2] for each in squares})
+    figure, panels = pyplot.subplots(1, 2, figsize=(10, 4.4), layout="constrained")
+    for axes, phase in zip(panels, ("forward", "train"), strict=True):
+        found = [each for each in squares if each["phase"] == phase]
+        for name in dict.fromkeys(each["contender"] for each in found):
+            mine = sorted(
+                (each["sizes"][2], each["ns_per_pixel"])
+                for each in found
+                if each["contender"] == name
+            )
+            width = 2.5 if name == OURS else 1.2
+            axes.loglog(*zip(*mine, strict=True), "o-", label=name, linewidth=width)
+        limit = found[0]["limit_ns_per_pixel"]
+        axes.axhline(limit, color="black", linestyle=":", label="limit of the machine")
+        shown = [t for t in ticks if t & (t - 1) == 0] or ticks
+        axes.set_xticks(shown, [str(t) for t in shown])
+        axes.minorticks_off()
+        axes.set(title=phase, xlabel="S, for x of (1, 8, S, S)", ylabel="ns a pixel")
+        axes.grid(alpha=0.3)
+    panels[0].legend(frameon=False)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
@@ -242,6 +280,12 @@ def parse(argv):
     )
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
     parser.add_argument("--sizes", nargs="+", type=int, help="S of the sweep over (1,8,S,S)")
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="DIR",
+        help="compare sizes with another build: DIR holds its gatedrnn, compiled",
+    )
     parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--threads", type=int, help="default: all cores of this process")
@@ -255,6 +299,8 @@ def parse(argv):
     args.sizes = args.sizes or ((16, 32) if quick else shapes.SIZES)
     if args.peers is None:
         args.peers = ["torch loop", "torch batched"] if quick else list(peers.PEERS)
+    if args.against and not (args.against / "gatedrnn").is_dir():
+        parser.error(f"--against must name a directory that holds gatedrnn, got {args.against}")
     try:
         names = args.shapes or (("tiny",) if quick else shapes.DEFAULT)
         args.shapes = [shapes.by_name(name) for name in names]
@@ -285,7 +331,11 @@ def main(argv=None):
             )
             left_out += why
         if "sizes" in args.sections:
-            report["sizes"], why = bench_sizes(args.sizes, dtype, args.peers, limit, pace)
+            with older_build.start(args.against, args.threads) as against:
+                batch = shapes.by_name("tiny" if args.quick else "face-8")
+                report["sizes"], why = bench_sizes(
+                    batch, args.sizes, dtype, args.layouts, args.peers, against, limit, pace
+                )
             left_out += why
     except peers.WrongResult as error:
         print(f"bench_scan: nothing is timed while a result is wrong: {error}", file=sys.stderr)

@@ -32,7 +32,8 @@ class Timing:
 _LONGEST_SAMPLE = 0.1
 
 
-def _call_seconds(call, repeats):
+def call_seconds(call, repeats):
+    """Seconds of one of `repeats` calls."""
     start = now = time.perf_counter()
     done = 0
     while done < repeats and (done == 0 or now - start < _LONGEST_SAMPLE):
@@ -74,7 +75,7 @@ def _warm(call, clock):
 
 
 def measure(
-    contenders, *, rounds=15, min_rounds=3, min_sample_s=2e-3, budget_s=2.0, clock=_call_seconds
+    contenders, *, rounds=15, min_rounds=3, min_sample_s=2e-3, budget_s=2.0, clock=call_seconds
 ):
     """Time every contender once a round, round after round, so that all meet the same disturbance.
 

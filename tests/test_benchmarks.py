@@ -204,6 +204,10 @@ def test_roofline_gives_limits_or_a_word():
         (["--dtype", "int8"], "choose from"),
         (["--sizes", "0"], "--sizes must be at least 1, got 0"),
         (["--threads", "0"], "--threads must be 1 to"),
+        (
+            ["--against", "nowhere"],
+            "--against must name a directory that holds gatedrnn, got nowhere",
+        ),
     ],
 )
 def test_bad_argument_is_one_clear_line(arguments, words, capsys):
@@ -221,6 +225,7 @@ def test_raw_op_is_given_the_directions_in_order():
 def test_quick_run_writes_valid_json(tmp_path):
     script = str(BENCHMARKS / "bench_scan.py")
     options = ["--quick", "--shapes", "2,4,5,7", "--sizes", "6", "9", "--out", str(tmp_path)]
+    options += ["--against", str(BENCHMARKS.parent)]
     done = children.run([sys.executable, script, *options], check=False)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "scan.json").read_text())
@@ -229,8 +234,15 @@ def test_quick_run_writes_valid_json(tmp_path):
         (phase, name) for phase in ("forward", "backward", "train") for name in names
     ]
     assert all(each["median"] > 0 for each in report["scan"] + report["sizes"])
-    assert [each["sizes"][2] for each in report["sizes"][::3]] == [6, 9]
-    assert report["sizes"][0]["to_smallest"] == 1
+    names.append(f"gatedrnn of {BENCHMARKS.parent.name}")
+    assert [(each["sizes"][2], each["phase"], each["contender"]) for each in report["sizes"]] == [
+        (size, phase, name)
+        for size in (9, 6, 9)
+        for phase in ("forward", "train")
+        for name in names
+    ]
+    assert report["sizes"][0]["to_batch"] == 1
+    assert all(0 < each["limit_ns_per_pixel"] < each["ns_per_pixel"] for each in report["sizes"])
     assert set(report["layer"][0]["times"]) >= {"layer", "clamp", "functional"}
     assert report["machine"]["commit"]
     assert "| 2,4,5,7 | train |" in (tmp_path / "scan.md").read_text()
