@@ -105,7 +105,7 @@ def measure(
                 if done and spent[name] > enough:
                     continue
                 start = time.perf_counter()
-                # Each library has a thread pool of its own, whose idle workers spin for some
+                # Each library has its own thread pool, whose idle workers spin for some
                 # milliseconds: let the previous contender's fall asleep, then wake ours.
                 time.sleep(5e-3)
                 if warm[name] < _LONGEST_SAMPLE:

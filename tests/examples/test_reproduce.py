@@ -31,6 +31,7 @@ def arguments(root, out, *rows):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_table_is_trained_written_and_not_trained_again(root, tmp_path, monkeypatch, one_thread):
     out = tmp_path / "out"
     rows = ("cnn-s", "cnn-crf", "mo", "rnn-g")
